@@ -1,0 +1,1 @@
+"""Calibration data, the activations it causes, and their statistics."""

@@ -1,0 +1,54 @@
+"""Granularities: what is eliminated as a unit (design vocabulary: element, vector, block:B, channel)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deftonnx.errors import UsageError
+
+Array = np.ndarray[Any, Any]
+VECTOR = 8
+DEFAULT_BLOCK = 32
+BLOCKS = (16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """`channel`: a channel with all its taps; otherwise `width` neighbouring channels at one tap."""
+
+    name: str
+    width: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Granularity:
+        """channel, element, vector, block or block:B with B in 16, 32, 64."""
+        found = re.fullmatch(r"(channel|element|vector|block)(?::(\d+))?", text)
+        if not found or (found[2] and found[1] != "block"):
+            raise UsageError(
+                f"granularity '{text}' is not one of channel, element, vector, block, block:16, block:32, block:64"
+            )
+        if found[1] != "block":
+            return cls(text, VECTOR if text == "vector" else 1)
+        width = int(found[2] or DEFAULT_BLOCK)
+        if width not in BLOCKS:
+            raise UsageError(f"granularity 'block:{width}' is not one of block:16, block:32, block:64")
+        return cls(f"block:{width}", width)
+
+    def fit(self, taps: int, channels: int) -> Granularity:
+        """The same, or the widest narrower one that divides a layer's channels."""
+        if self.name == "channel" or taps == 1 and self.width == 1:
+            return self
+        widths = [w for w in (*reversed(BLOCKS), VECTOR, 1) if w <= self.width and channels % w == 0]
+        names = {1: "element", VECTOR: "vector"}
+        return Granularity(names.get(widths[0], f"block:{widths[0]}"), widths[0])
+
+    def groups(self, taps: int, channels: int) -> Array:
+        """Feature indices of every unit, (units, size), for K = taps · channels ordered tap-major."""
+        features = np.arange(taps * channels).reshape(taps, channels)
+        if self.name == "channel":
+            return features.T
+        return features.reshape(-1, self.width)

@@ -1,0 +1,48 @@
+"""What is done to the weights that stay: the paper's scale, least squares on calibration activations, or nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from deftonnx.calibration.statistics import Moments
+from deftonnx.elimination.backend import array_module, to_numpy
+from deftonnx.elimination.problem import Array, ridge_system
+
+
+def scale(weight: Array, bias: Array, kept: Array, moments: Moments | None) -> tuple[Array, Array]:
+    """The kept rows times K/(K − D) (paper equation 5)."""
+    return weight[kept] * np.float32(len(weight) / len(kept)), bias
+
+
+def none(weight: Array, bias: Array, kept: Array, moments: Moments | None) -> tuple[Array, Array]:
+    """The kept rows as they are."""
+    return weight[kept], bias
+
+
+def least_squares(weight: Array, bias: Array, kept: Array, moments: Moments | None) -> tuple[Array, Array]:
+    """The kept rows (K', N) that best give the original's outputs, and the bias (N,) that corrects the means.
+
+    Solves the kept part of the ridge system afresh in float64 (design.md, 'Algorithms').
+    """
+    assert moments is not None
+    H, G = ridge_system(moments, weight)
+    W: Any = array_module().linalg.solve(H[kept][:, kept], G[kept])
+    shift = moments.mean_y - moments.mean_x[kept] @ W
+    return to_numpy(W), to_numpy(shift)
+
+
+REFITS = {"scale": scale, "none": none, "least-squares": least_squares}
+NEEDS_DATA = {"least-squares"}
+
+
+def residual(weight: Array, bias: Array, kept: Array, moments: Moments) -> tuple[float, float]:
+    """Mean ‖X_kept·W + b − Y*‖² over the calibration rows and the variance of Y*, both summed over outputs."""
+    xp = array_module()
+    W, b = xp.asarray(weight, dtype=np.float64), xp.asarray(bias, dtype=np.float64)
+    H = moments.gram()[kept][:, kept]
+    explained = 2 * float((W * moments.cross()[kept]).sum()) - float((W * (H @ W)).sum())
+    offset = float(xp.square(moments.mean_x[kept] @ W + b - moments.mean_y).sum())
+    energy = float(moments.energy().sum())
+    return energy - explained + offset, energy

@@ -1,0 +1,56 @@
+"""Finds the linear layers of a graph. A new ONNX operator is one module with a `match` function and a row in MATCHERS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import onnx_graphsurgeon as gs
+
+from deftonnx.layers import conv, conv_transpose, gemm, matmul, refused
+from deftonnx.layers.linear import LinearLayer, Refusal
+
+__all__ = ["LinearLayer", "Refusal", "find_layers"]
+
+MATCHERS: dict[str, Callable[[gs.Node], LinearLayer | Refusal | None]] = {
+    "MatMul": matmul.match,
+    "Gemm": gemm.match,
+    "Conv": conv.match,
+    "ConvTranspose": conv_transpose.match,
+    **dict.fromkeys(refused.REASONS, refused.match),
+}
+
+
+def find_layers(graph: gs.Graph) -> list[LinearLayer | Refusal]:
+    """Every node of `graph` that multiplies by weights, in order: a layer, or a refusal with its reason.
+
+    Nodes inside the bodies of If, Loop and Scan and inside local functions are refused.
+    """
+    found: list[LinearLayer | Refusal] = []
+    for node in graph.nodes:
+        match = MATCHERS.get(node.op)
+        result = match(node) if match else None
+        if isinstance(result, LinearLayer):
+            result.graph = graph
+        if result is not None:
+            found.append(result)
+        for inner in _subgraph_nodes(node):
+            found.extend(_refuse(inner, f"inside the body of {node.op} '{node.name}'"))
+    for function in graph.functions:
+        for inner in function.nodes:
+            found.extend(_refuse(inner, f"inside the local function '{function.name}'"))
+    return found
+
+
+def _subgraph_nodes(node: gs.Node) -> Iterator[gs.Node]:
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            for inner in value.nodes:
+                yield inner
+                yield from _subgraph_nodes(inner)
+
+
+def _refuse(node: gs.Node, reason: str) -> list[LinearLayer | Refusal]:
+    match = MATCHERS.get(node.op)
+    if match is None:
+        return []
+    return [Refusal(node.name, node.op, reason)]

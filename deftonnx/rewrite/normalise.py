@@ -1,0 +1,205 @@
+"""Bring an exported model into the form the other passes expect: named nodes, constants folded, shapes inferred."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import onnxruntime
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from deftonnx.layers import LinearLayer
+from deftonnx.layers import MATCHERS
+from deftonnx.layers.conv import ConvLayer
+
+FOLD_LIMIT = 1 << 20
+"""Constants above this many bytes are not computed by folding (a broadcast could otherwise bloat the model)."""
+SMALL = 1024
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence onnx-graphsurgeon, which logs to standard output: what matters to a user is said by our own errors."""
+    severity, G_LOGGER.severity = G_LOGGER.severity, G_LOGGER.CRITICAL
+    onnxruntime.set_default_logger_severity(4)  # folding runs small sessions that warn about single nodes
+    try:
+        yield
+    finally:
+        G_LOGGER.severity = severity
+        onnxruntime.set_default_logger_severity(2)
+
+
+def import_model(model: onnx.ModelProto) -> gs.Graph:
+    """`model` as a graph whose nodes all have unique names."""
+    with quiet():
+        graph = gs.import_onnx(model)
+    taken = {n.name for n in graph.nodes}
+    seen = {""}
+    for node in graph.nodes:
+        if node.name in seen:
+            stem = node.name or node.op
+            node.name = next(name for i in itertools.count() if (name := f"{stem}_{i}") not in taken)
+            taken.add(node.name)
+        seen.add(node.name)
+    return graph
+
+
+def export_model(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
+    """`graph` as a model with the IR version, producer, metadata and documentation of `like`."""
+    with quiet():
+        model = gs.export_onnx(graph, do_type_check=False)
+    model.ir_version = like.ir_version
+    model.producer_name, model.producer_version = like.producer_name, like.producer_version
+    model.domain, model.model_version, model.doc_string = like.domain, like.model_version, like.doc_string
+    del model.metadata_props[:]
+    model.metadata_props.extend(like.metadata_props)
+    model.graph.metadata_props.extend(like.graph.metadata_props)
+    return model
+
+
+def normalise(graph: gs.Graph) -> bool:
+    """Infer shapes, fold constants, fold BatchNormalization into the layer before it, drop what nobody reads."""
+    before = [(n.op, n.name) for n in graph.nodes]
+    infer_shapes(graph)
+    with quiet():
+        graph.fold_constants(size_threshold=FOLD_LIMIT, error_ok=True)
+        graph.cleanup(remove_unused_graph_inputs=False)
+    drop_identity_dropout(graph)
+    fold_batch_norm(graph)
+    infer_shapes(graph)
+    return before != [(n.op, n.name) for n in graph.nodes]
+
+
+def infer_shapes(graph: gs.Graph) -> None:
+    """Fill in the shapes and types of a graph's tensors. Weights take part by their shape only."""
+    with quiet():
+        model = skeleton(graph)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception:  # shapes stay as the exporter left them; passes that need one then leave the node alone
+        return
+    tensors = graph.tensors()
+    for info in inferred.graph.value_info:
+        tensor = tensors.get(info.name)
+        if isinstance(tensor, gs.Variable) and info.type.HasField("tensor_type"):
+            kind = info.type.tensor_type
+            if kind.HasField("shape"):
+                tensor.shape = [_dimension(d) for d in kind.shape.dim]
+            if tensor.dtype is None and kind.elem_type:
+                tensor.dtype = _numpy_type(kind.elem_type)
+
+
+def skeleton(graph: gs.Graph) -> onnx.ModelProto:
+    """The model without its large weights: they become inputs, which have a type and shape but no values."""
+    weights = {
+        name: t for name, t in graph.tensors().items() if isinstance(t, gs.Constant) and np.prod(t.shape) > SMALL
+    }
+    stripped = graph.copy()
+    inputs = []
+    for node in stripped.nodes:
+        for i, t in enumerate(node.inputs):
+            if isinstance(t, gs.Constant) and t.name in weights:
+                node.inputs[i] = gs.Variable(t.name, dtype=t.dtype, shape=tuple(t.shape))
+                inputs.append(node.inputs[i])
+    stripped.inputs = [*stripped.inputs, *{t.name: t for t in inputs}.values()]
+    model = gs.export_onnx(stripped, do_type_check=False)
+    return model
+
+
+def drop_identity_dropout(graph: gs.Graph) -> None:
+    """Remove Dropout and Identity nodes that pass their input through, unless they name a graph output."""
+    outputs = {id(t) for t in graph.outputs}
+    for node in list(graph.nodes):
+        if node.op not in ("Dropout", "Identity") or node.domain not in (None, "", "ai.onnx"):
+            continue
+        training = len(node.inputs) > 2 and node.inputs[2].name
+        if training or any(id(t) in outputs for t in node.outputs) or any(t.outputs for t in node.outputs[1:]):
+            continue
+        if isinstance(node.inputs[0], gs.Constant) or _read_in_subgraph(graph, node.outputs[0]):
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        for user in list(result.outputs):
+            user.inputs = [source if t is result else t for t in user.inputs]
+        node.outputs.clear()
+        graph.nodes.remove(node)
+
+
+def _read_in_subgraph(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+    inside = {id(n) for sub in graph.subgraphs(recursive=True) for n in sub.nodes}
+    return any(id(user) in inside for user in tensor.outputs) or any(
+        tensor.name == t.name for sub in graph.subgraphs(recursive=True) for t in sub.outputs
+    )
+
+
+def fold_batch_norm(graph: gs.Graph) -> bool:
+    """Fold inference BatchNormalization with constant parameters into the linear layer that alone feeds it."""
+    changed = False
+    for node in list(graph.nodes):
+        if node.op != "BatchNormalization" or node.attrs.get("training_mode", 0):
+            continue
+        if not all(isinstance(t, gs.Constant) for t in node.inputs[1:5]) or any(t.outputs for t in node.outputs[1:]):
+            continue
+        layer = _layer_before(graph, node)
+        if layer is None:
+            continue
+        scale, shift, mean, variance = (t.values.astype(np.float64) for t in node.inputs[1:5])
+        factor = scale / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
+        weight = layer.weight()
+        bias = layer.bias()
+        window = weight.shape[2] * layer.groups // layer.N  # taps a ConvTranspose holds in its columns
+        per_column = np.repeat(factor, window).reshape(layer.groups, 1, -1)
+        offset = shift + ((0.0 if bias is None else bias) - mean) * factor
+        y = layer.y
+        layer.store(weight * per_column, offset)
+        producer = y.inputs[0]
+        if layer.y is not y:  # a bias Add was inserted and now makes `y`
+            producer = layer.y.inputs[0]
+        result = node.outputs[0]
+        node.inputs.clear()
+        node.outputs.clear()
+        graph.nodes.remove(node)
+        producer.outputs = [result if t is layer.y else t for t in producer.outputs]
+        changed = True
+    return changed
+
+
+def _layer_before(graph: gs.Graph, node: gs.Node) -> LinearLayer | None:
+    """The linear layer whose only reader is `node` and whose output features are `node`'s channels."""
+    y = node.inputs[0]
+    if len(y.outputs) != 1 or not y.inputs or y in graph.outputs or _read_in_subgraph(graph, y):
+        return None
+    producer = y.inputs[0]
+    if producer.op == "Add" and producer.inputs:
+        products = [t.inputs[0] for t in producer.inputs if t.inputs and t.inputs[0].op == "MatMul"]
+        producer = products[0] if products else producer
+    match = MATCHERS.get(producer.op)
+    layer: Any = match(producer) if match else None
+    if producer.op == "Conv" and isinstance(producer.inputs[1], gs.Constant):
+        layer = ConvLayer(producer)  # a depthwise one is no linear layer to reduce, but can be scaled
+    if not isinstance(layer, LinearLayer) or layer.y is not y:
+        return None
+    layer.graph = graph
+    weight = producer.inputs[1 - int(producer.op == "MatMul" and isinstance(producer.inputs[0], gs.Constant))]
+    if not isinstance(weight, gs.Constant):
+        return None
+    rank = len(y.shape) if y.shape is not None else None
+    axis = layer.output_axis if layer.output_axis >= 0 or rank is None else layer.output_axis + rank
+    return layer if axis == 1 and layer.N == node.inputs[1].shape[0] else None
+
+
+def _dimension(dim: Any) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return str(dim.dim_param) if dim.HasField("dim_param") else None
+
+
+def _numpy_type(elem_type: int) -> Any:
+    try:
+        return onnx.helper.tensor_dtype_to_np_dtype(elem_type)
+    except KeyError:
+        return elem_type
