@@ -23,8 +23,8 @@ from deftonnx.layers import LinearLayer
 
 Array = np.ndarray[Any, Any]
 CRITERIA: dict[str, Any] = {"obs": obs, "correlation": correlation, "magnitude": magnitude}
-ROWS_PER_FEATURE = 16
-MIN_ROWS = 16384
+ROWS_PER_FEATURE = 32
+MIN_ROWS = 32768
 """Rows of X sampled for a layer's statistics: at least MIN_ROWS, and ROWS_PER_FEATURE for each of its K features."""
 
 

@@ -153,3 +153,6 @@ class ConvLayer(LinearLayer):
     def rows_per_sample(self) -> tuple[str, int]:
         shape = self.y.shape
         return dimension_rule([None] if shape is None else [shape[0], *shape[2:]])
+
+    def input_positions(self) -> int:
+        return dimension_rule([None] if self.x.shape is None else self.x.shape[2:])[1]

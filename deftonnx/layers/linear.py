@@ -63,6 +63,16 @@ class LinearLayer(ABC):
         return self.groups * self.outputs
 
     @property
+    def input_features(self) -> int:
+        """Length of `x` along `input_axis`."""
+        return self.groups * self.channels
+
+    @property
+    def output_features(self) -> int:
+        """Length of `y` along `output_axis`."""
+        return self.N
+
+    @property
     @abstractmethod
     def y(self) -> gs.Tensor:
         """The tensor that holds X·W + b."""
@@ -119,6 +129,10 @@ class LinearLayer(ABC):
     @abstractmethod
     def rows_per_sample(self) -> tuple[str, int]:
         """The rule for M in words ('N·32·32') and its value for one sample, dimensions that are not known being 1."""
+
+    def input_positions(self) -> int:
+        """Numbers of `x` for one sample and feature: what a Gather of one feature copies."""
+        return self.rows_per_sample()[1]
 
     def macs(self) -> int:
         """Multiply-adds a sample for the features kept."""

@@ -52,6 +52,14 @@ class MatMulLayer(LinearLayer):
         self.add = self._bias_add()
 
     @property
+    def input_features(self) -> int:
+        return self.channels
+
+    @property
+    def output_features(self) -> int:
+        return self.outputs
+
+    @property
     def y(self) -> gs.Tensor:
         return (self.add or self.node).outputs[0]
 

@@ -1,0 +1,70 @@
+"""Compare a model with its original on evaluation data: the gate of a CI job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from deftonnx import evaluation, model_file
+from deftonnx.calibration import readers
+from deftonnx.errors import UsageError
+from deftonnx.rewrite.normalise import import_model
+
+SCHEMA = "deftonnx-check"
+SCHEMA_VERSION = 1
+BATCH = 64
+
+
+@dataclass
+class CheckResult:
+    """`score.loss` against `max_loss` if one was named, and outputs within rtol and atol if they were."""
+
+    score: evaluation.Score
+    max_loss: float | None
+    worst: float
+    within_tolerance: bool | None
+
+    @property
+    def passed(self) -> bool:
+        """True where every limit that was named holds."""
+        return (self.max_loss is None or self.score.loss <= self.max_loss) and self.within_tolerance is not False
+
+
+def check(
+    model: str | Path | onnx.ModelProto,
+    reference: str | Path | onnx.ModelProto,
+    eval_data: Any,
+    *,
+    metric: str | None = None,
+    max_loss: float | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+) -> CheckResult:
+    """Run both models on `eval_data` and score `model` against `reference`.
+
+    `rtol` and `atol`, if either is given, bound every output as numpy.allclose does (the other being 0).
+    """
+    ours, theirs = (m if isinstance(m, onnx.ModelProto) else model_file.load(m) for m in (model, reference))
+    inputs = import_model(theirs).inputs
+    dataset = readers.read(eval_data, inputs, "the evaluation data")
+    feeds = readers.batches(dataset, inputs, None, 0, BATCH)
+    got, want = (evaluation.run(evaluation.session(m), feeds) for m in (ours, theirs))
+    for name, array in want.items():
+        if name not in got:
+            raise UsageError(f"the model has no output '{name}', which the reference has")
+        if got[name].shape != array.shape:
+            raise UsageError(f"output '{name}' has shape {got[name].shape}, the reference's {array.shape}")
+    labels = dataset.labels
+    if labels is not None:
+        labels = labels[: sum(min(len(v) for v in feed.values()) for feed in feeds)]
+    score = evaluation.score(metric or ("top1" if labels is not None else "rel-l2"), got, want, labels)
+    floats = [n for n, a in want.items() if a.dtype.kind == "f" and a.size]
+    worst = max((float(np.abs(got[n].astype(np.float64) - want[n]).max()) for n in floats), default=0.0)
+    within = None
+    if rtol is not None or atol is not None:
+        within = all(np.allclose(got[n], want[n], rtol=rtol or 0.0, atol=atol or 0.0) for n in want)
+    return CheckResult(score, max_loss, worst, within)

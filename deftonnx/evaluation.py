@@ -1,0 +1,185 @@
+"""Running a model over data and scoring it: top-1, distances to the original's outputs, or the user's own function."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from deftonnx.calibration.activations import first_line
+from deftonnx.calibration.readers import Feed
+from deftonnx.errors import UnsupportedError, UsageError
+
+Array = np.ndarray[Any, Any]
+Outputs = dict[str, Array]
+
+
+@dataclass
+class Score:
+    """One comparison of a model with its original on the same samples.
+
+    `value` and `reference` are each model's own score (None where the metric only measures a distance), `loss` is
+    what was given up: points for top1, the distance itself otherwise. `interval` is half the 95% interval of the
+    loss, paired by sample.
+    """
+
+    metric: str
+    samples: int
+    loss: float
+    value: float | None = None
+    reference: float | None = None
+    interval: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def session(model: onnx.ModelProto) -> ort.InferenceSession:
+    """A CPU session of `model`, quiet, or a sentence that says why there is none."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    source: Any = model.SerializeToString()
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise UnsupportedError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
+
+
+def run(model: ort.InferenceSession, feeds: list[Feed]) -> Outputs:
+    """All outputs over all feeds, joined along the first axis."""
+    names = [output.name for output in model.get_outputs()]
+    parts: list[list[Array]] = []
+    for feed in feeds:
+        try:
+            parts.append(model.run(names, feed))
+        except Exception as error:
+            raise UnsupportedError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
+    return {name: _join([part[i] for part in parts]) for i, name in enumerate(names)}
+
+
+def _join(parts: list[Array]) -> Array:
+    arrays = [np.atleast_1d(np.asarray(part)) for part in parts]
+    if len({a.shape[1:] for a in arrays}) > 1:
+        arrays = [a.reshape(-1) for a in arrays]
+    return np.concatenate(arrays)
+
+
+def score(metric: str, outputs: Outputs, reference: Outputs, labels: Array | None) -> Score:
+    """`metric` of `outputs` against the original's `reference` outputs."""
+    if metric in METRICS:
+        return METRICS[metric](outputs, reference, labels)
+    function = _load_function(metric)
+    samples = len(next(iter(outputs.values())))
+    value, original = float(function(outputs, labels)), float(function(reference, labels))
+    return Score(metric, samples, original - value, value, original)
+
+
+def _load_function(metric: str) -> Callable[[Outputs, Array | None], float]:
+    """`module:function` taking (outputs by name, labels or None) and giving a score, higher is better."""
+    module, _, name = metric.partition(":")
+    if not name:
+        raise UsageError(f"metric '{metric}' is not one of {', '.join(METRICS)} or module:function")
+    try:
+        sys.path.insert(0, os.getcwd())
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"metric '{metric}' cannot be loaded: {error}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def _first(outputs: Outputs) -> Array:
+    return next(iter(outputs.values()))
+
+
+def _top1(outputs: Outputs, reference: Outputs, labels: Array | None) -> Score:
+    """Points of top-1 lost; without labels, of agreement with the original's answer."""
+    ours, theirs = (np.argmax(_first(o).reshape(len(_first(o)), -1), axis=1) for o in (outputs, reference))
+    truth = theirs if labels is None else labels
+    if len(truth) != len(ours):
+        raise UsageError(f"top1 needs one label a sample, but there are {len(truth)} for {len(ours)} outputs")
+    lost = (theirs == truth).astype(float) - (ours == truth)
+    interval = 196 * float(lost.std()) / np.sqrt(len(lost))
+    return Score(
+        "top1",
+        len(ours),
+        100 * float(lost.mean()),
+        100 * float((ours == truth).mean()),
+        100 * float((theirs == truth).mean()),
+        float(interval),
+    )
+
+
+def _flat(outputs: Outputs, reference: Outputs) -> tuple[Array, Array]:
+    """Both sides' floating-point outputs as (samples, values) float64."""
+    names = [n for n, a in reference.items() if a.dtype.kind == "f"] or list(reference)
+    sides = []
+    for side in (outputs, reference):
+        samples = len(side[names[0]])
+        parts = [side[n].astype(np.float64).reshape(samples, -1) for n in names if len(side[n]) == samples]
+        sides.append(np.concatenate(parts, axis=1))
+    return sides[0], sides[1]
+
+
+def _relative_l2(outputs: Outputs, reference: Outputs, labels: Array | None) -> Score:
+    """‖y − y*‖/‖y*‖ over all outputs."""
+    y, target = _flat(outputs, reference)
+    return Score("rel-l2", len(y), float(np.linalg.norm(y - target) / max(np.linalg.norm(target), 1e-30)))
+
+
+def _cosine(outputs: Outputs, reference: Outputs, labels: Array | None) -> Score:
+    """One minus the mean cosine similarity of each sample's outputs."""
+    y, target = _flat(outputs, reference)
+    norms = np.linalg.norm(y, axis=1) * np.linalg.norm(target, axis=1)
+    cosine = np.divide((y * target).sum(1), norms, out=np.ones(len(y)), where=norms > 0)
+    return Score("cosine", len(y), 1 - float(cosine.mean()))
+
+
+def _kl(outputs: Outputs, reference: Outputs, labels: Array | None) -> Score:
+    """Mean KL divergence in nats of the first output's softmax from the original's."""
+    p, q = (_log_softmax(_first(o).astype(np.float64)) for o in (reference, outputs))
+    return Score("kl", len(p), float((np.exp(p) * (p - q)).sum(-1).mean()))
+
+
+def _log_softmax(x: Array) -> Array:
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+METRICS: dict[str, Callable[[Outputs, Outputs, Array | None], Score]] = {
+    "top1": _top1,
+    "rel-l2": _relative_l2,
+    "cosine": _cosine,
+    "kl": _kl,
+}
+
+
+def latencies(models: list[ort.InferenceSession], feed: Feed, rounds: int = 9, budget: float = 2.0) -> list[list[float]]:
+    """Milliseconds a run of each session, one figure a round, the sessions taking turns.
+
+    Each figure is the mean over enough runs to fill its share of `budget` seconds, at least one.
+    """
+    results: list[list[float]] = [[] for _ in models]
+    repeats = []
+    for model in models:
+        model.run(None, feed)
+        start = time.perf_counter()
+        model.run(None, feed)
+        once = time.perf_counter() - start
+        repeats.append(max(1, min(1000, int(budget / rounds / len(models) / max(once, 1e-6)))))
+    for _ in range(rounds):
+        for model, repeat, result in zip(models, repeats, results, strict=True):
+            start = time.perf_counter()
+            for _ in range(repeat):
+                model.run(None, feed)
+            result.append((time.perf_counter() - start) / repeat * 1e3)
+    return results

@@ -1,0 +1,70 @@
+"""What is in a model: every node that multiplies by weights, and whether it can be reduced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from deftonnx import model_file
+from deftonnx.layers import LinearLayer, Refusal, find_layers
+from deftonnx.rewrite.normalise import import_model, normalise
+from deftonnx.selection import select
+from deftonnx.settings import Settings
+
+SCHEMA = "deftonnx-inspect"
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class LayerInfo:
+    """One node. `m_rule` is the rule for M, the rows of X; `share` is of the multiply-adds of one sample, dimensions
+    without a fixed length counting as 1; `reason` is None where the layer is eligible."""
+
+    name: str
+    op: str
+    m_rule: str | None
+    K: int | None
+    N: int | None
+    groups: int | None
+    parameters: int | None
+    macs: int | None
+    share: float | None
+    reason: str | None
+
+
+def inspect(model: str | Path | onnx.ModelProto, **options: Any) -> list[LayerInfo]:
+    """Every linear layer of `model`, as `optimize` with these options would see it, and what it would leave alone."""
+    origin = model if isinstance(model, onnx.ModelProto) else model_file.load(model)
+    model_file.check(origin, "the model" if isinstance(model, onnx.ModelProto) else f"'{model}'")
+    graph = import_model(origin)
+    normalise(graph)
+    found = find_layers(graph)
+    layers = [f for f in found if isinstance(f, LinearLayer)]
+    _, refusals = select(graph, layers, layers, Settings(**options).resolve(has_data=True), None, None)
+    reasons = {refusal.name: refusal.reason for refusal in refusals}
+    total = sum(layer.macs() for layer in layers)
+    return [
+        LayerInfo(f.name, f.op, None, None, None, None, None, None, None, f.reason)
+        if isinstance(f, Refusal)
+        else _describe(f, total, reasons.get(f.name))
+        for f in found
+    ]
+
+
+def _describe(layer: LinearLayer, total: int, reason: str | None) -> LayerInfo:
+    macs = layer.macs()
+    return LayerInfo(
+        layer.name,
+        layer.op,
+        layer.rows_per_sample()[0],
+        layer.K,
+        layer.N,
+        layer.groups,
+        layer.parameters(),
+        macs,
+        macs / total if total else None,
+        reason,
+    )

@@ -1,0 +1,76 @@
+"""The plan: the record of every decision about a model, as versioned JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deftonnx.errors import UsageError
+
+FORMAT = "deftonnx-plan"
+VERSION = 1
+METADATA_KEY = "deftonnx.plan"
+
+
+@dataclass
+class LayerPlan:
+    """What one layer keeps.
+
+    `kept` lists the kept units of every group (see `granularity`); None leaves the choice to the run that reads the
+    plan. `error` is ‖Y − Y*‖²/‖Y* − mean‖² on the calibration rows. `reason` says why a layer is left alone.
+    """
+
+    name: str
+    op: str
+    K: int | None = None
+    N: int | None = None
+    groups: int = 1
+    granularity: str | None = None
+    density: float | None = None
+    criterion: str | None = None
+    refit: str | None = None
+    kept: list[list[int]] | None = None
+    error: float | None = None
+    reason: str | None = None
+
+
+@dataclass
+class Plan:
+    """The decisions for one model and the settings they were made with."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    layers: list[LayerPlan] = field(default_factory=list)
+
+    def to_json(self, indent: int | None = None) -> str:
+        """The plan as JSON, keys sorted, fields that say nothing left out."""
+        layers = [{k: v for k, v in asdict(layer).items() if v is not None} for layer in self.layers]
+        content = {"format": FORMAT, "version": VERSION, "settings": self.settings, "layers": layers}
+        return json.dumps(content, indent=indent, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str, origin: str = "the plan") -> Plan:
+        """Read a plan, refusing what is none or is of a later version."""
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise UsageError(f"{origin} is not JSON: {error}") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise UsageError(f"{origin} is not a DeftONNX plan")
+        if content.get("version") != VERSION:
+            raise UsageError(f"{origin} has plan version {content.get('version')}, this program reads {VERSION}")
+        try:
+            layers = [LayerPlan(**layer) for layer in content["layers"]]
+            return cls(dict(content.get("settings", {})), layers)
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"{origin} has a layer entry that cannot be read: {error}") from error
+
+    @classmethod
+    def read(cls, path: str | Path) -> Plan:
+        """The plan in a file."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"plan '{path}' cannot be read: {error}") from error
+        return cls.from_json(text, f"plan '{path}'")

@@ -1,0 +1,1 @@
+"""What a run tells its user: a table, JSON, or an HTML page."""

@@ -1,0 +1,94 @@
+"""The figures of one run, and their JSON form."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+from deftonnx.evaluation import Score
+from deftonnx.layers import Refusal
+from deftonnx.version import __version__
+
+SCHEMA = "deftonnx-report"
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Size:
+    """A model's size: bytes of the file, parameters, multiply-adds of its linear layers for one sample, and the
+    milliseconds of each timing round for one sample on this CPU."""
+
+    bytes: int
+    parameters: int
+    macs: int
+    latency_ms: list[float] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; latency as median, min and max."""
+        latency = None
+        if self.latency_ms:
+            rounds = [round(v, 5) for v in (statistics.median(self.latency_ms), min(self.latency_ms), max(self.latency_ms))]
+            latency = dict(zip(("median", "min", "max"), rounds, strict=True))
+        return {"bytes": self.bytes, "parameters": self.parameters, "macs": self.macs, "latency_ms": latency}
+
+
+@dataclass
+class LayerRow:
+    """One layer before and after. `form` says how its elimination is written: absorbed by the producer, Gather, Slice,
+    DeftConv, or 'fewer outputs' where only its readers were reduced."""
+
+    name: str
+    op: str
+    K: int
+    kept: int
+    granularity: str | None
+    form: str
+    error: float | None
+    macs_before: int
+    macs_after: int
+
+
+@dataclass
+class Report:
+    """Everything about one run."""
+
+    model: str
+    settings: dict[str, Any]
+    before: Size
+    after: Size
+    layers: list[LayerRow]
+    left_alone: list[Refusal]
+    warnings: list[str]
+    output: str | None = None
+    accuracy: Score | None = None
+    accuracy_on: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def improved(self) -> bool:
+        """True where the result has fewer multiply-adds or fewer parameters."""
+        return self.after.macs < self.before.macs or self.after.parameters < self.before.parameters
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; the schema is versioned."""
+        return {
+            "schema": SCHEMA,
+            "version": SCHEMA_VERSION,
+            "deftonnx": __version__,
+            "model": self.model,
+            "output": self.output,
+            "settings": self.settings,
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "accuracy": None if self.accuracy is None else {**self.accuracy.to_dict(), "on": self.accuracy_on},
+            "layers": [vars(row) for row in self.layers],
+            "left_alone": [vars(refusal) for refusal in self.left_alone],
+            "warnings": self.warnings,
+            "seconds": round(self.seconds, 2),
+        }
+
+    def to_json(self) -> str:
+        """The report as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2)

@@ -1,0 +1,52 @@
+"""The rows of the before/after summary, shared by the terminal table and the HTML page."""
+
+from __future__ import annotations
+
+import statistics
+
+from deftonnx.report.report import Report, Size
+
+Row = tuple[str, str, str, str]
+
+
+def rows(report: Report) -> list[Row]:
+    """(figure, before, after, change) for size, parameters, multiply-adds, latency and accuracy."""
+    before, after = report.before, report.after
+    table = [
+        ("file size", _bytes(before.bytes), _bytes(after.bytes), _ratio(before.bytes, after.bytes)),
+        ("parameters", _count(before.parameters), _count(after.parameters), _ratio(before.parameters, after.parameters)),
+        ("multiply-adds", _count(before.macs), _count(after.macs), _ratio(before.macs, after.macs)),
+    ]
+    if before.latency_ms and after.latency_ms:
+        old, new = statistics.median(before.latency_ms), statistics.median(after.latency_ms)
+        table.append(("latency, CPU, one sample", _latency(before), _latency(after), f"{old / new:.2f}× faster"))
+    score = report.accuracy
+    if score is not None:
+        on = f"{score.metric} on {score.samples} samples ({report.accuracy_on})"
+        if score.value is not None and score.reference is not None:
+            spread = "" if score.interval is None else f" ± {score.interval:.2f}"
+            unit = "%" if score.metric == "top1" else ""
+            table.append((on, f"{score.reference:.2f}{unit}", f"{score.value:.2f}{unit}", f"{-score.loss:+.2f}{spread}"))
+        else:
+            table.append((on, "0", f"{score.loss:.4g}", ""))
+    return table
+
+
+def _ratio(before: int, after: int) -> str:
+    return "" if not before else f"{after / before:.0%}"
+
+
+def _count(value: int) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.2f} {unit}"
+    return str(value)
+
+
+def _bytes(value: int) -> str:
+    return f"{value / 2**20:.2f} MiB" if value >= 2**20 else f"{value / 2**10:.1f} KiB"
+
+
+def _latency(size: Size) -> str:
+    middle = statistics.median(size.latency_ms)
+    return f"{middle:.3f} ms ({min(size.latency_ms):.3f}–{max(size.latency_ms):.3f})"

@@ -1,0 +1,137 @@
+"""The absorption pass: works on the masked graph, before any Gather is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from deftonnx.calibration.activations import reads
+from deftonnx.layers import LinearLayer
+from deftonnx.rewrite.absorb import elementwise, layout, spatial
+from deftonnx.rewrite.absorb.channels import Array, ChannelMap, is_identity
+
+Rule = Callable[[gs.Node, ChannelMap], None]
+RULES: dict[str, Rule] = {**elementwise.RULES, **spatial.RULES, **layout.RULES}
+"""A new operator that channels may pass through is one row here. Operators without a rule keep everything."""
+
+
+def absorb(graph: gs.Graph, layers: list[LinearLayer]) -> bool:
+    """Delete from their producers the features that no layer keeps, and make what a layer keeps a prefix.
+
+    `layers` are all linear layers of `graph` with their `kept` features; the graph computes the same afterwards, to
+    rounding. Returns whether anything changed.
+    """
+    channels = _map(graph, layers)
+    for layer, atoms in _inputs(layers, channels):
+        channels.need(atoms[_reads_channel(layer)])
+    channels.settle()
+    _make_prefixes(layers, channels)
+    before = _signature(layers)
+    channels.apply()
+    return before != _signature(layers)
+
+
+def absorbable(graph: gs.Graph, layers: list[LinearLayer]) -> set[str]:
+    """Names of the layers whose eliminated features their producer could drop: nobody else reads them."""
+    channels = _map(graph, layers)
+    readers: dict[int, set[int]] = {}
+    inputs = list(_inputs(layers, channels))
+    for layer, atoms in inputs:
+        for root in channels.roots(atoms).tolist():
+            readers.setdefault(root, set()).add(id(layer.x))
+    return {
+        layer.name
+        for layer, atoms in inputs
+        if not channels.alive_mask(atoms).any()
+        and all(readers[root] == {id(layer.x)} for root in channels.roots(atoms).tolist())
+    }
+
+
+def _map(graph: gs.Graph, layers: list[LinearLayer]) -> ChannelMap:
+    """The channel map of a graph in which no layer has said yet what it needs."""
+    channels = ChannelMap(graph.opset)
+    by_node = {id(layer.node): layer for layer in layers}
+    for node in graph.nodes:
+        if layer := by_node.get(id(node)):
+            _visit_layer(layer, channels)
+        else:
+            _visit(node, channels)
+    for tensor in graph.outputs:
+        channels.fix_all(tensor)
+    return channels
+
+
+def _inputs(layers: list[LinearLayer], channels: ChannelMap) -> Iterator[tuple[LinearLayer, Array]]:
+    """The layers whose input features are tracked, with their atoms."""
+    for layer in layers:
+        axis = _absolute(layer.input_axis, layer.x)
+        if axis is not None and axis in channels.axes(layer.x):
+            yield layer, channels.axes(layer.x)[axis]
+
+
+def _visit(node: gs.Node, channels: ChannelMap) -> None:
+    rule = RULES.get(node.op) if node.domain in (None, "", "ai.onnx") else None
+    if rule is not None and not any(isinstance(v, gs.Graph) for v in node.attrs.values()):
+        rule(node, channels)
+        return
+    for tensor in reads(node):
+        channels.fix_all(tensor)
+
+
+def _visit_layer(layer: LinearLayer, channels: ChannelMap) -> None:
+    input_axis = _absolute(layer.input_axis, layer.x)
+    for axis, atoms in channels.axes(layer.x).items():
+        if axis != input_axis:
+            channels.fix(atoms)
+            continue
+        if layer.input_features > layer.channels:
+            channels.balance(atoms.reshape(layer.groups, layer.channels))
+        channels.edits.append(lambda atoms=atoms: _edit(channels, atoms, layer.keep_inputs))  # type: ignore[misc]
+    output_axis = _absolute(layer.output_axis, layer.y)
+    if output_axis is None:
+        return
+    made = channels.fresh(layer.output_features)
+    channels.track(layer.y, output_axis, made)
+    if layer.groups > 1 and layer.output_features == layer.N:
+        channels.balance(made.reshape(layer.groups, -1))
+    channels.edits.append(lambda: _edit(channels, made, layer.keep_outputs))
+
+
+def _edit(channels: ChannelMap, atoms: Array, keep: Callable[[Array], None]) -> None:
+    alive = channels.alive(atoms)
+    if not is_identity(alive, len(atoms)):
+        keep(alive)
+
+
+def _absolute(axis: int, tensor: gs.Tensor) -> int | None:
+    if axis >= 0:
+        return axis
+    return None if tensor.shape is None else axis + len(tensor.shape)
+
+
+def _reads_channel(layer: LinearLayer) -> Array:
+    """True where a position of `x` along the input axis has a kept feature with a weight that is not zero."""
+    weight = layer.weight().reshape(layer.groups, layer.taps, layer.channels, -1)
+    read = (layer.kept & weight.any(3)).any(1)  # (groups, channels)
+    return read.any(0) if layer.input_features == layer.channels else read.reshape(-1)
+
+
+def _make_prefixes(layers: list[LinearLayer], channels: ChannelMap) -> None:
+    """Order producers so that a layer which keeps only some of what is left finds them first (ladder step 2)."""
+    partial = []
+    for layer, atoms in _inputs(layers, channels):
+        if layer.input_features > layer.channels:
+            continue
+        kept = layer.kept.any((0, 1))
+        if bool((layer.kept == kept).all()) and not kept[channels.alive(atoms)].all():
+            partial.append((int(kept.sum()) * layer.rows_per_sample()[1], atoms, kept))
+    windows = [layer for layer in layers if layer.taps > 1 and not (layer.kept == layer.kept.any(1)[:, None]).all()]
+    for _, atoms, kept in sorted(partial, key=lambda p: -p[0]):
+        if not any(np.intersect1d(atoms, a).size for w in windows for a in channels.axes(w.x).values()):
+            channels.prefer(atoms, kept)
+
+
+def _signature(layers: list[LinearLayer]) -> list[tuple[int, int, bytes]]:
+    return [(layer.channels, layer.outputs, layer.kept.tobytes()) for layer in layers]

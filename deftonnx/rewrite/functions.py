@@ -1,0 +1,68 @@
+"""The custom operators' meaning in standard operators: model-local functions that stock ONNX Runtime inlines.
+
+`ai.deftonnx::DeftConv` is a Conv whose weight holds only the kept blocks of its features. Inputs:
+
+- x (batch, channels, *spatial)
+- weight (kept blocks, width, outputs): for each block, `width` neighbouring channels at one tap
+- bias (groups · outputs,)
+- kept_blocks (kept blocks,) int64: group · taps · C + tap · C + c for channel block c of C = channels / groups / width
+
+Attributes: those of Conv; `blocks_shape`, `dense_shape` and `weight_shape`, the shapes through which the blocks become
+the weight of a Conv; `zero`, a zero of the weight's type; `layout_version`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import parser
+
+DOMAIN = "ai.deftonnx"
+VERSION = 1
+LAYOUT_VERSION = 1
+OLDEST_OPSET = 12
+"""Constants made from attributes came with opset 12."""
+OLDEST_IR = 8
+"""Model-local functions came with IR version 8."""
+
+_CONV_BODY = """
+<opset_import: [ "" : {opset}, "{domain}" : {version} ], domain: "{domain}">
+DeftConv <auto_pad, dilations, group, kernel_shape, pads, strides, blocks_shape, dense_shape, weight_shape, zero,
+          layout_version> (x, weight, bias, kept_blocks) => (y)
+{{
+    blocks_dims = Constant <value_ints: ints = @blocks_shape> ()
+    zeros = ConstantOfShape <value: tensor = @zero> (blocks_dims)
+    column = Constant <value_ints: ints = [-1, 1]> ()
+    index = Reshape (kept_blocks, column)
+    blocks = ScatterND (zeros, index, weight)
+    dense_dims = Constant <value_ints: ints = @dense_shape> ()
+    dense = Reshape (blocks, dense_dims)
+    filters_first = Transpose <perm = [0, 3, 2, 1]> (dense)
+    weight_dims = Constant <value_ints: ints = @weight_shape> ()
+    filters = Reshape (filters_first, weight_dims)
+    y = Conv <auto_pad: string = @auto_pad, dilations: ints = @dilations, group: int = @group,
+              kernel_shape: ints = @kernel_shape, pads: ints = @pads, strides: ints = @strides>
+             (x, filters, bias)
+}}
+"""
+
+
+def deft_conv_function(opset: int) -> onnx.FunctionProto:
+    """The body of DeftConv for models of this standard opset."""
+    return parser.parse_function(_CONV_BODY.format(opset=opset, domain=DOMAIN, version=VERSION))
+
+
+def conv_weight(
+    weight: np.ndarray[Any, Any], kept_blocks: np.ndarray[Any, Any], dense_shape: list[int]
+) -> np.ndarray[Any, Any]:
+    """NumPy's reading of a DeftConv weight: the dense (groups · outputs, channels, taps) filters of a Conv.
+
+    `dense_shape` is (groups, taps, channels of a group, outputs of a group).
+    """
+    groups, taps, channels, outputs = dense_shape
+    width = weight.shape[1]
+    blocks = np.zeros((groups * taps * channels // width, width, outputs), dtype=weight.dtype)
+    blocks[kept_blocks] = weight
+    return blocks.reshape(dense_shape).transpose(0, 3, 2, 1).reshape(groups * outputs, channels, taps)

@@ -1,0 +1,171 @@
+"""Which layers a run reduces, at which granularity, and why the others are left alone."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from deftonnx.elimination.groups import Granularity
+from deftonnx.elimination.sequential import Choice
+from deftonnx.errors import UsageError
+from deftonnx.layers import LinearLayer, Refusal
+from deftonnx.layers.conv import ConvLayer
+from deftonnx.plan import LayerPlan, Plan
+from deftonnx.rewrite.absorb import absorbable
+from deftonnx.rewrite.functions import OLDEST_OPSET
+from deftonnx.settings import Settings
+
+GRAM_LIMIT = 13000
+"""Largest K whose statistics fit: three float64 matrices of K² are 4 GB there."""
+GATHER_COST = 48
+"""Multiply-adds that take as long as copying one gathered number, about, on the CPU and on the GPU (docs/design)."""
+
+
+def select(
+    graph: gs.Graph,
+    layers: list[LinearLayer],
+    originals: list[LinearLayer],
+    settings: Settings,
+    plan: Plan | None,
+    earlier: Plan | None,
+) -> tuple[list[Choice], list[Refusal]]:
+    """A choice for every layer to reduce, in graph order, and a refusal for every other."""
+    planned = _planned(plan, layers)
+    reduced = {entry.name: entry.density for entry in earlier.layers if entry.kept} if earlier else {}
+    edges = _edges(graph, layers, settings)
+    free = absorbable(graph, layers) if settings.absorb else set()
+    choices, refusals = [], []
+    for layer, original in zip(layers, originals, strict=True):
+        entry = planned.get(layer.name)
+        reason = _excluded(layer, settings) or edges.get(layer.name)
+        if entry is not None:
+            reason = entry.reason
+        elif (done := reduced.get(layer.name)) is not None and (settings.density or 1) >= done - 0.02:
+            reason = f"an earlier run reduced it to density {done:g}"
+        outcome = reason or _choose(layer, original, settings, entry, graph.opset, layer.name in free, layers)
+        if isinstance(outcome, str):
+            refusals.append(Refusal(layer.name, layer.op, outcome))
+        else:
+            choices.append(outcome)
+    return choices, refusals
+
+
+def _planned(plan: Plan | None, layers: list[LinearLayer]) -> dict[str, LayerPlan]:
+    if plan is None:
+        return {}
+    known = {layer.name for layer in layers}
+    for entry in plan.layers:
+        if entry.name not in known and entry.reason is None:
+            raise UsageError(f"the plan names a layer '{entry.name}' that the model does not have")
+    return {entry.name: entry for entry in plan.layers}
+
+
+def _excluded(layer: LinearLayer, settings: Settings) -> str | None:
+    for pattern in settings.nodes_to_exclude:
+        if re.search(pattern, layer.name):
+            return f"excluded by --nodes-to-exclude {pattern}"
+    if layer.op in settings.op_types_to_exclude:
+        return f"excluded by --op-types-to-exclude {layer.op}"
+    return None
+
+
+def _edges(graph: gs.Graph, layers: list[LinearLayer], settings: Settings) -> dict[str, str]:
+    """Layers with no linear layer before them, and with none after them."""
+    by_node = {id(layer.node): layer.name for layer in layers}
+    after: dict[int, bool] = {}  # tensor → some linear layer comes before it
+    first, last = set(), set(by_node.values())
+    sources: dict[int, frozenset[str]] = {}  # tensor → the nearest layers it comes from
+    for node in graph.nodes:
+        name = by_node.get(id(node))
+        nearest = frozenset[str]().union(*(sources.get(id(t), frozenset()) for t in node.inputs))
+        if name is not None:
+            if not any(after.get(id(t), False) for t in node.inputs):
+                first.add(name)
+            last -= nearest
+        for t in node.outputs:
+            after[id(t)] = name is not None or any(after.get(id(i), False) for i in node.inputs)
+            sources[id(t)] = frozenset([name]) if name is not None else nearest
+    reasons = {}
+    if settings.keep_first:
+        reasons.update(dict.fromkeys(first, "the first layer is kept (--no-keep-first to reduce it)"))
+    if settings.keep_last:
+        reasons.update(dict.fromkeys(last, "the last layer is kept (--no-keep-last to reduce it)"))
+    return reasons
+
+
+def _choose(
+    layer: LinearLayer,
+    original: LinearLayer,
+    settings: Settings,
+    entry: LayerPlan | None,
+    opset: int,
+    absorbed: bool,
+    layers: list[LinearLayer],
+) -> Choice | str:
+    """The choice for one layer, or the reason to leave it alone."""
+    wanted = (entry.granularity if entry else None) or settings.granularity
+    density = entry.density if entry and entry.density is not None else settings.density
+    if density is None and settings.alpha is None:
+        return "nothing to eliminate without calibration data"
+    if wanted == "auto":
+        wanted = _automatic(layer, settings, opset)
+    granularity = Granularity.parse(wanted).fit(layer.taps, layer.channels)
+    choice = Choice(
+        layer,
+        original,
+        granularity,
+        1.0 if density is None else density,
+        settings.alpha if entry is None or entry.density is None else None,
+        (entry.criterion if entry else None) or settings.criterion or "obs",
+        (entry.refit if entry else None) or settings.refit or "least-squares",
+    )
+    units = len(granularity.groups(layer.taps, layer.channels))
+    if entry is not None and entry.kept is not None:
+        choice.units = _planned_units(entry, layer, units)
+    elif choice.alpha is None and (density == 1 or units == 1):
+        return "it has one unit of features, which must stay" if units == 1 else "density 1 keeps everything"
+    if choice.needs_data and layer.K > GRAM_LIMIT:
+        gigabytes = 3 * 8 * layer.K**2 / 1e9
+        return f"its statistics would take {gigabytes:.0f} GB (K = {layer.K}): --criterion magnitude --refit none needs none"
+    deft_conv = isinstance(layer, ConvLayer) and layer.taps > 1 and granularity.name != "channel"
+    if deft_conv and settings.portable:
+        return f"granularity {granularity.name} of a {layer.op} needs an ai.deftonnx node, which --portable forbids"
+    if deft_conv and opset < OLDEST_OPSET:
+        return f"granularity {granularity.name} of a {layer.op} needs opset {OLDEST_OPSET}, the model has {opset}"
+    explicit = settings.granularity != "auto" or (entry is not None and entry.granularity is not None)
+    if not deft_conv and not absorbed and not explicit:
+        return _unpaid(layer, layers, choice) or choice
+    return choice
+
+
+def _automatic(layer: LinearLayer, settings: Settings, opset: int) -> str:
+    """Channel for a Conv, whose standard operators are faster everywhere; blocks on CUDA, where a kernel skips them."""
+    if layer.taps == 1:
+        return "element"
+    blocks = settings.target == "cuda" and not settings.portable and opset >= OLDEST_OPSET
+    return "block:32" if blocks else "channel"
+
+
+def _unpaid(layer: LinearLayer, layers: list[LinearLayer], choice: Choice) -> str | None:
+    """The reason if a Gather that nobody absorbs would cost more than the smaller product saves."""
+    sharing = [other for other in layers if other.x is layer.x and other.geometry == layer.geometry]
+    saved = sum(other.macs() for other in sharing) * (1 - choice.density)
+    pixels = max(other.input_positions() for other in sharing)
+    copied = pixels * layer.input_features * choice.density
+    if saved >= GATHER_COST * copied:
+        return None
+    return "its Gather could not be absorbed and would cost more than it saves"
+
+
+def _planned_units(entry: LayerPlan, layer: LinearLayer, units: int) -> list[np.ndarray[Any, Any]]:
+    assert entry.kept is not None
+    kept = [np.unique(np.asarray(row, dtype=np.int64)) for row in entry.kept]
+    lengths = {len(row) for row in kept}
+    if len(kept) != layer.groups or len(lengths) != 1 or lengths == {0}:
+        raise UsageError(f"the plan's kept units of layer '{entry.name}' do not fit its {layer.groups} groups")
+    if any(row[0] < 0 or row[-1] >= units for row in kept):
+        raise UsageError(f"the plan keeps units of layer '{entry.name}' outside 0 to {units - 1}")
+    return kept

@@ -1,0 +1,90 @@
+"""What a run is asked to do, with the defaults and the combinations that make no sense refused in one sentence."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from deftonnx.elimination.groups import Granularity
+from deftonnx.elimination.refit import NEEDS_DATA, REFITS
+from deftonnx.elimination.sequential import CRITERIA
+from deftonnx.errors import UsageError
+
+TARGETS = ("any", "cpu", "cuda")
+DEFAULT_DENSITY = 0.75
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of `optimize`; None means 'choose for me'."""
+
+    density: float | None = None
+    alpha: float | None = None
+    criterion: str | None = None
+    refit: str | None = None
+    granularity: str = "auto"
+    target: str = "any"
+    nodes_to_exclude: tuple[str, ...] = ()
+    op_types_to_exclude: tuple[str, ...] = ()
+    keep_first: bool = True
+    keep_last: bool = True
+    absorb: bool = True
+    portable: bool = False
+    calib_samples: int = 512
+    seed: int = 0
+
+    def resolve(self, has_data: bool) -> Settings:
+        """The same with every choice made; density None then means lossless rewrites only."""
+        self._check()
+        density, criterion, refit = self.density, self.criterion, self.refit
+        if self.alpha is not None:
+            if criterion not in (None, "correlation"):
+                raise UsageError(f"--alpha is the threshold of --criterion correlation, not of {criterion}")
+            if density is not None:
+                raise UsageError("--density and --alpha exclude each other")
+            criterion = "correlation"
+        if not has_data:
+            asked = density is not None or criterion is not None or refit is not None
+            if criterion == "obs" or (criterion is None and asked):
+                raise UsageError(
+                    "criterion obs needs calibration data: pass --calib-data, or --criterion correlation --refit scale"
+                )
+            if refit in NEEDS_DATA:
+                raise UsageError(f"refit {refit} needs calibration data: pass --calib-data, or --refit scale")
+            if not asked:
+                return replace(self, density=None, criterion="obs", refit="none")
+        if density is None and self.alpha is None:
+            density = DEFAULT_DENSITY
+        return replace(
+            self,
+            density=density,
+            criterion=criterion or "obs",
+            refit=refit or ("least-squares" if has_data else "scale"),
+        )
+
+    def _check(self) -> None:
+        if self.density is not None and not 0 < self.density <= 1:
+            raise UsageError(f"--density {self.density:g} is not above 0 and at most 1")
+        if self.alpha is not None and not -1 <= self.alpha <= 1:
+            raise UsageError(f"--alpha {self.alpha:g} is not a correlation between -1 and 1")
+        for option, value, known in (
+            ("criterion", self.criterion, CRITERIA),
+            ("refit", self.refit, REFITS),
+            ("target", self.target, TARGETS),
+        ):
+            if value is not None and value not in known:
+                raise UsageError(f"{option} '{value}' is not one of {', '.join(known)}")
+        if self.granularity != "auto":
+            Granularity.parse(self.granularity)
+        if self.calib_samples < 1:
+            raise UsageError(f"--calib-samples {self.calib_samples} is not at least 1")
+        for pattern in self.nodes_to_exclude:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UsageError(f"--nodes-to-exclude '{pattern}' is not a regular expression: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
