@@ -31,7 +31,9 @@ class CheckResult:
     @property
     def passed(self) -> bool:
         """True where every limit that was named holds."""
-        return (self.max_loss is None or self.score.loss <= self.max_loss) and self.within_tolerance is not False
+        return (
+            self.max_loss is None or self.score.loss <= self.max_loss
+        ) and self.within_tolerance is not False
 
 
 def check(

@@ -163,7 +163,9 @@ METRICS: dict[str, Callable[[Outputs, Outputs, Array | None], Score]] = {
 }
 
 
-def latencies(models: list[ort.InferenceSession], feed: Feed, rounds: int = 9, budget: float = 2.0) -> list[list[float]]:
+def latencies(
+    models: list[ort.InferenceSession], feed: Feed, rounds: int = 9, budget: float = 2.0
+) -> list[list[float]]:
     """Milliseconds a run of each session, one figure a round, the sessions taking turns.
 
     Each figure is the mean over enough runs to fill its share of `budget` seconds, at least one.

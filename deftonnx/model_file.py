@@ -66,7 +66,9 @@ def save(model: onnx.ModelProto, path: str | Path, external_data: bool = False) 
     if external_data or model.ByteSize() > PROTOBUF_LIMIT:
         _save_external(model, file)
     else:
-        write_atomically(file, lambda temporary: temporary.write_bytes(model.SerializeToString(deterministic=True)))
+        write_atomically(
+            file, lambda temporary: temporary.write_bytes(model.SerializeToString(deterministic=True))
+        )
 
 
 def _save_external(model: onnx.ModelProto, file: Path) -> None:
@@ -81,7 +83,9 @@ def _save_external(model: onnx.ModelProto, file: Path) -> None:
     external_data_helper.convert_model_to_external_data(copy, location=location, size_threshold=1024)
     try:
         external_data_helper.write_external_data_tensors(copy, str(file.parent))
-        write_atomically(file, lambda temporary: temporary.write_bytes(copy.SerializeToString(deterministic=True)))
+        write_atomically(
+            file, lambda temporary: temporary.write_bytes(copy.SerializeToString(deterministic=True))
+        )
     except OSError as error:
         if location not in old:
             (file.parent / location).unlink(missing_ok=True)

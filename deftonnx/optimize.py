@@ -77,14 +77,18 @@ def optimize(
     graph = import_model(origin)
     data = _calibration_data(calib_data, graph, asked)
     has_data = data is not None
-    settings = asked.resolve(has_data) if plan is None or asked != Settings() else _from_plan(plan, asked, has_data)
+    settings = (
+        asked.resolve(has_data) if plan is None or asked != Settings() else _from_plan(plan, asked, has_data)
+    )
     evaluation.session(origin)  # refuse now what ONNX Runtime cannot load
     normalise(graph)
     normal = export_model(graph, origin)
     found = find_layers(graph)
     layers = [f for f in found if isinstance(f, LinearLayer)]
     if not found:
-        raise UnsupportedError(f"{_quoted(model)} has no MatMul, Gemm or Conv with constant weights to work on")
+        raise UnsupportedError(
+            f"{_quoted(model)} has no MatMul, Gemm or Conv with constant weights to work on"
+        )
     original = import_model(normal)
     originals = [f for f in find_layers(original) if isinstance(f, LinearLayer)]
     earlier = _earlier_plan(origin)
@@ -104,7 +108,7 @@ def optimize(
     sequential.eliminate(graph, original, groups, batches, settings.seed, finished)
     masked = export_model(graph, origin)
     result_plan = _record(settings, found, choices, refusals, earlier)
-    small, rows = _rewrite(graph, layers, choices, before, settings.absorb, masked)
+    small, rows = _rewrite(graph, layers, choices, before, settings.absorb)
     final = _finish(small, origin, result_plan)
     feeds = batches or _made_up(graph.inputs, settings.seed)
     warnings = _warnings(asked, settings, calib_data, has_data)
@@ -179,7 +183,11 @@ def _record(
             entry.reason = reasons[item.name]
         else:
             assert choice.units is not None
-            entry.granularity, entry.criterion, entry.refit = choice.granularity.name, choice.criterion, choice.refit
+            entry.granularity, entry.criterion, entry.refit = (
+                choice.granularity.name,
+                choice.criterion,
+                choice.refit,
+            )
             entry.density = round(float(choice.layer.kept.mean()), 6)
             entry.kept = [[int(unit) for unit in row] for row in choice.units]
             entry.error = None if choice.error is None else float(f"{choice.error:.6g}")
@@ -193,7 +201,6 @@ def _rewrite(
     choices: list[sequential.Choice],
     before: dict[str, tuple[int, int]],
     absorb: bool,
-    masked: onnx.ModelProto,
 ) -> tuple[gs.Graph, list[LayerRow]]:
     """Absorb and eliminate in the masked graph; what each layer became, row by row."""
     chosen = {choice.layer.name: choice for choice in choices}
@@ -202,6 +209,7 @@ def _rewrite(
         pass
     forms = {layer.name: _form(layer) for layer in layers}
     macs = {layer.name: layer.macs() for layer in layers}
+    ops = {layer.name: layer.op for layer in layers}
     eliminate(graph, layers)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     rows = []
@@ -212,7 +220,7 @@ def _rewrite(
         rows.append(
             LayerRow(
                 name=layer.name,
-                op=layer.op,
+                op=ops[layer.name],
                 K=before[layer.name][1],
                 kept=kept[layer.name],
                 granularity=choice.granularity.name if choice else None,
@@ -272,7 +280,9 @@ def _verify(masked: onnx.ModelProto, final: onnx.ModelProto, feeds: list[readers
         if want.dtype.kind != "f":
             continue
         limit = TOLERANCE.get(want.dtype, DEFAULT_TOLERANCE)
-        difference = np.linalg.norm(got[name].astype(np.float64) - want) / max(float(np.linalg.norm(want)), 1e-30)
+        difference = np.linalg.norm(got[name].astype(np.float64) - want) / max(
+            float(np.linalg.norm(want)), 1e-30
+        )
         if not difference <= limit:
             raise DeftError(
                 f"internal check failed: output '{name}' of the rewritten model differs from its plan by {difference:.2g};"
@@ -289,7 +299,9 @@ def _warnings(asked: Settings, settings: Settings, source: Any, has_data: bool) 
             "without --calib-data only lossless rewrites were done; with a few hundred samples, layers can be reduced"
         )
     elif not has_data:
-        warnings.append("reduced from the weights alone, without calibration data: check the accuracy before use")
+        warnings.append(
+            "reduced from the weights alone, without calibration data: check the accuracy before use"
+        )
     return warnings
 
 
@@ -323,7 +335,9 @@ def _measure(
     elif data is None:
         on = "made-up inputs"
     chosen = metric or ("top1" if labels is not None else "rel-l2")
-    report.accuracy = evaluation.score(chosen, evaluation.run(new, scored), evaluation.run(old, scored), labels)
+    report.accuracy = evaluation.score(
+        chosen, evaluation.run(new, scored), evaluation.run(old, scored), labels
+    )
     report.accuracy_on = on
     if measure:
         one = {name: value[:1] for name, value in feeds[0].items()} if _free_batch(inputs) else feeds[0]

@@ -165,7 +165,9 @@ def _planned_units(entry: LayerPlan, layer: LinearLayer, units: int) -> list[np.
     kept = [np.unique(np.asarray(row, dtype=np.int64)) for row in entry.kept]
     lengths = {len(row) for row in kept}
     if len(kept) != layer.groups or len(lengths) != 1 or lengths == {0}:
-        raise UsageError(f"the plan's kept units of layer '{entry.name}' do not fit its {layer.groups} groups")
+        raise UsageError(
+            f"the plan's kept units of layer '{entry.name}' do not fit its {layer.groups} groups"
+        )
     if any(row[0] < 0 or row[-1] >= units for row in kept):
         raise UsageError(f"the plan keeps units of layer '{entry.name}' outside 0 to {units - 1}")
     return kept

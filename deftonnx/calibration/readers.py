@@ -70,7 +70,9 @@ def random_data(inputs: list[gs.Variable], samples: int, seed: int) -> Dataset:
     feed = {}
     for t in inputs:
         if t.shape is None or any(not isinstance(d, int) for d in t.shape[1:]):
-            raise UsageError(f"random calibration data needs fixed shapes, but input '{t.name}' has {t.shape}")
+            raise UsageError(
+                f"random calibration data needs fixed shapes, but input '{t.name}' has {t.shape}"
+            )
         shape = (samples, *t.shape[1:])
         dtype = np.dtype(t.dtype)
         values = rng.standard_normal(shape) if dtype.kind == "f" else np.zeros(shape)
@@ -78,7 +80,9 @@ def random_data(inputs: list[gs.Variable], samples: int, seed: int) -> Dataset:
     return Dataset([feed], None, "random data")
 
 
-def batches(dataset: Dataset, inputs: list[gs.Variable], limit: int | None, seed: int, size: int) -> list[Feed]:
+def batches(
+    dataset: Dataset, inputs: list[gs.Variable], limit: int | None, seed: int, size: int
+) -> list[Feed]:
     """`limit` samples picked with `seed`, in batches of `size`, or of the model's own batch where that is fixed."""
     if not dataset.stacked:
         return dataset.feeds[:limit]
@@ -188,7 +192,9 @@ def _iterate(source: Any) -> Iterator[Feed]:
         raise UsageError(f"calibration data of type {type(source).__name__} is not an iterable of feed dicts")
     for feed in source:
         if not isinstance(feed, dict):
-            raise UsageError(f"calibration data yields {type(feed).__name__}, not a dict of input name to array")
+            raise UsageError(
+                f"calibration data yields {type(feed).__name__}, not a dict of input name to array"
+            )
         yield feed
 
 
@@ -203,14 +209,18 @@ def _check(feed: Feed, inputs: list[gs.Variable], origin: str) -> None:
             raise UsageError(f"{origin} has no array for the model's input '{name}'")
         value = feed[name]
         if t.dtype is not None and value.dtype != t.dtype:
-            raise UsageError(f"{origin}: '{name}' has type {value.dtype}, but the model wants {np.dtype(t.dtype)}")
+            raise UsageError(
+                f"{origin}: '{name}' has type {value.dtype}, but the model wants {np.dtype(t.dtype)}"
+            )
         if t.shape is not None:
             fits = value.ndim == len(t.shape) and all(
                 not isinstance(d, int) or d <= 0 or d == s
                 for d, s in zip(t.shape[1:], value.shape[1:], strict=True)
             )
             if not fits:
-                raise UsageError(f"{origin}: '{name}' has shape {list(value.shape)}, but the model wants {t.shape}")
+                raise UsageError(
+                    f"{origin}: '{name}' has shape {list(value.shape)}, but the model wants {t.shape}"
+                )
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise UsageError(f"{origin}: '{name}' holds NaN or infinite values")
 

@@ -40,7 +40,7 @@ class Granularity:
 
     def fit(self, taps: int, channels: int) -> Granularity:
         """The same, or the widest narrower one that divides a layer's channels."""
-        if self.name == "channel" or taps == 1 and self.width == 1:
+        if self.name == "channel" or (taps == 1 and self.width == 1):
             return self
         widths = [w for w in (*reversed(BLOCKS), VECTOR, 1) if w <= self.width and channels % w == 0]
         names = {1: "element", VECTOR: "vector"}

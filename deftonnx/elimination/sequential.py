@@ -57,7 +57,15 @@ def siblings(choices: list[Choice]) -> list[list[Choice]]:
     for choice in choices:
         layer = choice.layer
         units = ("channel",) if choice.granularity.name == "channel" else layer.geometry
-        key = (id(layer.x), layer.input_axis, layer.groups, layer.channels, choice.granularity, units, choice.density)
+        key = (
+            id(layer.x),
+            layer.input_axis,
+            layer.groups,
+            layer.channels,
+            choice.granularity,
+            units,
+            choice.density,
+        )
         together.setdefault(key, []).append(choice)
     return list(together.values())
 
@@ -121,7 +129,9 @@ def _statistics(
     return result
 
 
-def _pairs(name: str, reference: ActivationStream, reduced: ActivationStream) -> Iterator[tuple[Array, Array]]:
+def _pairs(
+    name: str, reference: ActivationStream, reduced: ActivationStream
+) -> Iterator[tuple[Array, Array]]:
     if reduced is reference:
         yield from ((x, x) for x in reference.batches(name))
     else:
@@ -154,7 +164,9 @@ def _select(group: list[Choice], members: list[list[Member]]) -> None:
     if first.alpha is not None:
         units = [correlation.keep_at(m, first.alpha) for m in together]
         most = max(len(u) for u in units)
-        units = [correlation.keep(m, most) if len(u) != most else u for m, u in zip(together, units, strict=True)]
+        units = [
+            correlation.keep(m, most) if len(u) != most else u for m, u in zip(together, units, strict=True)
+        ]
     else:
         units = [criterion.keep(m, kept_count(first.density, len(m[0].units))) for m in together]
     least = min(len(u) for u in units)
@@ -178,7 +190,9 @@ def _refit(choice: Choice, members: list[Member]) -> None:
     for g, member in enumerate(members):
         features = np.sort(member.units[choice.units[g]].reshape(-1))
         kept[g, features] = True
-        weight[g, features], bias[g] = refit.REFITS[choice.refit](member.weight, bias[g], features, member.moments)
+        weight[g, features], bias[g] = refit.REFITS[choice.refit](
+            member.weight, bias[g], features, member.moments
+        )
         if member.moments is not None:
             residual, total = refit.residual(weight[g, features], bias[g], features, member.moments)
             unexplained, energy = unexplained + residual, energy + total

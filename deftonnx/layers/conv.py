@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from deftonnx.layers.linear import FLOAT_TYPES, Array, LinearLayer, Refusal, dimension_rule, replace_constant, unused_name
+from deftonnx.layers.linear import (
+    FLOAT_TYPES,
+    Array,
+    LinearLayer,
+    Refusal,
+    dimension_rule,
+    replace_constant,
+    unused_name,
+)
 
 
 def match(node: gs.Node) -> LinearLayer | Refusal | None:

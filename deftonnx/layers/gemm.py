@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from deftonnx.layers.linear import FLOAT_TYPES, Array, LinearLayer, Refusal, dimension_rule, replace_constant, unused_name
+from deftonnx.layers.linear import (
+    FLOAT_TYPES,
+    Array,
+    LinearLayer,
+    Refusal,
+    dimension_rule,
+    replace_constant,
+    unused_name,
+)
 from deftonnx.layers.matmul import sample_rows
 
 

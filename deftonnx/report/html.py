@@ -63,7 +63,7 @@ def page(report: Report) -> str:
 
 
 def _row(cells: Iterable[str], numbers: frozenset[int] | set[int] = frozenset(), last: str = "") -> str:
-    parts = [f'<td{" class=number" * (i in numbers)}>{escape(c)}</td>' for i, c in enumerate(cells)]
+    parts = [f"<td{' class=number' * (i in numbers)}>{escape(c)}</td>" for i, c in enumerate(cells)]
     return f"<tr>{''.join(parts)}{last}</tr>"
 
 

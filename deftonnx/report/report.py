@@ -29,7 +29,10 @@ class Size:
         """For JSON; latency as median, min and max."""
         latency = None
         if self.latency_ms:
-            rounds = [round(v, 5) for v in (statistics.median(self.latency_ms), min(self.latency_ms), max(self.latency_ms))]
+            rounds = [
+                round(v, 5)
+                for v in (statistics.median(self.latency_ms), min(self.latency_ms), max(self.latency_ms))
+            ]
             latency = dict(zip(("median", "min", "max"), rounds, strict=True))
         return {"bytes": self.bytes, "parameters": self.parameters, "macs": self.macs, "latency_ms": latency}
 
@@ -82,7 +85,9 @@ class Report:
             "settings": self.settings,
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
-            "accuracy": None if self.accuracy is None else {**self.accuracy.to_dict(), "on": self.accuracy_on},
+            "accuracy": None
+            if self.accuracy is None
+            else {**self.accuracy.to_dict(), "on": self.accuracy_on},
             "layers": [vars(row) for row in self.layers],
             "left_alone": [vars(refusal) for refusal in self.left_alone],
             "warnings": self.warnings,

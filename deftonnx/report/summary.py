@@ -14,19 +14,33 @@ def rows(report: Report) -> list[Row]:
     before, after = report.before, report.after
     table = [
         ("file size", _bytes(before.bytes), _bytes(after.bytes), _ratio(before.bytes, after.bytes)),
-        ("parameters", _count(before.parameters), _count(after.parameters), _ratio(before.parameters, after.parameters)),
+        (
+            "parameters",
+            _count(before.parameters),
+            _count(after.parameters),
+            _ratio(before.parameters, after.parameters),
+        ),
         ("multiply-adds", _count(before.macs), _count(after.macs), _ratio(before.macs, after.macs)),
     ]
     if before.latency_ms and after.latency_ms:
         old, new = statistics.median(before.latency_ms), statistics.median(after.latency_ms)
-        table.append(("latency, CPU, one sample", _latency(before), _latency(after), f"{old / new:.2f}× faster"))
+        table.append(
+            ("latency, CPU, one sample", _latency(before), _latency(after), f"{old / new:.2f}× faster")
+        )
     score = report.accuracy
     if score is not None:
         on = f"{score.metric} on {score.samples} samples ({report.accuracy_on})"
         if score.value is not None and score.reference is not None:
             spread = "" if score.interval is None else f" ± {score.interval:.2f}"
             unit = "%" if score.metric == "top1" else ""
-            table.append((on, f"{score.reference:.2f}{unit}", f"{score.value:.2f}{unit}", f"{-score.loss:+.2f}{spread}"))
+            table.append(
+                (
+                    on,
+                    f"{score.reference:.2f}{unit}",
+                    f"{score.value:.2f}{unit}",
+                    f"{-score.loss:+.2f}{spread}",
+                )
+            )
         else:
             table.append((on, "0", f"{score.loss:.4g}", ""))
     return table

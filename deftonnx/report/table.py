@@ -30,7 +30,9 @@ def show(report: Report, console: Console, verbose: int = 0) -> None:
 def _layers(report: Report, console: Console) -> None:
     table = Table(title="layers", title_justify="left")
     for column in ("layer", "op", "K", "kept", "granularity", "written as", "error", "multiply-adds"):
-        table.add_column(column, justify="left" if column in ("layer", "op", "granularity", "written as") else "right")
+        table.add_column(
+            column, justify="left" if column in ("layer", "op", "granularity", "written as") else "right"
+        )
     for row in report.layers:
         table.add_row(
             row.name,

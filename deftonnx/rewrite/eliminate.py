@@ -64,7 +64,10 @@ def _truncate(graph: gs.Graph, layer: LinearLayer, gathers: dict[tuple[Any, ...]
         order = reorder(np.flatnonzero(kept[0]), layer.channels)[: int(kept[0].sum())]
     else:
         order = np.concatenate(
-            [g * layer.channels + reorder(np.flatnonzero(k), layer.channels)[: int(k.sum())] for g, k in enumerate(kept)]
+            [
+                g * layer.channels + reorder(np.flatnonzero(k), layer.channels)[: int(k.sum())]
+                for g, k in enumerate(kept)
+            ]
         )
     layer.keep_inputs(order)
     key = (id(layer.x), layer.input_axis, order.tobytes())
@@ -86,7 +89,9 @@ def _take(graph: gs.Graph, layer: LinearLayer, order: Array) -> gs.Variable:
             gs.Constant(unused_name(f"{layer.name}/kept_{what}"), np.array([value], dtype=np.int64))
             for what, value in (("start", 0), ("end", len(order)), ("axis", axis))
         ]
-        node = gs.Node("Slice", unused_name(f"{layer.name}/slice"), inputs=[layer.x, *bounds], outputs=[result])
+        node = gs.Node(
+            "Slice", unused_name(f"{layer.name}/slice"), inputs=[layer.x, *bounds], outputs=[result]
+        )
     elif prefix:
         attrs = {"axes": [axis], "starts": [0], "ends": [len(order)]}
         node = gs.Node("Slice", unused_name(f"{layer.name}/slice"), attrs, [layer.x], [result])

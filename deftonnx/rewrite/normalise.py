@@ -13,8 +13,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from deftonnx.layers import LinearLayer
-from deftonnx.layers import MATCHERS
+from deftonnx.layers import MATCHERS, LinearLayer
 from deftonnx.layers.conv import ConvLayer
 
 FOLD_LIMIT = 1 << 20
@@ -97,7 +96,9 @@ def infer_shapes(graph: gs.Graph) -> None:
 def skeleton(graph: gs.Graph) -> onnx.ModelProto:
     """The model without its large weights: they become inputs, which have a type and shape but no values."""
     weights = {
-        name: t for name, t in graph.tensors().items() if isinstance(t, gs.Constant) and np.prod(t.shape) > SMALL
+        name: t
+        for name, t in graph.tensors().items()
+        if isinstance(t, gs.Constant) and np.prod(t.shape) > SMALL
     }
     stripped = graph.copy()
     inputs = []
@@ -118,7 +119,11 @@ def drop_identity_dropout(graph: gs.Graph) -> None:
         if node.op not in ("Dropout", "Identity") or node.domain not in (None, "", "ai.onnx"):
             continue
         training = len(node.inputs) > 2 and node.inputs[2].name
-        if training or any(id(t) in outputs for t in node.outputs) or any(t.outputs for t in node.outputs[1:]):
+        if (
+            training
+            or any(id(t) in outputs for t in node.outputs)
+            or any(t.outputs for t in node.outputs[1:])
+        ):
             continue
         if isinstance(node.inputs[0], gs.Constant) or _read_in_subgraph(graph, node.outputs[0]):
             continue
@@ -142,7 +147,9 @@ def fold_batch_norm(graph: gs.Graph) -> bool:
     for node in list(graph.nodes):
         if node.op != "BatchNormalization" or node.attrs.get("training_mode", 0):
             continue
-        if not all(isinstance(t, gs.Constant) for t in node.inputs[1:5]) or any(t.outputs for t in node.outputs[1:]):
+        if not all(isinstance(t, gs.Constant) for t in node.inputs[1:5]) or any(
+            t.outputs for t in node.outputs[1:]
+        ):
             continue
         layer = _layer_before(graph, node)
         if layer is None:
@@ -189,7 +196,7 @@ def _layer_before(graph: gs.Graph, node: gs.Node) -> LinearLayer | None:
         return None
     rank = len(y.shape) if y.shape is not None else None
     axis = layer.output_axis if layer.output_axis >= 0 or rank is None else layer.output_axis + rank
-    return layer if axis == 1 and layer.N == node.inputs[1].shape[0] else None
+    return layer if axis == 1 and node.inputs[1].shape[0] == layer.N else None
 
 
 def _dimension(dim: Any) -> int | str | None:

@@ -1,0 +1,129 @@
+"""`deftonnx optimize`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from deftonnx.cli.console import output_console, progress, warn
+from deftonnx.cli.selection_options import selection_options
+
+from deftonnx import model_file
+from deftonnx.elimination.refit import REFITS
+from deftonnx.elimination.sequential import CRITERIA
+from deftonnx.errors import UnchangedError, UsageError
+from deftonnx.optimize import optimize as run
+from deftonnx.report import html, table
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL with the suffix .deft.onnx."
+)
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+@click.option(
+    "--calib-data",
+    metavar="PATH",
+    help="Calibration data: .npz keyed by input name (samples along the first axis), .npy (one input), a directory of "
+    ".npz, or script.py[:function] yielding feed dicts (function 'calibration_data' by default). 'random' for none.",
+)
+@click.option(
+    "--calib-samples", type=int, default=512, show_default=True, help="Samples used, picked with --seed."
+)
+@selection_options
+@click.option("--alpha", type=float, help="The paper's correlation threshold, instead of --density.")
+@click.option("--criterion", type=click.Choice(list(CRITERIA)), help="What decides what goes. Default: obs.")
+@click.option(
+    "--refit",
+    type=click.Choice(list(REFITS)),
+    help="What is done to the weights that stay. Default: least-squares.",
+)
+@click.option(
+    "--no-absorb",
+    "absorb",
+    flag_value=False,
+    default=True,
+    help="The paper's literal form: leave the Gathers.",
+)
+@click.option(
+    "--eval-data", metavar="PATH", help="Data to score on, in the forms of --calib-data; may hold 'labels'."
+)
+@click.option(
+    "--metric", metavar="NAME", help="top1, rel-l2, cosine, kl or module:function. Default: top1 with labels."
+)
+@click.option("--plan-in", type=click.Path(path_type=Path), help="Replay the decisions of an earlier run.")
+@click.option("--plan-out", type=click.Path(path_type=Path), help="Write the decisions as JSON.")
+@click.option(
+    "--report", "report_path", type=click.Path(path_type=Path), help="Write a report: FILE.json or FILE.html."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON and nothing else.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--dry-run", is_flag=True, help="Do everything but write the model.")
+@click.option("--save-as-external-data", is_flag=True, help="Keep the weights in a file beside the model.")
+@click.option("--fail-if-unchanged", is_flag=True, help="Exit with code 4 if nothing was improved.")
+@click.option("-v", "--verbose", count=True, help="Show every layer.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no table.")
+def optimize(
+    model: Path,
+    output: Path | None,
+    force: bool,
+    calib_data: str | None,
+    eval_data: str | None,
+    metric: str | None,
+    plan_in: Path | None,
+    plan_out: Path | None,
+    report_path: Path | None,
+    as_json: bool,
+    dry_run: bool,
+    save_as_external_data: bool,
+    fail_if_unchanged: bool,
+    verbose: int,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Make MODEL smaller and faster and write the result beside it.
+
+    Without --calib-data only lossless rewrites are done.
+    """
+    output = output or model.with_suffix(".deft.onnx")
+    if report_path is not None and report_path.suffix not in (".json", ".html"):
+        raise UsageError(f"--report '{report_path}' is neither .json nor .html")
+    if output.resolve() == model.resolve():
+        raise UsageError(f"output '{output}' is the input, which is never touched")
+    if not dry_run and model.exists():
+        model_file.check_writable(output, force)
+    for path in (plan_out, report_path):
+        if path is not None:
+            model_file.check_writable(path, True)
+    with progress(quiet or as_json) as callback:
+        result = run(
+            model,
+            calib_data=calib_data,
+            eval_data=eval_data,
+            metric=metric,
+            plan=plan_in,
+            progress=callback,
+            **settings,
+        )
+    report = result.report
+    if not dry_run:
+        result.save(output, external_data=save_as_external_data)
+        report.output = str(output)
+    if plan_out is not None:
+        model_file.write_atomically(
+            plan_out, lambda file: file.write_text(result.plan.to_json(indent=1) + "\n")
+        )
+    if report_path is not None:
+        text = html.page(report) if report_path.suffix == ".html" else report.to_json() + "\n"
+        model_file.write_atomically(report_path, lambda file: file.write_text(text))
+    if as_json:
+        click.echo(report.to_json())
+    else:
+        for message in report.warnings:
+            warn(message)
+        if not quiet:
+            table.show(report, output_console(), verbose)
+    if fail_if_unchanged and not report.improved:
+        raise UnchangedError(f"nothing in '{model}' was improved")

@@ -1,0 +1,60 @@
+"""The options that say which layers are reduced, shared by `optimize` and `inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from deftonnx.settings import TARGETS
+
+Command = Callable[..., Any]
+
+
+def selection_options(command: Command) -> Command:
+    """Add them to a command."""
+    for option in reversed(
+        (
+            click.option(
+                "--density", type=float, help="Fraction of K every layer keeps, above 0 and at most 1."
+            ),
+            click.option(
+                "--granularity",
+                default="auto",
+                show_default=True,
+                metavar="auto|channel|block[:B]|vector|element",
+                help="What is eliminated as a unit. auto: channel for a Conv (block:32 with --target cuda), else element.",
+            ),
+            click.option(
+                "--target",
+                type=click.Choice(TARGETS),
+                default="any",
+                show_default=True,
+                help="Where it will run. any: only what is faster everywhere.",
+            ),
+            click.option(
+                "--nodes-to-exclude",
+                multiple=True,
+                metavar="REGEX",
+                help="Leave these nodes alone. May be repeated.",
+            ),
+            click.option(
+                "--op-types-to-exclude",
+                multiple=True,
+                metavar="TYPE",
+                help="Leave these operators alone. Repeatable.",
+            ),
+            click.option(
+                "--keep-first/--no-keep-first", default=True, help="Leave first layers alone (default)."
+            ),
+            click.option(
+                "--keep-last/--no-keep-last", default=True, help="Leave last layers alone (default)."
+            ),
+            click.option(
+                "--portable", is_flag=True, help="Standard ONNX operators only, no ai.deftonnx nodes."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
