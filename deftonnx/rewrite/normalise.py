@@ -96,9 +96,7 @@ def infer_shapes(graph: gs.Graph) -> None:
 def skeleton(graph: gs.Graph) -> onnx.ModelProto:
     """The model without its large weights: they become inputs, which have a type and shape but no values."""
     weights = {
-        name: t
-        for name, t in graph.tensors().items()
-        if isinstance(t, gs.Constant) and np.prod(t.shape) > SMALL
+        name: t for name, t in graph.tensors().items() if isinstance(t, gs.Constant) and np.prod(t.shape) > SMALL
     }
     stripped = graph.copy()
     inputs = []
@@ -119,11 +117,7 @@ def drop_identity_dropout(graph: gs.Graph) -> None:
         if node.op not in ("Dropout", "Identity") or node.domain not in (None, "", "ai.onnx"):
             continue
         training = len(node.inputs) > 2 and node.inputs[2].name
-        if (
-            training
-            or any(id(t) in outputs for t in node.outputs)
-            or any(t.outputs for t in node.outputs[1:])
-        ):
+        if training or any(id(t) in outputs for t in node.outputs) or any(t.outputs for t in node.outputs[1:]):
             continue
         if isinstance(node.inputs[0], gs.Constant) or _read_in_subgraph(graph, node.outputs[0]):
             continue
@@ -147,9 +141,7 @@ def fold_batch_norm(graph: gs.Graph) -> bool:
     for node in list(graph.nodes):
         if node.op != "BatchNormalization" or node.attrs.get("training_mode", 0):
             continue
-        if not all(isinstance(t, gs.Constant) for t in node.inputs[1:5]) or any(
-            t.outputs for t in node.outputs[1:]
-        ):
+        if not all(isinstance(t, gs.Constant) for t in node.inputs[1:5]) or any(t.outputs for t in node.outputs[1:]):
             continue
         layer = _layer_before(graph, node)
         if layer is None:

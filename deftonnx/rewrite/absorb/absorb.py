@@ -127,9 +127,7 @@ def _make_prefixes(layers: list[LinearLayer], channels: ChannelMap) -> None:
         kept = layer.kept.any((0, 1))
         if bool((layer.kept == kept).all()) and not kept[channels.alive(atoms)].all():
             partial.append((int(kept.sum()) * layer.rows_per_sample()[1], atoms, kept))
-    windows = [
-        layer for layer in layers if layer.taps > 1 and not (layer.kept == layer.kept.any(1)[:, None]).all()
-    ]
+    windows = [layer for layer in layers if layer.taps > 1 and not (layer.kept == layer.kept.any(1)[:, None]).all()]
     for _, atoms, kept in sorted(partial, key=lambda p: -p[0]):
         if not any(np.intersect1d(atoms, a).size for w in windows for a in channels.axes(w.x).values()):
             channels.prefer(atoms, kept)
@@ -137,3 +135,24 @@ def _make_prefixes(layers: list[LinearLayer], channels: ChannelMap) -> None:
 
 def _signature(layers: list[LinearLayer]) -> list[tuple[int, int, bytes]]:
     return [(layer.channels, layer.outputs, layer.kept.tobytes()) for layer in layers]
+
+
+def readers(graph: gs.Graph, layers: list[LinearLayer]) -> dict[str, list[tuple[LinearLayer, Array]]]:
+    """For each layer whose outputs only reach layers feature by feature: those layers, and for every position of
+    their input axis the output feature it comes from, or −1. Layers read in any other way are left out."""
+    channels = _map(graph, layers)
+    inputs = list(_inputs(layers, channels))
+    result = {}
+    for layer in layers:
+        axis = _absolute(layer.output_axis, layer.y)
+        made = channels.axes(layer.y).get(axis) if axis is not None else None
+        if made is None or channels.alive_mask(made).any():
+            continue
+        feature = {root: n for n, root in enumerate(channels.roots(made).tolist())}
+        if len(feature) < len(made):
+            continue
+        found = [
+            (reader, np.array([feature.get(r, -1) for r in channels.roots(atoms).tolist()])) for reader, atoms in inputs
+        ]
+        result[layer.name] = [(reader, source) for reader, source in found if (source >= 0).any()]
+    return result
