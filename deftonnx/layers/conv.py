@@ -15,6 +15,7 @@ from deftonnx.layers.linear import (
     Refusal,
     dimension_rule,
     replace_constant,
+    set_constant,
     unused_name,
 )
 
@@ -99,7 +100,8 @@ class ConvLayer(LinearLayer):
         if bias is None or (not self._has_bias() and not bias.any()):
             return
         if not self._has_bias():
-            self.node.inputs[2:] = [gs.Constant(unused_name(f"{self.name}/bias"), np.zeros(1, dtype=dtype))]
+            placeholder = gs.Constant(unused_name(f"{self.name}/bias"), np.zeros(1, dtype=dtype))
+            set_constant(self.node, 2, placeholder)
         replace_constant(self.node, 2, bias.astype(dtype))
 
     def rows(self, x: Array, limit: int, rng: np.random.Generator) -> Array:

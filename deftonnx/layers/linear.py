@@ -164,6 +164,11 @@ def replace_constant(node: gs.Node, index: int, values: Array) -> None:
     node.inputs[index] = gs.Constant(unused_name(f"{old.name}/{node.name or node.op}"), values)
 
 
+def set_constant(node: gs.Node, index: int, constant: gs.Constant) -> None:
+    """Make `constant` input `index` of `node`, which may have had fewer inputs."""
+    node.inputs = [*node.inputs[:index], constant, *node.inputs[index + 1 :]]
+
+
 def unused_name(stem: str) -> str:
     """A tensor name of our own: `stem` marked so that exporters' names never collide with it."""
     return f"{stem}/deft"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from deftonnx.layers.linear import replace_constant, unused_name
+from deftonnx.layers.linear import replace_constant, set_constant, unused_name
 from deftonnx.rewrite.absorb.channels import Array, ChannelMap, is_identity
 from deftonnx.rewrite.absorb.parameters import integers, store_integers
 
@@ -81,7 +81,7 @@ def split(node: gs.Node, channels: ChannelMap) -> None:
             if channels.opset < 13:
                 node.attrs["split"] = lengths
             else:
-                node.inputs[1:] = [_integer_constant(node, "split", lengths)]
+                set_constant(node, 1, _integer_constant(node, "split", lengths))
 
         channels.edits.append(edit)
 
