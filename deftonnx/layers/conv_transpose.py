@@ -26,10 +26,11 @@ from deftonnx.layers.matmul import sample_rows
 
 def match(node: gs.Node) -> LinearLayer | Refusal | None:
     """`node` as a linear layer; a refusal where it has weights but cannot be one; None where it has no weights."""
-    found = conv.match(node)
-    if isinstance(found, conv.ConvLayer):
-        return ConvTransposeLayer(node)
-    return found
+    refusal = conv.refuse(node)
+    if refusal is not None or isinstance(node.inputs[0], gs.Constant):
+        return refusal
+    layer = ConvTransposeLayer(node)
+    return Refusal(node.name, node.op, conv.DEPTHWISE) if layer.groups > 1 and layer.channels == 1 else layer
 
 
 class ConvTransposeLayer(LinearLayer):

@@ -285,22 +285,30 @@ def shape(node: gs.Node, channels: ChannelMap) -> None:
         rank = len(node.inputs[0].shape)
         taken: set[int] = set()
         for user in node.outputs[0].outputs:
-            index = user.inputs[1] if user.op == "Gather" and len(user.inputs) > 1 else None
-            if isinstance(index, gs.Constant):
-                taken |= {int(i) % rank for i in index.values.reshape(-1)}
-            else:
-                taken |= set(range(rank))
-        if axis in taken or node.attrs:
+            taken |= _dimensions_read(user, rank)
+        if axis in taken or node.attrs or channels.is_output(node.outputs[0]):
             channels.fix(atoms)
+
+
+def _dimensions_read(node: gs.Node, rank: int) -> set[int]:
+    """The entries of a shape of this rank that `node` reads: those a constant Gather or Slice picks, or all."""
+    if node.op == "Gather" and isinstance(node.inputs[1], gs.Constant):
+        return {int(i) % rank for i in node.inputs[1].values.reshape(-1)}
+    if node.op == "Slice":
+        starts, ends, steps = integers(node, "starts", 1), integers(node, "ends", 2), integers(node, "steps", 4)
+        if starts is not None and ends is not None and (steps is not None or len(node.inputs) < 5):
+            return set(range(rank)[slice(starts[0], ends[0], steps[0] if steps else 1)])
+    return set(range(rank))
 
 
 def product(node: gs.Node, channels: ChannelMap) -> None:
     """MatMul of two activations: the rows of the first and the columns of the second pass through."""
     a, b = node.inputs
     y = node.outputs[0]
+    matrices = y.shape is not None and all(t.shape is not None and len(t.shape) > 1 for t in (a, b))
     for t, passing in ((a, -2), (b, -1)):
         for axis, atoms in channels.axes(t).items():
-            if axis == len(t.shape) + passing and y.shape is not None and len(t.shape) > 1:
+            if matrices and axis == len(t.shape) + passing:
                 channels.track(y, len(y.shape) + passing, atoms)
             else:
                 channels.fix(atoms)
