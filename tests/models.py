@@ -19,7 +19,7 @@ from deftonnx.rewrite.normalise import export_model, import_model, normalise
 
 Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]
-IR_VERSIONS = {7: 3, 8: 3, 9: 4, 10: 5, 11: 6, 12: 7, 13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
+IR_VERSIONS = {7: 4, 8: 4, 9: 4, 10: 5, 11: 6, 12: 7, 13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
 NEWEST_OPSET = min(onnx.defs.onnx_opset_version(), 26)
 
 

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from generator import Builder, random_mask
 from models import assert_same, export_model, feed_for, mask, prepare, reduce, run
+from deftonnx.layers import LinearLayer
 
 CASES = 240
 CHUNK = 12
@@ -26,12 +27,21 @@ def check(seed: int) -> None:
     feed = feed_for(proto, seed, N=batch_size(proto, rng))
     graph, layers = prepare(proto)
     for layer in layers:
+        if rng.random() < 0.3:
+            kill(layer, rng)
         kept = random_mask(layer.kept.shape, layer.shares_choice, rng, graph.opset)
         if kept is not None:
             mask(layer, kept)
     masked = export_model(graph, proto)
     reduced = reduce(graph, layers, proto, absorbing=bool(rng.random() < 0.9))
     assert_same(run(reduced, feed), run(masked, feed), 2e-5)
+
+
+def kill(layer: LinearLayer, rng: np.random.Generator) -> None:
+    """Make some synapse vectors zero that nothing has eliminated."""
+    dead = rng.random((layer.groups, 1, layer.channels, 1)) < rng.choice([0.2, 0.6, 1.0])
+    weight = layer.weight().reshape(layer.groups, layer.taps, layer.channels, -1)
+    layer.store(np.where(dead, 0, weight).reshape(layer.groups, layer.K, -1), layer.bias())
 
 
 @pytest.mark.parametrize("first", range(0, CASES, CHUNK))

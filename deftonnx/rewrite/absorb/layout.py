@@ -206,13 +206,17 @@ def reshape(node: gs.Node, channels: ChannelMap) -> None:
             continue
         out_axis, inner, place = found
         merged = _merged(atoms, inner, place)
+        if target and axis != out_axis:  # a 0 would copy another axis's length here, or this one's elsewhere
+            lengths = {axis: len(atoms), out_axis: len(merged)}
+            target = [lengths.get(i, 0) if size == 0 else size for i, size in enumerate(target)]
         channels.track(y, out_axis, merged)
 
         def edit(target: list[int] = target or [], out_axis: int = out_axis, merged: Array = merged) -> None:
-            if len(channels.alive(merged)) == len(merged):
+            length = len(channels.alive(merged))
+            if length == len(merged):
                 return
             if target[out_axis] > 0:
-                target[out_axis] = len(channels.alive(merged))
+                target[out_axis] = length
             if "shape" in node.attrs:
                 node.attrs["shape"] = target
             else:
@@ -236,6 +240,9 @@ def _target_shape(node: gs.Node, x: gs.Tensor, y: gs.Tensor) -> list[int] | None
 
 def _follow(axis: int, before: list[Any], after: list[Any]) -> tuple[int, list[int], int] | None:
     """Where `axis` goes: the output axis, the lengths of the axes merged into it, and its place among them."""
+    behind = len(before) - axis
+    if behind <= len(after) and before[axis:] == after[-behind:] and all(isinstance(d, int) for d in before[axis:]):
+        return len(after) - behind, [before[axis]], 0
     start = 0
     while start < min(len(before), len(after), axis) and _same(start, before, after):
         start += 1
@@ -245,6 +252,8 @@ def _follow(axis: int, before: list[Any], after: list[Any]) -> tuple[int, list[i
     i = 0
     for j, length in enumerate(result):
         taken: list[int] = []
+        if length == 1 and i < len(source) and source[i] != 1:
+            continue
         while i < len(source) and (int(np.prod(taken)) != length or not taken):
             taken.append(source[i])
             i += 1
