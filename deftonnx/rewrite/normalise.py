@@ -84,7 +84,7 @@ def infer_shapes(graph: gs.Graph) -> None:
     except Exception:  # shapes stay as the exporter left them; passes that need one then leave the node alone
         return
     tensors = graph.tensors()
-    for info in inferred.graph.value_info:
+    for info in (*inferred.graph.value_info, *inferred.graph.output):
         tensor = tensors.get(info.name)
         if isinstance(tensor, gs.Variable) and info.type.HasField("tensor_type"):
             kind = info.type.tensor_type
