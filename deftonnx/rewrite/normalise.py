@@ -140,9 +140,11 @@ def name_constant_outputs(graph: gs.Graph) -> None:
     for i, tensor in enumerate(graph.outputs):
         if isinstance(tensor, gs.Constant):
             output = gs.Variable(tensor.name, tensor.dtype, tensor.shape)
-            tensor.name = unused_name(tensor.name)
+            copy = gs.Constant(unused_name(tensor.name), tensor.values)  # a renamed one would rename its source too
+            for user in list(tensor.outputs):
+                user.inputs = [copy if t is tensor else t for t in user.inputs]
             graph.outputs[i] = output
-            graph.nodes.append(gs.Node("Identity", tensor.name, inputs=[tensor], outputs=[output]))
+            graph.nodes.append(gs.Node("Identity", copy.name, inputs=[copy], outputs=[output]))
 
 
 def _read_in_subgraph(graph: gs.Graph, tensor: gs.Tensor) -> bool:

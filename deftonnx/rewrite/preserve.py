@@ -20,6 +20,7 @@ EMPTY = {"value_ints": np.int64, "value_floats": np.float32, "value_strings": np
 
 def drop_unwritable(graph: gs.Graph) -> None:
     """Take out of a freshly imported graph what cannot be exported: `restore` puts it back."""
+    graph.ir_version = max(graph.ir_version or 0, OLDEST_IR)
     for node in _nodes([graph]):
         for name, value in list(node.attrs.items()):
             if not isinstance(value, list) or value:
@@ -69,7 +70,9 @@ def _restore_nodes(graph: onnx.GraphProto, like: onnx.GraphProto) -> None:
         original = originals.get(next(filter(None, node.output), ""))
         if original is None or (original.op_type, original.domain) != (node.op_type, node.domain):
             continue
-        node.overload, node.doc_string = original.overload, original.doc_string
+        for field in ("overload", "doc_string"):
+            if getattr(original, field):
+                setattr(node, field, getattr(original, field))
         node.metadata_props.extend(original.metadata_props)
         have = {attribute.name: attribute for attribute in node.attribute}
         for attribute in original.attribute:
