@@ -12,16 +12,25 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from deftonnx.layers import conv
-from deftonnx.layers.linear import Array, LinearLayer, Refusal, dimension_rule, replace_constant, unused_name
+from deftonnx.layers.linear import (
+    Array,
+    LinearLayer,
+    Refusal,
+    dimension_rule,
+    replace_constant,
+    set_constant,
+    unused_name,
+)
 from deftonnx.layers.matmul import sample_rows
 
 
 def match(node: gs.Node) -> LinearLayer | Refusal | None:
     """`node` as a linear layer; a refusal where it has weights but cannot be one; None where it has no weights."""
-    found = conv.match(node)
-    if isinstance(found, conv.ConvLayer):
-        return ConvTransposeLayer(node)
-    return found
+    refusal = conv.refuse(node)
+    if refusal is not None or isinstance(node.inputs[0], gs.Constant):
+        return refusal
+    layer = ConvTransposeLayer(node)
+    return Refusal(node.name, node.op, conv.DEPTHWISE) if layer.groups > 1 and layer.channels == 1 else layer
 
 
 class ConvTransposeLayer(LinearLayer):
@@ -92,7 +101,8 @@ class ConvTransposeLayer(LinearLayer):
         if bias is None or (not self._has_bias() and not bias.any()):
             return
         if not self._has_bias():
-            self.node.inputs[2:] = [gs.Constant(unused_name(f"{self.name}/bias"), np.zeros(1, dtype=dtype))]
+            placeholder = gs.Constant(unused_name(f"{self.name}/bias"), np.zeros(1, dtype=dtype))
+            set_constant(self.node, 2, placeholder)
         replace_constant(self.node, 2, bias.astype(dtype))
 
     def rows(self, x: Array, limit: int, rng: np.random.Generator) -> Array:

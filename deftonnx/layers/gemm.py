@@ -14,6 +14,7 @@ from deftonnx.layers.linear import (
     Refusal,
     dimension_rule,
     replace_constant,
+    set_constant,
     unused_name,
 )
 from deftonnx.layers.matmul import sample_rows
@@ -83,7 +84,7 @@ class GemmLayer(LinearLayer):
         self.node.attrs["beta"] = 1.0
         if not self._has_bias():
             placeholder = gs.Constant(unused_name(f"{self.name}/bias"), np.zeros(1, dtype=dtype))
-            self.node.inputs[2:] = [placeholder]
+            set_constant(self.node, 2, placeholder)
         replace_constant(self.node, 2, bias.astype(dtype))
 
     def rows(self, x: Array, limit: int, rng: np.random.Generator) -> Array:

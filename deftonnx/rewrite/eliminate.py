@@ -59,7 +59,7 @@ def keeps_whole_channels(layer: LinearLayer) -> bool:
 
 def _truncate(graph: gs.Graph, layer: LinearLayer, gathers: dict[tuple[Any, ...], gs.Variable]) -> None:
     """x → Gather(kept) → the layer with a smaller weight. Layers that keep the same features share the Gather."""
-    kept = layer.kept[:, 0]  # (groups, channels)
+    kept = even(layer.kept[:, 0])  # (groups, channels)
     if layer.input_features == layer.channels:
         order = reorder(np.flatnonzero(kept[0]), layer.channels)[: int(kept[0].sum())]
     else:
@@ -75,6 +75,18 @@ def _truncate(graph: gs.Graph, layer: LinearLayer, gathers: dict[tuple[Any, ...]
         gathers[key] = _take(graph, layer, order)
     layer.node.inputs[list(map(id, layer.node.inputs)).index(id(layer.x))] = gathers[key]
     layer.x = gathers[key]
+
+
+def even(kept: Array) -> Array:
+    """`kept` (groups, channels) with as many in every group as in the fullest, and at least one.
+
+    Absorption may have dropped a kept feature whose weights were all zero. What is added has zero weights too.
+    """
+    kept = kept.copy()
+    most = max(1, int(kept.sum(1).max()))
+    for row in kept:
+        row[np.flatnonzero(~row)[: most - int(row.sum())]] = True
+    return kept
 
 
 def _take(graph: gs.Graph, layer: LinearLayer, order: Array) -> gs.Variable:
@@ -105,7 +117,7 @@ def _to_deft_conv(layer: ConvLayer) -> None:
     node, taps, groups = layer.node, layer.taps, layer.groups
     width = next(w for w in WIDTHS if _made_of_blocks(layer.kept, w))
     blocks = layer.kept.reshape(groups * taps * layer.channels // width, width)[:, 0]
-    kept_blocks = np.flatnonzero(blocks)
+    kept_blocks = np.flatnonzero(blocks) if blocks.any() else np.zeros(1, dtype=np.int64)
     weight = layer.weight().reshape(len(blocks), width, layer.outputs)[kept_blocks]
     bias = layer.bias()
     dtype = node.inputs[1].dtype

@@ -15,6 +15,8 @@ from deftonnx.rewrite.absorb.channels import Array, ChannelMap, is_identity
 Rule = Callable[[gs.Node, ChannelMap], None]
 RULES: dict[str, Rule] = {**elementwise.RULES, **spatial.RULES, **layout.RULES}
 """A new operator that channels may pass through is one row here. Operators without a rule keep everything."""
+ANY_RANK = {*elementwise.UNARY, *spatial.POOLING, "BatchNormalization", "Conv", "InstanceNormalization"}
+"""Operators whose rules count axes from the front, so that a tensor's shape need not be known."""
 
 
 def absorb(graph: gs.Graph, layers: list[LinearLayer]) -> bool:
@@ -51,12 +53,13 @@ def absorbable(graph: gs.Graph, layers: list[LinearLayer]) -> set[str]:
 
 def _map(graph: gs.Graph, layers: list[LinearLayer]) -> ChannelMap:
     """The channel map of a graph in which no layer has said yet what it needs."""
-    channels = ChannelMap(graph.opset)
+    channels = ChannelMap(graph.opset, graph.outputs)
     by_node = {id(layer.node): layer for layer in layers}
+    made = {id(layer.y) for layer in layers}
     for node in graph.nodes:
         if layer := by_node.get(id(node)):
             _visit_layer(layer, channels)
-        else:
+        elif made.isdisjoint(map(id, node.outputs)):  # the Add of a bias belongs to its layer
             _visit(node, channels)
     for tensor in graph.outputs:
         channels.fix_all(tensor)
@@ -73,7 +76,8 @@ def _inputs(layers: list[LinearLayer], channels: ChannelMap) -> Iterator[tuple[L
 
 def _visit(node: gs.Node, channels: ChannelMap) -> None:
     rule = RULES.get(node.op) if node.domain in (None, "", "ai.onnx") else None
-    if rule is not None and not any(isinstance(v, gs.Graph) for v in node.attrs.values()):
+    shaped = all(t.shape is not None for t in node.inputs if channels.axes(t)) or node.op in ANY_RANK
+    if rule is not None and shaped and not any(isinstance(v, gs.Graph) for v in node.attrs.values()):
         rule(node, channels)
         return
     for tensor in reads(node):
@@ -93,7 +97,8 @@ def _visit_layer(layer: LinearLayer, channels: ChannelMap) -> None:
     if output_axis is None:
         return
     made = channels.fresh(layer.output_features)
-    channels.track(layer.y, output_axis, made)
+    for tensor in (layer.y, *layer.node.outputs):  # a MatMul's product and its sum with the bias
+        channels.track(tensor, output_axis, made)
     if layer.groups > 1 and layer.output_features == layer.N:
         channels.balance(made.reshape(layer.groups, -1))
     channels.edits.append(lambda: _edit(channels, made, layer.keep_outputs))

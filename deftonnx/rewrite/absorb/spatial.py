@@ -11,7 +11,7 @@ from deftonnx.rewrite.absorb.parameters import integers, store_integers
 
 def pooling(node: gs.Node, channels: ChannelMap) -> None:
     """Batch and channel axes pass through; indices (MaxPool's second output) count channels, so they fix them."""
-    indices_used = any(t.outputs for t in node.outputs[1:])
+    indices_used = any(map(channels.is_read, node.outputs[1:]))
     for axis, atoms in channels.axes(node.inputs[0]).items():
         if axis > 1 or indices_used:
             channels.fix(atoms)
