@@ -13,9 +13,9 @@ from deftonnx.layers.linear import (
     Array,
     LinearLayer,
     Refusal,
+    add_bias_input,
     dimension_rule,
     replace_constant,
-    unused_name,
 )
 
 
@@ -99,7 +99,7 @@ class ConvLayer(LinearLayer):
         if bias is None or (not self._has_bias() and not bias.any()):
             return
         if not self._has_bias():
-            self.node.inputs[2:] = [gs.Constant(unused_name(f"{self.name}/bias"), np.zeros(1, dtype=dtype))]
+            add_bias_input(self.node, dtype)
         replace_constant(self.node, 2, bias.astype(dtype))
 
     def rows(self, x: Array, limit: int, rng: np.random.Generator) -> Array:

@@ -12,7 +12,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from deftonnx.layers import conv
-from deftonnx.layers.linear import Array, LinearLayer, Refusal, dimension_rule, replace_constant, unused_name
+from deftonnx.layers.linear import (
+    Array,
+    LinearLayer,
+    Refusal,
+    add_bias_input,
+    dimension_rule,
+    replace_constant,
+)
 from deftonnx.layers.matmul import sample_rows
 
 
@@ -92,7 +99,7 @@ class ConvTransposeLayer(LinearLayer):
         if bias is None or (not self._has_bias() and not bias.any()):
             return
         if not self._has_bias():
-            self.node.inputs[2:] = [gs.Constant(unused_name(f"{self.name}/bias"), np.zeros(1, dtype=dtype))]
+            add_bias_input(self.node, dtype)
         replace_constant(self.node, 2, bias.astype(dtype))
 
     def rows(self, x: Array, limit: int, rng: np.random.Generator) -> Array:
@@ -108,9 +115,7 @@ class ConvTransposeLayer(LinearLayer):
         index = np.asarray(alive).reshape(self.groups, -1) - np.arange(self.groups)[:, None] * self.features
         w = self.node.inputs[1].values
         w = w.reshape(self.groups, self.channels, *w.shape[1:])
-        replace_constant(
-            self.node, 1, np.concatenate([p.take(i, axis=1) for p, i in zip(w, index, strict=True)])
-        )
+        replace_constant(self.node, 1, np.concatenate([p.take(i, axis=1) for p, i in zip(w, index, strict=True)]))
         if self._has_bias():
             replace_constant(self.node, 2, self.node.inputs[2].values.take(np.asarray(alive), axis=0))
         self.features = index.shape[1]

@@ -37,9 +37,7 @@ class LinearLayer(ABC):
     shares_choice: ClassVar[bool] = False
     """True where every group must keep the same features (a batched MatMul has one Gather for all of them)."""
 
-    def __init__(
-        self, node: gs.Node, *, x: gs.Tensor, groups: int, taps: int, channels: int, outputs: int
-    ) -> None:
+    def __init__(self, node: gs.Node, *, x: gs.Tensor, groups: int, taps: int, channels: int, outputs: int) -> None:
         self.node = node
         self.graph: gs.Graph  # set by find_layers
         self.x = x
@@ -162,6 +160,15 @@ def replace_constant(node: gs.Node, index: int, values: Array) -> None:
         old.values = values
         return
     node.inputs[index] = gs.Constant(unused_name(f"{old.name}/{node.name or node.op}"), values)
+
+
+def add_bias_input(node: gs.Node, dtype: Any) -> None:
+    """Give `node` a third input of one zero, for `replace_constant` to fill; an empty optional input makes room."""
+    bias = gs.Constant(unused_name(f"{node.name}/bias"), np.zeros(1, dtype=dtype))
+    if len(node.inputs) > 2:
+        node.inputs[2] = bias
+    else:
+        node.inputs.append(bias)
 
 
 def unused_name(stem: str) -> str:
