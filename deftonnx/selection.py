@@ -9,7 +9,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from deftonnx.elimination.groups import Granularity
-from deftonnx.elimination.sequential import Choice
+from deftonnx.elimination.refit import REFITS
+from deftonnx.elimination.sequential import CRITERIA, Choice
 from deftonnx.errors import UsageError
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.layers.conv import ConvLayer
@@ -60,6 +61,9 @@ def _planned(plan: Plan | None, layers: list[LinearLayer]) -> dict[str, LayerPla
     for entry in plan.layers:
         if entry.name not in known and entry.reason is None:
             raise UsageError(f"the plan names a layer '{entry.name}' that the model does not have")
+        for field, value, table in (("criterion", entry.criterion, CRITERIA), ("refit", entry.refit, REFITS)):
+            if value is not None and value not in table:
+                raise UsageError(f"the plan's {field} '{value}' of layer '{entry.name}' is not one of {', '.join(table)}")
     return {entry.name: entry for entry in plan.layers}
 
 
