@@ -45,7 +45,7 @@ class DeftGroup(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # click ends quietly
-            fail(f"{error.filename or 'file'}: {error.strerror or error}", 1)
+            fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
         except Exception as error:
             if os.environ.get(DEBUG):
                 raise

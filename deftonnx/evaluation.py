@@ -48,14 +48,14 @@ def session(model: onnx.ModelProto, name: str = "the model") -> ort.InferenceSes
     """A CPU session of `model`, quiet, or a sentence that says why there is none."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    providers = ["CPUExecutionProvider"]
+    choice: dict[str, Any] = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}  # else it prints
     try:
         if not model_file.too_large(model):
-            return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+            return ort.InferenceSession(model.SerializeToString(), options, **choice)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "model.onnx")
             model_file.save(model, file, external_data=True)
-            return ort.InferenceSession(str(file), options, providers=providers)
+            return ort.InferenceSession(str(file), options, **choice)
     except DeftError:
         raise
     except Exception as error:

@@ -75,6 +75,16 @@ def check(model: onnx.ModelProto, origin: str) -> None:
     """Refuse what is no model, or is newer than the installed onnx package."""
     if not model.HasField("graph") or not model.opset_import:
         raise UnsupportedError(f"{origin} is not an ONNX model, or is truncated")
+    try:
+        str([model.producer_name, model.producer_version, model.domain, model.doc_string])
+        for graph in _graphs(model.graph):
+            str(graph.name)
+            for item in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+                str(item.name)
+            for node in graph.node:
+                str([node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)])
+    except UnicodeDecodeError as error:
+        raise UnsupportedError(f"{origin} is damaged: it holds names that are not UTF-8") from error
     newest = onnx.defs.onnx_opset_version()
     for opset in model.opset_import:
         if opset.domain in ("", "ai.onnx") and not 7 <= opset.version <= newest:
@@ -96,13 +106,20 @@ def too_large(model: onnx.ModelProto) -> bool:
     return sum(len(tensor.raw_data) for tensor in _initializers(model.graph)) > PROTOBUF_LIMIT
 
 
-def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """The weights of a graph and of the bodies of its If, Loop and Scan."""
-    yield from graph.initializer
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and the bodies of its If, Loop and Scan."""
+    yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                yield from _initializers(inner)
+                if inner.node or inner.initializer:
+                    yield from _graphs(inner)
+
+
+def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """The weights of a graph and of the bodies inside it."""
+    for inner in _graphs(graph):
+        yield from inner.initializer
 
 
 def _save_external(model: onnx.ModelProto, file: Path) -> None:

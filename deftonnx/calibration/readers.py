@@ -63,7 +63,7 @@ def read(source: Any, inputs: list[gs.Variable], what: str = "the calibration da
         feeds = [_single(source, inputs, origin)]
     else:
         feeds = list(_iterate(source, origin))
-    feeds = [{name: np.asarray(value) for name, value in feed.items()} for feed in feeds]
+    feeds = [{name: _array(name, value, origin) for name, value in feed.items()} for feed in feeds]
     for feed in feeds:
         _check(feed, inputs, origin)
     dataset = Dataset([feed for feed in feeds if _samples(feed)], labels, origin)
@@ -182,6 +182,13 @@ def _split_labels(arrays: dict[str, Any], inputs: list[gs.Variable]) -> tuple[li
     feed = {name: np.asarray(value) for name, value in arrays.items() if name != LABELS}
     labels = arrays.get(LABELS)
     return ([feed] if feed else []), None if labels is None else np.asarray(labels).reshape(-1)
+
+
+def _array(name: str, value: Any, origin: str) -> Array:
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        raise UsageError(f"{origin}: '{name}' is not an array of numbers") from error
 
 
 def _single(array: Array, inputs: list[gs.Variable], origin: str) -> Feed:
