@@ -75,20 +75,24 @@ def check(model: onnx.ModelProto, origin: str) -> None:
     """Refuse what is no model, or is newer than the installed onnx package."""
     if not model.HasField("graph") or not model.opset_import:
         raise UnsupportedError(f"{origin} is not an ONNX model, or is truncated")
-    try:
-        str([model.producer_name, model.producer_version, model.domain, model.doc_string])
-        for graph in _graphs(model.graph):
-            str(graph.name)
-            for item in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
-                str(item.name)
-            for node in graph.node:
-                str([node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)])
-    except UnicodeDecodeError as error:
-        raise UnsupportedError(f"{origin} is damaged: it holds names that are not UTF-8") from error
+    if any(isinstance(text, bytes) for text in _texts(model)):  # protobuf's way to say that it is not UTF-8
+        raise UnsupportedError(f"{origin} is damaged: it holds names that are not UTF-8")
     newest = onnx.defs.onnx_opset_version()
     for opset in model.opset_import:
         if opset.domain in ("", "ai.onnx") and not 7 <= opset.version <= newest:
             raise UnsupportedError(f"{origin} uses opset {opset.version}; opsets 7 to {newest} are supported")
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[object]:
+    """The names in a model."""
+    yield from (model.producer_name, model.producer_version, model.domain, model.doc_string)
+    for graph in _graphs(model.graph):
+        yield graph.name
+        for item in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+            yield item.name
+        for node in graph.node:
+            yield from (node.op_type, node.domain, *node.input, *node.output)
+            yield from (attribute.name for attribute in node.attribute)
 
 
 def save(model: onnx.ModelProto, path: str | Path, external_data: bool = False) -> None:
