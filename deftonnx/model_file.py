@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def _load_external(model: onnx.ModelProto, file: Path) -> None:
             raise UnsupportedError(f"{what}, and '{location}' cannot be read: {reason}") from error
         if len(tensor.raw_data) < _bytes(tensor):
             raise UnsupportedError(f"{what}, and '{location}' is truncated")
-        tensor.data_location = onnx.TensorProto.DEFAULT
+        tensor.ClearField("data_location")
         del tensor.external_data[:]
 
 
@@ -98,11 +99,15 @@ def _texts(model: onnx.ModelProto) -> Iterator[object]:
 def save(model: onnx.ModelProto, path: str | Path, external_data: bool = False) -> None:
     """Write atomically. Weights go to a file beside it when asked, or when the model is too large for one file."""
     file = Path(path)
+    old = _data_files(file)
     if external_data or too_large(model):
-        _save_external(model, file)
+        old -= _save_external(model, file, old)
     else:
         content = model.SerializeToString(deterministic=True)
         write_atomically(file, lambda temporary: temporary.write_bytes(content))
+    for name in old:
+        if re.fullmatch(re.escape(file.name) + r"\.[0-9a-f]{12}\.data", name):
+            (file.parent / name).unlink(missing_ok=True)
 
 
 def too_large(model: onnx.ModelProto) -> bool:
@@ -126,13 +131,12 @@ def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
         yield from inner.initializer
 
 
-def _save_external(model: onnx.ModelProto, file: Path) -> None:
+def _save_external(model: onnx.ModelProto, file: Path, old: set[str]) -> set[str]:
     """The data file is named by its content, so that the old model and the old data stay a pair until the end."""
     digest = hashlib.sha256()
     for tensor in _initializers(model.graph):
         digest.update(tensor.raw_data)
     data = file.with_name(f"{file.name}.{digest.hexdigest()[:12]}.data")
-    old = _data_files(file)
     shell = onnx.ModelProto()
     shell.CopyFrom(model)
     try:
@@ -143,9 +147,7 @@ def _save_external(model: onnx.ModelProto, file: Path) -> None:
         if data.name not in old:
             data.unlink(missing_ok=True)
         raise
-    for name in old - {data.name}:
-        if name.startswith(f"{file.name}.") and name.endswith(".data"):
-            (file.parent / name).unlink(missing_ok=True)
+    return {data.name}
 
 
 def _move_weights(model: onnx.ModelProto, data: Path, location: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,15 +170,16 @@ def _record(
     refusals: list[Refusal],
     earlier: Plan | None,
 ) -> Plan:
-    """The plan of this run, in graph order; layers an earlier run reduced keep that run's entry."""
+    """The plan of this run, in graph order; layers that only an earlier run reduced or shrank keep its entry."""
     chosen = {choice.layer.name: choice for choice in choices}
     reasons = {refusal.name: refusal.reason for refusal in refusals}
-    reduced = {entry.name: entry for entry in earlier.layers if entry.kept} if earlier else {}
+    known = {entry.name: entry for entry in earlier.layers} if earlier else {}
     entries = []
     for item in found:
         choice = chosen.get(item.name)
-        if choice is None and item.name in reduced:
-            entries.append(reduced[item.name])
+        if choice is None and item.name in known:  # whose sizes are those of the model before that run
+            entry = known[item.name]
+            entries.append(entry if entry.kept else replace(entry, reason=reasons[item.name]))
             continue
         entry = LayerPlan(item.name, item.op)
         if isinstance(item, LinearLayer):
