@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -10,6 +9,7 @@ import click
 from deftonnx.check import SCHEMA, SCHEMA_VERSION
 from deftonnx.check import check as run
 from deftonnx.errors import AccuracyError
+from deftonnx.report.report import to_json
 
 
 @click.command()
@@ -48,15 +48,13 @@ def check(
             "within_tolerance": result.within_tolerance,
             "passed": result.passed,
         }
-        click.echo(json.dumps(content, indent=2))
+        click.echo(to_json(content))
     else:
         spread = "" if score.interval is None else f" ± {score.interval:.2f}"
         own = "" if score.value is None else f" ({score.reference:.2f} → {score.value:.2f})"
         click.echo(f"{score.metric} loss {score.loss:.4g}{spread}{own} on {score.samples} samples")
         click.echo(f"largest difference of an output {result.worst:.3g}")
     if not result.passed:
-        if max_loss is not None and score.loss > max_loss:
-            raise AccuracyError(
-                f"{score.metric} loss {score.loss:.4g} of '{model}' is above --max-loss {max_loss:g}"
-            )
+        if max_loss is not None and not score.loss <= max_loss:
+            raise AccuracyError(f"{score.metric} loss {score.loss:.4g} of '{model}' is above --max-loss {max_loss:g}")
         raise AccuracyError(f"outputs of '{model}' differ from the reference by up to {result.worst:.3g}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,8 +13,15 @@ from typing import Any, NoReturn
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
+from deftonnx.calibration.activations import first_line
 from deftonnx.errors import DeftError
+
+INTERRUPTED = 130
+"""128 + SIGINT, as shells report it."""
+DEBUG = "DEFTONNX_DEBUG"
+"""Environment variable that lets internal errors through with their traceback."""
 
 
 class DeftGroup(click.Group):
@@ -19,16 +29,28 @@ class DeftGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a table must not fail where the locale has no box lines
         try:
             return super().invoke(ctx)
         except DeftError as error:
             fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            fail("interrupted; nothing more was written", INTERRUPTED)
         except MemoryError:
             fail("out of memory", 1)
-        except BrokenPipeError:
-            sys.exit(1)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except OSError as error:
-            fail(f"{error.filename or 'file'}: {error.strerror or error}", 1)
+            if error.errno == errno.EPIPE:
+                raise  # click ends quietly
+            fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+        except Exception as error:
+            if os.environ.get(DEBUG):
+                raise
+            what = f"{type(error).__name__}: {first_line(error)}"
+            fail(f"internal error, please report it: {what} ({DEBUG}=1 shows where)", 1)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -39,7 +61,8 @@ def fail(message: str, code: int) -> NoReturn:
 
 def warn(message: str) -> None:
     """A warning on stderr, in colour on a terminal."""
-    Console(stderr=True, highlight=False).print(f"[bold yellow]warning:[/] {message}")
+    text = Text.assemble(("warning:", "bold yellow"), " ", message)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text)
 
 
 @contextmanager
@@ -49,16 +72,10 @@ def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     if quiet or not console.is_terminal:
         yield lambda what, done, total: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("reading the model", total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
-
-
-def output_console() -> Console:
-    """Standard output, wide enough for a table where it is not a terminal that says how wide it is."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(width=200, highlight=False)
 
 
 def number_or_nothing(value: float | None) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
-from deftonnx.cli.console import number_or_nothing, output_console
+from deftonnx.cli.console import number_or_nothing
 from deftonnx.cli.selection_options import selection_options
 from rich.table import Table
 
 from deftonnx.inspect import SCHEMA, SCHEMA_VERSION, LayerInfo
 from deftonnx.inspect import inspect as run
+from deftonnx.report.report import to_json
+from deftonnx.report.table import wide_console
 
 
 @click.command()
@@ -29,9 +30,9 @@ def inspect(model: Path, as_json: bool, **options: Any) -> None:
             "model": str(model),
             "layers": [vars(x) for x in layers],
         }
-        click.echo(json.dumps(content, indent=2))
+        click.echo(to_json(content))
         return
-    output_console().print(_table(layers, str(model)))
+    wide_console().print(_table(layers, str(model)))
 
 
 def _table(layers: list[LayerInfo], title: str) -> Table:

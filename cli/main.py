@@ -11,16 +11,15 @@ from deftonnx.cli.optimize import optimize
 from deftonnx.version import __version__
 
 
-@click.group(
-    cls=DeftGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
-)
+@click.group(cls=DeftGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="deftonnx")
 def main() -> None:
     """Make exported ONNX models smaller and faster, to an accuracy you name.
 
     \b
     Exit codes: 0 ok, 2 unusable option or input file, 3 accuracy budget missed,
-    4 nothing improved (only with --fail-if-unchanged), 5 unsupported model or environment, 1 anything else.
+    4 nothing improved (only with --fail-if-unchanged), 5 unsupported model or environment,
+    130 interrupted, 1 anything else.
     """
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from deftonnx.cli.console import output_console, progress, warn
+from deftonnx.cli.console import progress, warn
 from deftonnx.cli.selection_options import selection_options
 
 from deftonnx import model_file
@@ -19,9 +19,7 @@ from deftonnx.report import html, table
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL with the suffix .deft.onnx."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL with the suffix .deft.onnx.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option(
     "--calib-data",
@@ -29,9 +27,7 @@ from deftonnx.report import html, table
     help="Calibration data: .npz keyed by input name (samples along the first axis), .npy (one input), a directory of "
     ".npz, or script.py[:function] yielding feed dicts (function 'calibration_data' by default). 'random' for none.",
 )
-@click.option(
-    "--calib-samples", type=int, default=512, show_default=True, help="Samples used, picked with --seed."
-)
+@click.option("--calib-samples", type=int, default=512, show_default=True, help="Samples used, picked with --seed.")
 @selection_options
 @click.option("--alpha", type=float, help="The paper's correlation threshold, instead of --density.")
 @click.option("--criterion", type=click.Choice(list(CRITERIA)), help="What decides what goes. Default: obs.")
@@ -47,9 +43,7 @@ from deftonnx.report import html, table
     default=True,
     help="The paper's literal form: leave the Gathers.",
 )
-@click.option(
-    "--eval-data", metavar="PATH", help="Data to score on, in the forms of --calib-data; may hold 'labels'."
-)
+@click.option("--eval-data", metavar="PATH", help="Data to score on, in the forms of --calib-data; may hold 'labels'.")
 @click.option(
     "--metric", metavar="NAME", help="top1, rel-l2, cosine, kl or module:function. Default: top1 with labels."
 )
@@ -87,17 +81,17 @@ def optimize(
 
     Without --calib-data only lossless rewrites are done.
     """
-    output = output or model.with_suffix(".deft.onnx")
+    output = output or model.parent / f"{model.name.removesuffix('.onnx')}.deft.onnx"
     if report_path is not None and report_path.suffix not in (".json", ".html"):
         raise UsageError(f"--report '{report_path}' is neither .json nor .html")
-    if output.resolve() == model.resolve():
-        raise UsageError(f"output '{output}' is the input, which is never touched")
+    inputs = [path for path in (model, calib_data, eval_data, plan_in) if path is not None]
+    _check_outputs({"output": output, "--plan-out": plan_out, "--report": report_path}, inputs)
     if not dry_run and model.exists():
         model_file.check_writable(output, force)
     for path in (plan_out, report_path):
         if path is not None:
             model_file.check_writable(path, True)
-    with progress(quiet or as_json) as callback:
+    with progress(quiet) as callback:
         result = run(
             model,
             calib_data=calib_data,
@@ -110,20 +104,27 @@ def optimize(
     report = result.report
     if not dry_run:
         result.save(output, external_data=save_as_external_data)
-        report.output = str(output)
     if plan_out is not None:
-        model_file.write_atomically(
-            plan_out, lambda file: file.write_text(result.plan.to_json(indent=1) + "\n")
-        )
+        model_file.write_text(plan_out, result.plan.to_json(indent=1) + "\n")
     if report_path is not None:
-        text = html.page(report) if report_path.suffix == ".html" else report.to_json() + "\n"
-        model_file.write_atomically(report_path, lambda file: file.write_text(text))
+        page = html.page(report) if report_path.suffix == ".html" else report.to_json() + "\n"
+        model_file.write_text(report_path, page)
+    for message in report.warnings:
+        warn(message)
     if as_json:
         click.echo(report.to_json())
-    else:
-        for message in report.warnings:
-            warn(message)
-        if not quiet:
-            table.show(report, output_console(), verbose)
+    elif not quiet:
+        table.show(report, verbose=verbose)
     if fail_if_unchanged and not report.improved:
         raise UnchangedError(f"nothing in '{model}' was improved")
+
+
+def _check_outputs(outputs: dict[str, Path | None], inputs: list[Path | str]) -> None:
+    """No output may be an input or another output."""
+    taken = {Path(path).resolve(): "an input, which is never touched" for path in inputs}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        if (what := taken.get(path.resolve())) is not None:
+            raise UsageError(f"{option} '{path}' is {what}")
+        taken[path.resolve()] = f"also {option}"

@@ -31,9 +31,7 @@ class CheckResult:
     @property
     def passed(self) -> bool:
         """True where every limit that was named holds."""
-        return (
-            self.max_loss is None or self.score.loss <= self.max_loss
-        ) and self.within_tolerance is not False
+        return (self.max_loss is None or self.score.loss <= self.max_loss) and self.within_tolerance is not False
 
 
 def check(
@@ -51,22 +49,43 @@ def check(
     `rtol` and `atol`, if either is given, bound every output as numpy.allclose does (the other being 0).
     """
     ours, theirs = (m if isinstance(m, onnx.ModelProto) else model_file.load(m) for m in (model, reference))
+    evaluation.check_metric(metric)
+    for option, value in (("--max-loss", max_loss), ("--rtol", rtol), ("--atol", atol)):
+        if value is not None and (not np.isfinite(value) or (value < 0 and option != "--max-loss")):
+            raise UsageError(f"{option} {value:g} is not a limit")
+    candidate = evaluation.session(ours, _quoted(model, "the model"))
+    original = evaluation.session(theirs, _quoted(reference, "the reference"))
+    known = {t.name for t in original.get_inputs()}
+    for t in candidate.get_inputs():
+        if t.name not in known:
+            raise UsageError(f"{_quoted(model, 'the model')} has an input '{t.name}', which the reference has not")
     inputs = import_model(theirs).inputs
     dataset = readers.read(eval_data, inputs, "the evaluation data")
     feeds = readers.batches(dataset, inputs, None, 0, BATCH)
-    got, want = (evaluation.run(evaluation.session(m), feeds) for m in (ours, theirs))
+    taken = {t.name for t in candidate.get_inputs()}
+    got = evaluation.run(candidate, [{n: a for n, a in feed.items() if n in taken} for feed in feeds])
+    want = evaluation.run(original, feeds)
     for name, array in want.items():
         if name not in got:
             raise UsageError(f"the model has no output '{name}', which the reference has")
         if got[name].shape != array.shape:
             raise UsageError(f"output '{name}' has shape {got[name].shape}, the reference's {array.shape}")
-    labels = dataset.labels
-    if labels is not None:
-        labels = labels[: sum(min(len(v) for v in feed.values()) for feed in feeds)]
+    labels = dataset.labels_of(feeds)
     score = evaluation.score(metric or ("top1" if labels is not None else "rel-l2"), got, want, labels)
     floats = [n for n, a in want.items() if a.dtype.kind == "f" and a.size]
     worst = max((float(np.abs(got[n].astype(np.float64) - want[n]).max()) for n in floats), default=0.0)
     within = None
     if rtol is not None or atol is not None:
-        within = all(np.allclose(got[n], want[n], rtol=rtol or 0.0, atol=atol or 0.0) for n in want)
+        within = all(_close(got[n], want[n], rtol or 0.0, atol or 0.0) for n in want)
     return CheckResult(score, max_loss, worst, within)
+
+
+def _quoted(model: str | Path | onnx.ModelProto, name: str) -> str:
+    return name if isinstance(model, onnx.ModelProto) else f"'{model}'"
+
+
+def _close(ours: evaluation.Array, theirs: evaluation.Array, rtol: float, atol: float) -> bool:
+    """Numbers within the tolerances, anything else (text, lists of maps) equal."""
+    if theirs.dtype.kind in "fiub":
+        return bool(np.allclose(ours, theirs, rtol=rtol, atol=atol))
+    return bool(np.array_equal(ours, theirs))

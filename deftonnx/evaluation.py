@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import importlib
-import os
-import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 
+from deftonnx import model_file
 from deftonnx.calibration.activations import first_line
-from deftonnx.calibration.readers import Feed
-from deftonnx.errors import UnsupportedError, UsageError
+from deftonnx.calibration.readers import Feed, users_code
+from deftonnx.errors import DeftError, UnsupportedError, UsageError
 
 Array = np.ndarray[Any, Any]
 Outputs = dict[str, Array]
@@ -43,15 +44,22 @@ class Score:
         return asdict(self)
 
 
-def session(model: onnx.ModelProto) -> ort.InferenceSession:
+def session(model: onnx.ModelProto, name: str = "the model") -> ort.InferenceSession:
     """A CPU session of `model`, quiet, or a sentence that says why there is none."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    source: Any = model.SerializeToString()
+    choice: dict[str, Any] = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}  # else it prints
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        if not model_file.too_large(model):
+            return ort.InferenceSession(model.SerializeToString(), options, **choice)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "model.onnx")
+            model_file.save(model, file, external_data=True)
+            return ort.InferenceSession(str(file), options, **choice)
+    except DeftError:
+        raise
     except Exception as error:
-        raise UnsupportedError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
+        raise UnsupportedError(f"ONNX Runtime cannot load {name}: {first_line(error)}") from error
 
 
 def run(model: ort.InferenceSession, feeds: list[Feed]) -> Outputs:
@@ -73,28 +81,33 @@ def _join(parts: list[Array]) -> Array:
     return np.concatenate(arrays)
 
 
+def check_metric(metric: str | None) -> None:
+    """Refuse a metric that does not exist, before any work is done for it."""
+    if metric is not None and metric not in METRICS:
+        _load_function(metric)
+
+
 def score(metric: str, outputs: Outputs, reference: Outputs, labels: Array | None) -> Score:
     """`metric` of `outputs` against the original's `reference` outputs."""
     if metric in METRICS:
         return METRICS[metric](outputs, reference, labels)
     function = _load_function(metric)
     samples = len(next(iter(outputs.values())))
-    value, original = float(function(outputs, labels)), float(function(reference, labels))
+    with users_code(f"metric '{metric}'"):
+        value, original = float(function(outputs, labels)), float(function(reference, labels))
     return Score(metric, samples, original - value, value, original)
 
 
 def _load_function(metric: str) -> Callable[[Outputs, Array | None], float]:
     """`module:function` taking (outputs by name, labels or None) and giving a score, higher is better."""
     module, _, name = metric.partition(":")
-    if not name:
+    if not module or not name:
         raise UsageError(f"metric '{metric}' is not one of {', '.join(METRICS)} or module:function")
-    try:
-        sys.path.insert(0, os.getcwd())
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"metric '{metric}' cannot be loaded: {error}") from error
-    finally:
-        sys.path.remove(os.getcwd())
+    with users_code(f"metric '{metric}'", Path.cwd()):
+        function = getattr(importlib.import_module(module), name)
+    if not callable(function):
+        raise UsageError(f"metric '{metric}' is not a function")
+    return function
 
 
 def _first(outputs: Outputs) -> Array:
@@ -103,7 +116,7 @@ def _first(outputs: Outputs) -> Array:
 
 def _top1(outputs: Outputs, reference: Outputs, labels: Array | None) -> Score:
     """Points of top-1 lost; without labels, of agreement with the original's answer."""
-    ours, theirs = (np.argmax(_first(o).reshape(len(_first(o)), -1), axis=1) for o in (outputs, reference))
+    ours, theirs = _answers(_first(outputs)), _answers(_first(reference))
     truth = theirs if labels is None else labels
     if len(truth) != len(ours):
         raise UsageError(f"top1 needs one label a sample, but there are {len(truth)} for {len(ours)} outputs")
@@ -119,9 +132,21 @@ def _top1(outputs: Outputs, reference: Outputs, labels: Array | None) -> Score:
     )
 
 
+def _answers(output: Array) -> Array:
+    """The class of each sample: the largest of its scores, or the number itself where the model gives one."""
+    if output.ndim == 1 and output.dtype.kind in "iu":
+        return output
+    if output.ndim < 2 or output.dtype.kind not in "fiu":
+        raise UsageError("top1 needs a first output of (samples, classes): name another --metric")
+    return np.argmax(output.reshape(len(output), -1), axis=1)
+
+
 def _flat(outputs: Outputs, reference: Outputs) -> tuple[Array, Array]:
     """Both sides' floating-point outputs as (samples, values) float64."""
-    names = [n for n, a in reference.items() if a.dtype.kind == "f"] or list(reference)
+    names = [n for n, a in reference.items() if a.dtype.kind == "f"]
+    names = names or [n for n, a in reference.items() if a.dtype.kind in "biu"]
+    if not names:
+        raise UsageError("the model has no numeric output to compare: name a --metric module:function")
     sides = []
     for side in (outputs, reference):
         samples = len(side[names[0]])
@@ -133,7 +158,7 @@ def _flat(outputs: Outputs, reference: Outputs) -> tuple[Array, Array]:
 def _relative_l2(outputs: Outputs, reference: Outputs, labels: Array | None) -> Score:
     """‖y − y*‖/‖y*‖ over all outputs."""
     y, target = _flat(outputs, reference)
-    return Score("rel-l2", len(y), float(np.linalg.norm(y - target) / max(np.linalg.norm(target), 1e-30)))
+    return Score("rel-l2", len(y), float(np.linalg.norm(y - target)) / max(float(np.linalg.norm(target)), 1e-30))
 
 
 def _cosine(outputs: Outputs, reference: Outputs, labels: Array | None) -> Score:

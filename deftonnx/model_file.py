@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
@@ -13,7 +15,12 @@ from onnx import external_data_helper
 
 from deftonnx.errors import DeftError, UnsupportedError, UsageError
 
-PROTOBUF_LIMIT = (1 << 31) - (1 << 20)
+PROTOBUF_LIMIT = (1 << 31) - (1 << 26)
+"""Bytes of weights above which a model no longer fits in one file, the rest of the model taken into account."""
+ALIGNMENT = 4096
+"""External weights start at multiples of this, so that they can be mapped into memory."""
+SMALL = 1024
+"""Weights of fewer bytes stay in the model file, where shape inference can read them."""
 
 
 def load(path: str | Path) -> onnx.ModelProto:
@@ -24,82 +31,151 @@ def load(path: str | Path) -> onnx.ModelProto:
     if not file.is_file():
         raise UsageError(f"model '{file}' is not a file")
     try:
-        model = onnx.load(str(file), load_external_data=False)
+        model = onnx.load(str(file), format="protobuf", load_external_data=False)
     except (DecodeError, ValueError) as error:
         raise UnsupportedError(f"'{file}' is not an ONNX model, or is truncated") from error
     except OSError as error:
         raise UsageError(f"model '{file}' cannot be read: {error.strerror}") from error
     check(model, f"'{file}'")
-    try:
-        external_data_helper.load_external_data_for_model(model, str(file.parent))
-    except Exception as error:
-        missing = [t for t in external_tensors(model) if not (file.parent / t).is_file()]
-        what = f"'{missing[0]}' is missing" if missing else str(error).splitlines()[0]
-        raise UnsupportedError(f"'{file}' keeps weights in external data, and {what}") from error
+    _load_external(model, file)
     return model
+
+
+def _load_external(model: onnx.ModelProto, file: Path) -> None:
+    """Read weights kept in other files; a file that is missing, out of bounds or too short is named."""
+    tensors = [t for t in external_data_helper._get_all_tensors(model) if external_data_helper.uses_external_data(t)]
+    for tensor in tensors:
+        location = external_data_helper.ExternalDataInfo(tensor).location
+        what = f"'{file}' keeps weight '{tensor.name}' in external data"
+        if not (file.parent / location).is_file():
+            raise UnsupportedError(f"{what}, and '{location}' is missing")
+        try:
+            external_data_helper.load_external_data_for_tensor(tensor, str(file.parent))
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UnsupportedError(f"{what}, and '{location}' cannot be read: {reason}") from error
+        if len(tensor.raw_data) < _bytes(tensor):
+            raise UnsupportedError(f"{what}, and '{location}' is truncated")
+        tensor.ClearField("data_location")
+        del tensor.external_data[:]
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes that a tensor of this type and shape needs at least."""
+    count = 1
+    for d in tensor.dims:
+        count *= d
+    try:
+        size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    except (KeyError, TypeError):
+        return 0
+    return count * size if size > 1 else 0  # types below one byte are packed
 
 
 def check(model: onnx.ModelProto, origin: str) -> None:
     """Refuse what is no model, or is newer than the installed onnx package."""
     if not model.HasField("graph") or not model.opset_import:
         raise UnsupportedError(f"{origin} is not an ONNX model, or is truncated")
+    if any(isinstance(text, bytes) for text in _texts(model)):  # protobuf's way to say that it is not UTF-8
+        raise UnsupportedError(f"{origin} is damaged: it holds names that are not UTF-8")
     newest = onnx.defs.onnx_opset_version()
     for opset in model.opset_import:
         if opset.domain in ("", "ai.onnx") and not 7 <= opset.version <= newest:
             raise UnsupportedError(f"{origin} uses opset {opset.version}; opsets 7 to {newest} are supported")
 
 
-def external_tensors(model: onnx.ModelProto) -> set[str]:
-    """The files that a model keeps weights in."""
-    return {
-        entry.value
-        for tensor in external_data_helper._get_all_tensors(model)
-        if external_data_helper.uses_external_data(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
+def _texts(model: onnx.ModelProto) -> Iterator[object]:
+    """The names in a model."""
+    yield from (model.producer_name, model.producer_version, model.domain, model.doc_string)
+    for graph in _graphs(model.graph):
+        yield graph.name
+        for item in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+            yield item.name
+        for node in graph.node:
+            yield from (node.op_type, node.domain, *node.input, *node.output)
+            yield from (attribute.name for attribute in node.attribute)
 
 
 def save(model: onnx.ModelProto, path: str | Path, external_data: bool = False) -> None:
     """Write atomically. Weights go to a file beside it when asked, or when the model is too large for one file."""
     file = Path(path)
-    if external_data or model.ByteSize() > PROTOBUF_LIMIT:
-        _save_external(model, file)
+    old = _data_files(file)
+    if external_data or too_large(model):
+        old -= _save_external(model, file, old)
     else:
-        write_atomically(
-            file, lambda temporary: temporary.write_bytes(model.SerializeToString(deterministic=True))
-        )
-
-
-def _save_external(model: onnx.ModelProto, file: Path) -> None:
-    """The data file is named by its content, so that the old model and the old data stay a pair until the end."""
-    old = external_tensors(_peek(file)) if file.is_file() else set()
-    digest = hashlib.sha256()
-    for tensor in model.graph.initializer:
-        digest.update(tensor.raw_data)
-    location = f"{file.name}.{digest.hexdigest()[:12]}.data"
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    external_data_helper.convert_model_to_external_data(copy, location=location, size_threshold=1024)
-    try:
-        external_data_helper.write_external_data_tensors(copy, str(file.parent))
-        write_atomically(
-            file, lambda temporary: temporary.write_bytes(copy.SerializeToString(deterministic=True))
-        )
-    except OSError as error:
-        if location not in old:
-            (file.parent / location).unlink(missing_ok=True)
-        raise _write_error(file, error) from error
-    for name in old - {location}:
-        if name.startswith(f"{file.name}.") and name.endswith(".data"):
+        content = model.SerializeToString(deterministic=True)
+        write_atomically(file, lambda temporary: temporary.write_bytes(content))
+    for name in old:
+        if re.fullmatch(re.escape(file.name) + r"\.[0-9a-f]{12}\.data", name):
             (file.parent / name).unlink(missing_ok=True)
 
 
-def _peek(file: Path) -> onnx.ModelProto:
+def too_large(model: onnx.ModelProto) -> bool:
+    """True where the weights leave no room in one protobuf message."""
+    return sum(len(tensor.raw_data) for tensor in _initializers(model.graph)) > PROTOBUF_LIMIT
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and the bodies of its If, Loop and Scan."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.initializer:
+                    yield from _graphs(inner)
+
+
+def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """The weights of a graph and of the bodies inside it."""
+    for inner in _graphs(graph):
+        yield from inner.initializer
+
+
+def _save_external(model: onnx.ModelProto, file: Path, old: set[str]) -> set[str]:
+    """The data file is named by its content, so that the old model and the old data stay a pair until the end."""
+    digest = hashlib.sha256()
+    for tensor in _initializers(model.graph):
+        digest.update(tensor.raw_data)
+    data = file.with_name(f"{file.name}.{digest.hexdigest()[:12]}.data")
+    shell = onnx.ModelProto()
+    shell.CopyFrom(model)
     try:
-        return onnx.load(str(file), load_external_data=False)
+        write_atomically(data, lambda temporary: _move_weights(shell, temporary, data.name))
+        content = shell.SerializeToString(deterministic=True)
+        write_atomically(file, lambda temporary: temporary.write_bytes(content))
+    except BaseException:
+        if data.name not in old:
+            data.unlink(missing_ok=True)
+        raise
+    return {data.name}
+
+
+def _move_weights(model: onnx.ModelProto, data: Path, location: str) -> None:
+    """Write the weights of `model` to the file `data` and leave references to `location` in their place."""
+    with open(data, "wb") as handle:
+        for tensor in _initializers(model.graph):
+            length = len(tensor.raw_data)
+            if length < SMALL:
+                continue
+            handle.write(bytes(-handle.tell() % ALIGNMENT))
+            offset = handle.tell()
+            handle.write(tensor.raw_data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", location), ("offset", offset), ("length", length)):
+                tensor.external_data.add(key=key, value=str(value))
+
+
+def _data_files(file: Path) -> set[str]:
+    """The files that an older output keeps its weights in; none where there is no readable one."""
+    try:
+        model = onnx.load(str(file), format="protobuf", load_external_data=False)
     except Exception:  # an unreadable old output is simply replaced
-        return onnx.ModelProto()
+        return set()
+    tensors = external_data_helper._get_all_tensors(model)
+    return {
+        external_data_helper.ExternalDataInfo(t).location for t in tensors if external_data_helper.uses_external_data(t)
+    }
 
 
 def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
@@ -111,16 +187,15 @@ def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
             os.fsync(handle.fileno())
         os.replace(temporary, file)
     except OSError as error:
-        raise _write_error(file, error) from error
+        raise DeftError(f"cannot write '{file}': {error.strerror or error}; nothing was changed") from error
     finally:
-        try:
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        except OSError:
-            pass
 
 
-def _write_error(file: Path, error: OSError) -> DeftError:
-    return DeftError(f"cannot write '{file}': {error.strerror or error}; nothing was changed")
+def write_text(file: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def check_writable(path: str | Path, force: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from deftonnx import evaluation, model_file
 from deftonnx.calibration import readers
 from deftonnx.elimination import sequential
-from deftonnx.errors import DeftError, UnsupportedError
+from deftonnx.errors import DeftError, UnsupportedError, UsageError
 from deftonnx.layers import LinearLayer, Refusal, find_layers
 from deftonnx.plan import METADATA_KEY, LayerPlan, Plan
 from deftonnx.report.report import LayerRow, Report, Size
@@ -47,7 +47,10 @@ class Result:
 
     def save(self, path: str | Path, *, external_data: bool = False) -> None:
         """Write the model to `path`, atomically."""
+        if Path(path).resolve() == Path(self.report.model).resolve():
+            raise UsageError(f"output '{path}' is the input, which is never touched")
         model_file.save(self.model, path, external_data)
+        self.report.output = str(path)
 
 
 def optimize(
@@ -72,14 +75,15 @@ def optimize(
     started = time.perf_counter()
     origin = model if isinstance(model, onnx.ModelProto) else model_file.load(model)
     name = "the model" if isinstance(model, onnx.ModelProto) else str(model)
-    model_file.check(origin, name)
+    model_file.check(origin, _quoted(model))
     asked = Settings(**options)
+    evaluation.check_metric(metric)
+    evaluation.session(origin, _quoted(model))  # refuse now what ONNX Runtime cannot load
     plan = Plan.read(plan) if isinstance(plan, (str, Path)) else plan
     graph = import_model(origin)
     data = _calibration_data(calib_data, graph, asked)
     has_data = data is not None
     settings = asked.resolve(has_data) if plan is None or asked != Settings() else _from_plan(plan, asked, has_data)
-    evaluation.session(origin)  # refuse now what ONNX Runtime cannot load
     normalise(graph)
     normal = export_model(graph, origin)
     found = find_layers(graph)
@@ -108,7 +112,7 @@ def optimize(
     sequential.eliminate(graph, original, groups, batches, settings.seed, finished)
     masked = export_model(graph, origin)
     result_plan = _record(settings, found, choices, refusals, earlier)
-    small, rows = _rewrite(graph, layers, choices, before, settings.absorb)
+    small, rows, macs = _rewrite(graph, layers, choices, before, settings.absorb)
     final = _finish(small, origin, result_plan)
     feeds = batches or _made_up(graph.inputs, settings.seed)
     warnings = _warnings(asked, settings, calib_data, has_data)
@@ -120,7 +124,7 @@ def optimize(
         model=name,
         settings=settings.to_dict(),
         before=_size(origin, sum(m for m, _ in before.values())),
-        after=_size(final, sum(row.macs_after for row in rows)),
+        after=_size(final, macs),
         layers=rows,
         left_alone=refusals,
         warnings=warnings,
@@ -148,7 +152,7 @@ def _from_plan(plan: Plan, asked: Settings, has_data: bool) -> Settings:
     try:
         return Settings(**known).resolve(has_data)
     except TypeError as error:
-        raise DeftError(f"the plan's settings cannot be read: {error}") from error
+        raise UsageError(f"the plan's settings cannot be read: {error}") from error
 
 
 def _earlier_plan(model: onnx.ModelProto) -> Plan | None:
@@ -166,15 +170,16 @@ def _record(
     refusals: list[Refusal],
     earlier: Plan | None,
 ) -> Plan:
-    """The plan of this run, in graph order; layers an earlier run reduced keep that run's entry."""
+    """The plan of this run, in graph order; layers that only an earlier run reduced or shrank keep its entry."""
     chosen = {choice.layer.name: choice for choice in choices}
     reasons = {refusal.name: refusal.reason for refusal in refusals}
-    reduced = {entry.name: entry for entry in earlier.layers if entry.kept} if earlier else {}
+    known = {entry.name: entry for entry in earlier.layers} if earlier else {}
     entries = []
     for item in found:
         choice = chosen.get(item.name)
-        if choice is None and item.name in reduced:
-            entries.append(reduced[item.name])
+        if choice is None and item.name in known:  # whose sizes are those of the model before that run
+            entry = known[item.name]
+            entries.append(entry if entry.kept else replace(entry, reason=reasons[item.name]))
             continue
         entry = LayerPlan(item.name, item.op)
         if isinstance(item, LinearLayer):
@@ -201,8 +206,8 @@ def _rewrite(
     choices: list[sequential.Choice],
     before: dict[str, tuple[int, int]],
     absorb: bool,
-) -> tuple[gs.Graph, list[LayerRow]]:
-    """Absorb and eliminate in the masked graph; what each layer became, row by row."""
+) -> tuple[gs.Graph, list[LayerRow], int]:
+    """Absorb and eliminate in the masked graph; what each layer became, row by row, and the multiply-adds left."""
     chosen = {choice.layer.name: choice for choice in choices}
     kept = {layer.name: int(layer.kept.sum()) // layer.groups for layer in layers}
     while absorb and absorb_pass(graph, layers):
@@ -230,7 +235,7 @@ def _rewrite(
                 macs_after=macs[layer.name],
             )
         )
-    return graph, rows
+    return graph, rows, sum(macs.values())
 
 
 def _form(layer: LinearLayer) -> str:
@@ -283,7 +288,7 @@ def _verify(masked: onnx.ModelProto, final: onnx.ModelProto, feeds: list[readers
         difference = np.linalg.norm(got[name].astype(np.float64) - want) / max(float(np.linalg.norm(want)), 1e-30)
         if not difference <= limit:
             raise DeftError(
-                f"internal check failed: output '{name}' of the rewritten model differs from its plan by {difference:.2g};"
+                f"internal check failed: output '{name}' of the result differs from its plan by {difference:.2g};"
                 " please report this model, and use --no-absorb meanwhile"
             )
 
@@ -325,9 +330,7 @@ def _measure(
     if eval_data is not None:
         dataset = readers.read(eval_data, inputs, "the evaluation data")
         scored = readers.batches(dataset, inputs, None, 0, BATCH)
-        labels, on = dataset.labels, "evaluation data"
-        if labels is not None:  # a fixed batch may leave a remainder out
-            labels = labels[: sum(min(len(v) for v in feed.values()) for feed in scored)]
+        labels, on = dataset.labels_of(scored), "evaluation data"
     elif data is None:
         on = "made-up inputs"
     chosen = metric or ("top1" if labels is not None else "rel-l2")
@@ -339,4 +342,4 @@ def _measure(
 
 
 def _free_batch(inputs: list[gs.Variable]) -> bool:
-    return all(t.shape and not isinstance(t.shape[0], int) for t in inputs)
+    return all(t.shape and not (isinstance(t.shape[0], int) and t.shape[0] > 0) for t in inputs)

@@ -61,9 +61,9 @@ class Plan:
         if content.get("version") != VERSION:
             raise UsageError(f"{origin} has plan version {content.get('version')}, this program reads {VERSION}")
         try:
-            layers = [LayerPlan(**layer) for layer in content["layers"]]
+            layers = [_layer(entry, origin) for entry in content["layers"]]
             return cls(dict(content.get("settings", {})), layers)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{origin} has a layer entry that cannot be read: {error}") from error
 
     @classmethod
@@ -74,3 +74,18 @@ class Plan:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"plan '{path}' cannot be read: {error}") from error
         return cls.from_json(text, f"plan '{path}'")
+
+
+def _layer(entry: dict[str, Any], origin: str) -> LayerPlan:
+    """One entry, its fields checked: a plan may have been written by hand."""
+    layer = LayerPlan(**entry)
+    text = dict.fromkeys(("granularity", "criterion", "refit", "reason"), (str, type(None)))
+    types = {"name": (str,), "op": (str,), **text, "density": (int, float, type(None)), "kept": (list, type(None))}
+    for key, allowed in types.items():
+        if type(getattr(layer, key)) not in allowed:
+            raise UsageError(f"{origin}: field '{key}' of layer '{layer.name}' cannot be {getattr(layer, key)!r}")
+    if layer.density is not None and not 0 < layer.density <= 1:
+        raise UsageError(f"{origin}: density {layer.density:g} of layer '{layer.name}' is not above 0 and at most 1")
+    if any(not isinstance(row, list) or not all(type(unit) is int for unit in row) for row in layer.kept or []):
+        raise UsageError(f"{origin}: the kept units of layer '{layer.name}' are not lists of numbers")
+    return layer

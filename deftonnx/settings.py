@@ -79,6 +79,8 @@ class Settings:
             Granularity.parse(self.granularity)
         if self.calib_samples < 1:
             raise UsageError(f"--calib-samples {self.calib_samples} is not at least 1")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} is negative")
         for pattern in self.nodes_to_exclude:
             try:
                 re.compile(pattern)

@@ -67,7 +67,9 @@ def mask(layer: LinearLayer, kept: Array) -> None:
     layer.store(weight, layer.bias())
 
 
-def reduce(graph: gs.Graph, layers: list[LinearLayer], like: onnx.ModelProto, absorbing: bool = True) -> onnx.ModelProto:
+def reduce(
+    graph: gs.Graph, layers: list[LinearLayer], like: onnx.ModelProto, absorbing: bool = True
+) -> onnx.ModelProto:
     """The masked graph after absorption and elimination."""
     while absorbing and absorb(graph, layers):
         pass
@@ -90,7 +92,7 @@ def masked_and_reduced(
     """Both forms of `proto` with the layers named in `masks` reduced (or every layer for which `masks` gives one)."""
     graph, layers = prepare(proto)
     for layer in layers:
-        kept = chosen(layer) if callable(masks) else masks.get(layer.name)
+        kept = masks(layer) if callable(masks) else masks.get(layer.name)
         if kept is not None:
             mask(layer, kept)
     masked = export_model(graph, proto)

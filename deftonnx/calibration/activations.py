@@ -105,7 +105,8 @@ def _session(model: onnx.ModelProto) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     try:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        providers = ["CPUExecutionProvider"]
+        return ort.InferenceSession(model.SerializeToString(), options, providers=providers, enable_fallback=0)
     except Exception as error:
         raise UnsupportedError(f"ONNX Runtime cannot run part of the model on the CPU: {first_line(error)}") from error
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from deftonnx.errors import DeftError, UsageError
 Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]
 LABELS = "labels"
+FUNCTION = "calibration_data"
+"""The function of a script that is called where none is named."""
 
 
 @dataclass
@@ -25,13 +29,22 @@ class Dataset:
     feeds: list[Feed]
     labels: Array | None = None
     origin: str = "the calibration data"
-    stacked: bool = field(default=True)
-    """True where samples lie along the first axis, so that feeds may be cut and joined."""
 
     @property
     def samples(self) -> int:
-        """Samples in all feeds."""
-        return sum(_samples(feed) if self.stacked else 1 for feed in self.feeds)
+        """Samples in all feeds; a feed whose inputs have no common first axis counts as one."""
+        return sum(_samples(feed) for feed in self.feeds)
+
+    @property
+    def stacked(self) -> bool:
+        """True where feeds may be cut and joined: samples lie along the first axis and are all of one shape."""
+        shapes = {tuple((name, a.shape[1:]) for name, a in sorted(feed.items())) for feed in self.feeds}
+        return len(shapes) == 1 and all(_has_sample_axis(feed) for feed in self.feeds)
+
+    def labels_of(self, feeds: list[Feed]) -> Array | None:
+        """The labels of batches of all samples. Where the model's batch is fixed they may be fewer, or samples may
+        come twice (see `batches`)."""
+        return None if self.labels is None else np.resize(self.labels, sum(_samples(feed) for feed in feeds))
 
 
 def read(source: Any, inputs: list[gs.Variable], what: str = "the calibration data") -> Dataset:
@@ -40,27 +53,27 @@ def read(source: Any, inputs: list[gs.Variable], what: str = "the calibration da
 
     Every feed is checked against the model's `inputs`: names, types, shapes, finite values.
     """
-    origin, feeds, labels, stacked = what, [], None, True
+    origin, labels = what, None
     if isinstance(source, (str, Path)):
-        origin = f"'{source}'"
-        feeds, labels, stacked = _read_path(str(source), inputs)
+        origin = f"{what.removeprefix('the ')} '{source}'"
+        feeds, labels = _read_path(str(source), inputs, origin)
     elif isinstance(source, dict):
-        feeds, labels = _split_labels(source)
+        feeds, labels = _split_labels(source, inputs)
     elif isinstance(source, np.ndarray):
         feeds = [_single(source, inputs, origin)]
     else:
-        feeds, stacked = list(_iterate(source)), True
-    feeds = [{name: np.asarray(value) for name, value in feed.items()} for feed in feeds]
-    if not feeds:
-        raise UsageError(f"{origin} holds no samples")
+        feeds = list(_iterate(source, origin))
+    feeds = [{name: _array(name, value, origin) for name, value in feed.items()} for feed in feeds]
     for feed in feeds:
         _check(feed, inputs, origin)
-    stacked = all(_can_stack(feed, inputs) for feed in feeds)
-    dataset = Dataset(feeds, labels, origin, stacked)
+    dataset = Dataset([feed for feed in feeds if _samples(feed)], labels, origin)
     if dataset.samples == 0:
         raise UsageError(f"{origin} holds no samples")
-    if labels is not None and len(labels) != dataset.samples:
-        raise UsageError(f"{origin} holds {dataset.samples} samples but {len(labels)} labels")
+    if not dataset.stacked:
+        for feed in dataset.feeds:
+            _check_whole(feed, inputs, origin)
+    if labels is not None:
+        dataset.labels = _check_labels(labels, dataset.samples, origin)
     return dataset
 
 
@@ -70,25 +83,28 @@ def random_data(inputs: list[gs.Variable], samples: int, seed: int) -> Dataset:
     feed = {}
     for t in inputs:
         if t.shape is None or any(not isinstance(d, int) for d in t.shape[1:]):
-            raise UsageError(
-                f"random calibration data needs fixed shapes, but input '{t.name}' has {t.shape}"
-            )
-        shape = (samples, *t.shape[1:])
+            raise UsageError(f"random calibration data needs fixed shapes, but input '{t.name}' has {t.shape}")
+        if t.dtype is None or np.dtype(t.dtype).kind not in "fiub":
+            raise UsageError(f"random calibration data cannot be made for input '{t.name}', which holds no numbers")
+        shape = (samples, *t.shape[1:]) if t.shape else ()
         dtype = np.dtype(t.dtype)
         values = rng.standard_normal(shape) if dtype.kind == "f" else np.zeros(shape)
-        feed[t.name] = values.astype(dtype)
+        feed[t.name] = np.asarray(values).astype(dtype)
     return Dataset([feed], None, "random data")
 
 
-def batches(
-    dataset: Dataset, inputs: list[gs.Variable], limit: int | None, seed: int, size: int
-) -> list[Feed]:
-    """`limit` samples picked with `seed`, in batches of `size`, or of the model's own batch where that is fixed."""
-    if not dataset.stacked:
-        return dataset.feeds[:limit]
-    pick = np.arange(dataset.samples)
+def batches(dataset: Dataset, inputs: list[gs.Variable], limit: int | None, seed: int, size: int) -> list[Feed]:
+    """`limit` samples picked with `seed`, in batches of `size`, or of the model's own batch where that is fixed.
+
+    Of data that cannot be cut, whole feeds are picked. Samples that do not fill a fixed batch are left out, or
+    repeated where there is only one batch.
+    """
+    stacked = dataset.stacked
+    pick = np.arange(dataset.samples if stacked else len(dataset.feeds))
     if limit is not None and limit < len(pick):
         pick = np.sort(np.random.default_rng(seed).choice(len(pick), limit, replace=False))
+    if not stacked:
+        return [dataset.feeds[i] for i in pick]
     fixed = [t.shape[0] for t in inputs if t.shape and isinstance(t.shape[0], int) and t.shape[0] > 0]
     size = fixed[0] if fixed else size
     joined = _Joined(dataset.feeds)
@@ -112,49 +128,67 @@ class _Joined:
         return {name: np.concatenate([feed[name][i] for feed, i in parts]) for name in self.feeds[0]}
 
 
+def _has_sample_axis(feed: Feed) -> bool:
+    return len({len(value) if value.ndim else -1 for value in feed.values()} - {-1}) == 1 and all(
+        value.ndim for value in feed.values()
+    )
+
+
 def _samples(feed: Feed) -> int:
-    return min(len(value) for value in feed.values())
+    return len(next(iter(feed.values()))) if _has_sample_axis(feed) else 1
 
 
-def _read_path(path: str, inputs: list[gs.Variable]) -> tuple[list[Feed], Array | None, bool]:
-    name, _, function = path.partition(".py:")
-    if function or path.endswith(".py"):
-        return list(_run_script(path if not function else f"{name}.py", function or None)), None, True
+def _read_path(path: str, inputs: list[gs.Variable], origin: str) -> tuple[list[Feed], Array | None]:
+    stem, marker, function = path.partition(".py:")
+    if marker or path.endswith(".py"):
+        return _run_script(Path(f"{stem}.py" if marker else path), function or FUNCTION, origin), None
     file = Path(path)
     if not file.exists():
-        raise UsageError(f"calibration data '{path}' does not exist")
+        raise UsageError(f"{origin} does not exist")
     if file.is_dir():
-        parts = [_load_npz(part) for part in sorted(file.glob("*.npz"))]
+        files = sorted(file.glob("*.npz"))
+        if not files:
+            raise UsageError(f"{origin} is a folder without .npz files")
+        parts = [_load_npz(part, inputs) for part in files]
         labels = [label for _, label in parts if label is not None]
         feeds = [feed for feeds, _ in parts for feed in feeds]
-        return feeds, np.concatenate(labels) if labels and len(labels) == len(parts) else None, True
+        return feeds, np.concatenate(labels) if len(labels) == len(parts) else None
     if file.suffix == ".npy":
-        return [_single(_load(file), inputs, f"'{path}'")], None, True
+        return [_single(_load(file, lambda loaded: loaded), inputs, origin)], None
     if file.suffix == ".npz":
-        return (*_load_npz(file), True)
-    raise UsageError(f"'{path}' is none of .npz, .npy, a directory of .npz files, or script.py[:function]")
+        return _load_npz(file, inputs)
+    raise UsageError(f"{origin} is none of .npz, .npy, a directory of .npz files, or script.py[:function]")
 
 
-def _load(file: Path) -> Any:
+def _load(file: Path, extract: Any) -> Any:
+    """What `extract` takes from a NumPy file, which is never unpickled: that would run code from the data."""
     try:
-        return np.load(file, allow_pickle=False)
+        with contextlib.closing(open(file, "rb")) as handle:
+            return extract(np.load(handle, allow_pickle=False))
     except Exception as error:
-        raise UsageError(f"'{file}' is not a readable {file.suffix} file") from error
+        pickled = "Object arrays" in str(error) or "allow_pickle" in str(error)
+        reason = "holds Python objects, not numbers" if pickled else "is damaged, or is no such file"
+        raise UsageError(f"'{file}' cannot be read as {file.suffix}: it {reason}") from error
 
 
-def _load_npz(file: Path) -> tuple[list[Feed], Array | None]:
-    loaded = _load(file)
-    try:
-        arrays = {name: loaded[name] for name in loaded.files}
-    except Exception as error:
-        raise UsageError(f"'{file}' is not a readable .npz file") from error
-    return _split_labels(arrays)
+def _load_npz(file: Path, inputs: list[gs.Variable]) -> tuple[list[Feed], Array | None]:
+    return _split_labels(_load(file, lambda loaded: {name: loaded[name] for name in loaded.files}), inputs)
 
 
-def _split_labels(arrays: dict[str, Any]) -> tuple[list[Feed], Array | None]:
-    labels = arrays.get(LABELS)
+def _split_labels(arrays: dict[str, Any], inputs: list[gs.Variable]) -> tuple[list[Feed], Array | None]:
+    """`labels` apart from the feed, unless the model has an input of that name."""
+    if any(t.name == LABELS for t in inputs):
+        return [arrays], None
     feed = {name: np.asarray(value) for name, value in arrays.items() if name != LABELS}
+    labels = arrays.get(LABELS)
     return ([feed] if feed else []), None if labels is None else np.asarray(labels).reshape(-1)
+
+
+def _array(name: str, value: Any, origin: str) -> Array:
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        raise UsageError(f"{origin}: '{name}' is not an array of numbers") from error
 
 
 def _single(array: Array, inputs: list[gs.Variable], origin: str) -> Feed:
@@ -164,37 +198,50 @@ def _single(array: Array, inputs: list[gs.Variable], origin: str) -> Feed:
     return {inputs[0].name: array}
 
 
-def _run_script(path: str, function: str | None) -> Iterator[Feed]:
-    file = Path(path)
-    if not file.exists():
-        raise UsageError(f"calibration script '{path}' does not exist")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
+def _run_script(file: Path, function: str, origin: str) -> list[Feed]:
+    if not file.is_file():
+        raise UsageError(f"{origin} does not exist")
+    name = f"deftonnx_script_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{origin} cannot be loaded as Python")
     module = importlib.util.module_from_spec(spec)
-    try:
+    sys.modules[name] = module  # dataclasses and the like look their module up
+    with users_code(origin, file.resolve().parent):
         spec.loader.exec_module(module)
-        produce = getattr(module, function or "calibration_data", None)
+        produce = getattr(module, function, None)
         if produce is None:
-            raise UsageError(f"'{path}' has no function '{function or 'calibration_data'}'")
-        yield from _iterate(produce())
+            raise UsageError(f"'{file}' has no function '{function}'")
+        return list(_iterate(produce(), origin))
+
+
+@contextlib.contextmanager
+def users_code(what: str, folder: Path | None = None) -> Iterator[None]:
+    """Runs code that is not ours: it may import from `folder`, what it prints goes to stderr, and what it raises
+    becomes one sentence."""
+    path = list(sys.path)
+    if folder is not None:
+        sys.path.insert(0, str(folder))
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     except DeftError:
         raise
-    except Exception as error:
-        raise UsageError(f"'{path}' failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        lines = str(error).strip().splitlines() or ["no message"]
+        raise UsageError(f"{what} failed: {type(error).__name__}: {lines[0]}") from error
+    finally:
+        sys.path[:] = path
 
 
-def _iterate(source: Any) -> Iterator[Feed]:
+def _iterate(source: Any, origin: str) -> Iterator[Feed]:
     if hasattr(source, "get_next"):  # onnxruntime.quantization.CalibrationDataReader
-        while (feed := source.get_next()) is not None:
-            yield feed
-        return
+        source = iter(source.get_next, None)
     if not isinstance(source, Iterable):
-        raise UsageError(f"calibration data of type {type(source).__name__} is not an iterable of feed dicts")
+        raise UsageError(f"{origin} gives {type(source).__name__}, which is not an iterable of feed dicts")
     for feed in source:
         if not isinstance(feed, dict):
-            raise UsageError(
-                f"calibration data yields {type(feed).__name__}, not a dict of input name to array"
-            )
+            raise UsageError(f"{origin} yields {type(feed).__name__}, not a dict of input name to array")
         yield feed
 
 
@@ -209,23 +256,28 @@ def _check(feed: Feed, inputs: list[gs.Variable], origin: str) -> None:
             raise UsageError(f"{origin} has no array for the model's input '{name}'")
         value = feed[name]
         if t.dtype is not None and value.dtype != t.dtype:
-            raise UsageError(
-                f"{origin}: '{name}' has type {value.dtype}, but the model wants {np.dtype(t.dtype)}"
-            )
+            raise UsageError(f"{origin}: '{name}' has type {value.dtype}, but the model wants {np.dtype(t.dtype)}")
         if t.shape is not None:
             fits = value.ndim == len(t.shape) and all(
-                not isinstance(d, int) or d <= 0 or d == s
-                for d, s in zip(t.shape[1:], value.shape[1:], strict=True)
+                not isinstance(d, int) or d <= 0 or d == s for d, s in zip(t.shape[1:], value.shape[1:], strict=True)
             )
             if not fits:
-                raise UsageError(
-                    f"{origin}: '{name}' has shape {list(value.shape)}, but the model wants {t.shape}"
-                )
+                raise UsageError(f"{origin}: '{name}' has shape {list(value.shape)}, but the model wants {t.shape}")
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise UsageError(f"{origin}: '{name}' holds NaN or infinite values")
 
 
-def _can_stack(feed: Feed, inputs: list[gs.Variable]) -> bool:
-    """True where every input has samples along its first axis."""
-    lengths = {len(feed[t.name]) if feed[t.name].ndim else -1 for t in inputs}
-    return len(lengths) == 1 and -1 not in lengths
+def _check_whole(feed: Feed, inputs: list[gs.Variable], origin: str) -> None:
+    """A feed that runs as it is must have the model's own batch too."""
+    for t in inputs:
+        value = feed[t.name]
+        if t.shape and isinstance(t.shape[0], int) and 0 < t.shape[0] != len(value):
+            raise UsageError(f"{origin}: '{t.name}' has shape {list(value.shape)}, but the model wants {t.shape}")
+
+
+def _check_labels(labels: Array, samples: int, origin: str) -> Array:
+    if len(labels) != samples:
+        raise UsageError(f"{origin} holds {samples} samples but {len(labels)} labels")
+    if labels.dtype.kind not in "iub" and not (labels.dtype.kind == "f" and (labels == np.round(labels)).all()):
+        raise UsageError(f"{origin}: labels must be class numbers, one a sample")
+    return labels.astype(np.int64)

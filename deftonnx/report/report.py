@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,8 +31,7 @@ class Size:
         latency = None
         if self.latency_ms:
             rounds = [
-                round(v, 5)
-                for v in (statistics.median(self.latency_ms), min(self.latency_ms), max(self.latency_ms))
+                round(v, 5) for v in (statistics.median(self.latency_ms), min(self.latency_ms), max(self.latency_ms))
             ]
             latency = dict(zip(("median", "min", "max"), rounds, strict=True))
         return {"bytes": self.bytes, "parameters": self.parameters, "macs": self.macs, "latency_ms": latency}
@@ -85,9 +85,7 @@ class Report:
             "settings": self.settings,
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
-            "accuracy": None
-            if self.accuracy is None
-            else {**self.accuracy.to_dict(), "on": self.accuracy_on},
+            "accuracy": None if self.accuracy is None else {**self.accuracy.to_dict(), "on": self.accuracy_on},
             "layers": [vars(row) for row in self.layers],
             "left_alone": [vars(refusal) for refusal in self.left_alone],
             "warnings": self.warnings,
@@ -96,4 +94,17 @@ class Report:
 
     def to_json(self) -> str:
         """The report as indented JSON."""
-        return json.dumps(self.to_dict(), indent=2)
+        return to_json(self.to_dict())
+
+
+def to_json(content: Any) -> str:
+    """Indented JSON. What is not a number (the loss of a model that gives NaN) is null, as JSON has no word for it."""
+    return json.dumps(_finite(content), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

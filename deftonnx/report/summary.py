@@ -24,9 +24,7 @@ def rows(report: Report) -> list[Row]:
     ]
     if before.latency_ms and after.latency_ms:
         old, new = statistics.median(before.latency_ms), statistics.median(after.latency_ms)
-        table.append(
-            ("latency, CPU, one sample", _latency(before), _latency(after), f"{old / new:.2f}× faster")
-        )
+        table.append(("latency, CPU, one sample", _latency(before), _latency(after), _speed(old, new)))
     score = report.accuracy
     if score is not None:
         on = f"{score.metric} on {score.samples} samples ({report.accuracy_on})"
@@ -38,7 +36,7 @@ def rows(report: Report) -> list[Row]:
                     on,
                     f"{score.reference:.2f}{unit}",
                     f"{score.value:.2f}{unit}",
-                    f"{-score.loss:+.2f}{spread}",
+                    f"{0.0 - score.loss:+.2f}{spread}",
                 )
             )
         else:
@@ -48,6 +46,10 @@ def rows(report: Report) -> list[Row]:
 
 def _ratio(before: int, after: int) -> str:
     return "" if not before else f"{after / before:.0%}"
+
+
+def _speed(old: float, new: float) -> str:
+    return f"{old / new:.2f}× faster" if new <= old else f"{new / old:.2f}× slower"
 
 
 def _count(value: int) -> str:

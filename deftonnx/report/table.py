@@ -9,8 +9,15 @@ from deftonnx.report import summary
 from deftonnx.report.report import Report
 
 
-def show(report: Report, console: Console, verbose: int = 0) -> None:
+def wide_console() -> Console:
+    """Standard output, wide enough for a table where it is not a terminal that says how wide it is."""
+    width = None if Console().is_terminal else 200
+    return Console(width=width, highlight=False, markup=False, emoji=False)  # names of nodes are text, not markup
+
+
+def show(report: Report, console: Console | None = None, verbose: int = 0) -> None:
     """Print the before/after table; with `verbose` also what was done to each layer and why others were left."""
+    console = console or wide_console()
     if verbose:
         _layers(report, console)
     table = Table(title=f"{report.model} → {report.output or '(not written)'}", title_justify="left")
@@ -30,9 +37,7 @@ def show(report: Report, console: Console, verbose: int = 0) -> None:
 def _layers(report: Report, console: Console) -> None:
     table = Table(title="layers", title_justify="left")
     for column in ("layer", "op", "K", "kept", "granularity", "written as", "error", "multiply-adds"):
-        table.add_column(
-            column, justify="left" if column in ("layer", "op", "granularity", "written as") else "right"
-        )
+        table.add_column(column, justify="left" if column in ("layer", "op", "granularity", "written as") else "right")
     for row in report.layers:
         table.add_row(
             row.name,
