@@ -129,7 +129,7 @@ def _make_prefixes(layers: list[LinearLayer], channels: ChannelMap) -> None:
     for layer, atoms in _inputs(layers, channels):
         if layer.input_features > layer.channels:
             continue
-        kept: Array = np.asarray(layer.kept.any((0, 1)))
+        kept = np.array(layer.kept.any((0, 1)), dtype=bool)
         if bool((layer.kept == kept).all()) and not kept[channels.alive(atoms)].all():
             partial.append((int(kept.sum()) * layer.rows_per_sample()[1], atoms, kept))
     windows = [layer for layer in layers if layer.taps > 1 and not (layer.kept == layer.kept.any(1)[:, None]).all()]
