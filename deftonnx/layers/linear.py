@@ -37,9 +37,7 @@ class LinearLayer(ABC):
     shares_choice: ClassVar[bool] = False
     """True where every group must keep the same features (a batched MatMul has one Gather for all of them)."""
 
-    def __init__(
-        self, node: gs.Node, *, x: gs.Tensor, groups: int, taps: int, channels: int, outputs: int
-    ) -> None:
+    def __init__(self, node: gs.Node, *, x: gs.Tensor, groups: int, taps: int, channels: int, outputs: int) -> None:
         self.node = node
         self.graph: gs.Graph  # set by find_layers
         self.x = x

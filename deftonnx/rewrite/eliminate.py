@@ -101,17 +101,13 @@ def _take(graph: gs.Graph, layer: LinearLayer, order: Array) -> gs.Variable:
             gs.Constant(unused_name(f"{layer.name}/kept_{what}"), np.array([value], dtype=np.int64))
             for what, value in (("start", 0), ("end", len(order)), ("axis", axis))
         ]
-        node = gs.Node(
-            "Slice", unused_name(f"{layer.name}/slice"), inputs=[layer.x, *bounds], outputs=[result]
-        )
+        node = gs.Node("Slice", unused_name(f"{layer.name}/slice"), inputs=[layer.x, *bounds], outputs=[result])
     elif prefix:
         attrs = {"axes": [axis], "starts": [0], "ends": [len(order)]}
         node = gs.Node("Slice", unused_name(f"{layer.name}/slice"), attrs, [layer.x], [result])
     else:
         index = gs.Constant(unused_name(f"{layer.name}/kept_index"), order.astype(np.int64))
-        node = gs.Node(
-            "Gather", unused_name(f"{layer.name}/gather"), {"axis": axis}, [layer.x, index], [result]
-        )
+        node = gs.Node("Gather", unused_name(f"{layer.name}/gather"), {"axis": axis}, [layer.x, index], [result])
     graph.nodes.insert(next(i for i, n in enumerate(graph.nodes) if n is layer.node), node)
     return result
 

@@ -16,10 +16,10 @@ CASES = {
     "width_8": ("N,16,6,5", "5,16,3,3", "<strides = [2,1]>", 8),
     "width_16": ("N,48,4,4", "3,48,2,3", "", 16),
     "width_32": ("N,64,4,4", "3,64,3,1", "<dilations = [1,2]>", 32),
-    "width_64": ("N,128,3,3", "3,128,2,2", "<auto_pad = \"SAME_LOWER\">", 64),
+    "width_64": ("N,128,3,3", "3,128,2,2", '<auto_pad = "SAME_LOWER">', 64),
     "grouped": ("N,16,5,5", "6,8,3,3", "<group = 2, pads = [0,1,2,0]>", 8),
     "one_dimension": ("N,16,9", "4,16,3", "<strides = [2]>", 8),
-    "three_dimensions": ("N,8,4,3,4", "4,8,2,1,2", "<auto_pad = \"SAME_UPPER\">", 8),
+    "three_dimensions": ("N,8,4,3,4", "4,8,2,1,2", '<auto_pad = "SAME_UPPER">', 8),
 }
 
 
@@ -28,7 +28,10 @@ def conv(x: str, w: str, attributes: str, opset: int, dtype: str = "float", bias
     y = ",".join("abcde"[: x.count(",") + 1])
     more = f", {dtype}[{w.split(',')[0]}] b" if bias else ""
     operands = "x, w, b" if bias else "x, w"
-    return model(f"graph ({dtype}[{x}] x) => ({dtype}[{y}] y) <{dtype}[{w}] w{more}> {{ [c] y = Conv {attributes} ({operands}) }}", opset=opset)
+    return model(
+        f"graph ({dtype}[{x}] x) => ({dtype}[{y}] y) <{dtype}[{w}] w{more}> {{ [c] y = Conv {attributes} ({operands}) }}",
+        opset=opset,
+    )
 
 
 def deft_conv(proto: onnx.ModelProto, width: int, seed: int = 0) -> tuple[onnx.ModelProto, Array]:

@@ -132,9 +132,7 @@ def _make_prefixes(layers: list[LinearLayer], channels: ChannelMap) -> None:
         kept = layer.kept.any((0, 1))
         if bool((layer.kept == kept).all()) and not kept[channels.alive(atoms)].all():
             partial.append((int(kept.sum()) * layer.rows_per_sample()[1], atoms, kept))
-    windows = [
-        layer for layer in layers if layer.taps > 1 and not (layer.kept == layer.kept.any(1)[:, None]).all()
-    ]
+    windows = [layer for layer in layers if layer.taps > 1 and not (layer.kept == layer.kept.any(1)[:, None]).all()]
     for _, atoms, kept in sorted(partial, key=lambda p: -p[0]):
         if not any(np.intersect1d(atoms, a).size for w in windows for a in channels.axes(w.x).values()):
             channels.prefer(atoms, kept)
