@@ -107,9 +107,7 @@ def _session(model: onnx.ModelProto) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise UnsupportedError(
-            f"ONNX Runtime cannot run part of the model on the CPU: {first_line(error)}"
-        ) from error
+        raise UnsupportedError(f"ONNX Runtime cannot run part of the model on the CPU: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

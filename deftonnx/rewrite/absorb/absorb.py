@@ -140,3 +140,24 @@ def _make_prefixes(layers: list[LinearLayer], channels: ChannelMap) -> None:
 
 def _signature(layers: list[LinearLayer]) -> list[tuple[int, int, bytes]]:
     return [(layer.channels, layer.outputs, layer.kept.tobytes()) for layer in layers]
+
+
+def readers(graph: gs.Graph, layers: list[LinearLayer]) -> dict[str, list[tuple[LinearLayer, Array]]]:
+    """For each layer whose outputs only reach layers feature by feature: those layers, and for every position of
+    their input axis the output feature it comes from, or −1. Layers read in any other way are left out."""
+    channels = _map(graph, layers)
+    inputs = list(_inputs(layers, channels))
+    result = {}
+    for layer in layers:
+        axis = _absolute(layer.output_axis, layer.y)
+        made = channels.axes(layer.y).get(axis) if axis is not None else None
+        if made is None or channels.alive_mask(made).any():
+            continue
+        feature = {root: n for n, root in enumerate(channels.roots(made).tolist())}
+        if len(feature) < len(made):
+            continue
+        found = [
+            (reader, np.array([feature.get(r, -1) for r in channels.roots(atoms).tolist()])) for reader, atoms in inputs
+        ]
+        result[layer.name] = [(reader, source) for reader, source in found if (source >= 0).any()]
+    return result
