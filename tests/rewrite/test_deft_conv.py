@@ -1,4 +1,4 @@
-"""DeftConv's function body in stock ONNX Runtime is a Conv of the decoded weight; reorder is the paper's paired swap."""
+"""DeftConv's function body in stock ONNX Runtime is a Conv; reorder is the paper's paired swap."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def conv(x: str, w: str, attributes: str, opset: int, dtype: str = "float", bias
     more = f", {dtype}[{w.split(',')[0]}] b" if bias else ""
     operands = "x, w, b" if bias else "x, w"
     return model(
-        f"graph ({dtype}[{x}] x) => ({dtype}[{y}] y) <{dtype}[{w}] w{more}> {{ [c] y = Conv {attributes} ({operands}) }}",
+        f"graph ({dtype}[{x}] x) => ({dtype}[{y}] y) <{dtype}[{w}] w{more}>"
+        f"{{ [c] y = Conv {attributes} ({operands}) }}",
         opset=opset,
     )
 

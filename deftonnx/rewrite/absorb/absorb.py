@@ -119,8 +119,8 @@ def _absolute(axis: int, tensor: gs.Tensor) -> int | None:
 def _reads_channel(layer: LinearLayer) -> Array:
     """True where a position of `x` along the input axis has a kept feature with a weight that is not zero."""
     weight = layer.weight().reshape(layer.groups, layer.taps, layer.channels, -1)
-    read = (layer.kept & weight.any(3)).any(1)  # (groups, channels)
-    return read.any(0) if layer.input_features == layer.channels else read.reshape(-1)
+    read: Array = np.asarray((layer.kept & weight.any(3)).any(1))  # (groups, channels)
+    return np.asarray(read.any(0)) if layer.input_features == layer.channels else read.reshape(-1)
 
 
 def _make_prefixes(layers: list[LinearLayer], channels: ChannelMap) -> None:
@@ -129,7 +129,7 @@ def _make_prefixes(layers: list[LinearLayer], channels: ChannelMap) -> None:
     for layer, atoms in _inputs(layers, channels):
         if layer.input_features > layer.channels:
             continue
-        kept = layer.kept.any((0, 1))
+        kept: Array = np.asarray(layer.kept.any((0, 1)))
         if bool((layer.kept == kept).all()) and not kept[channels.alive(atoms)].all():
             partial.append((int(kept.sum()) * layer.rows_per_sample()[1], atoms, kept))
     windows = [layer for layer in layers if layer.taps > 1 and not (layer.kept == layer.kept.any(1)[:, None]).all()]
