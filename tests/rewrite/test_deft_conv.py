@@ -88,6 +88,14 @@ def compare(proto: onnx.ModelProto, width: int, tolerance: float = 1e-5) -> None
     assert_same(run(small, feed), run(plain, feed), tolerance)
 
 
+def test_the_original_model_is_left_as_it_was() -> None:
+    proto = conv("N,16,5,5", "4,16,3,3", "", 17)
+    before = proto.SerializeToString(deterministic=True)
+    small, _ = deft_conv(proto, 8)
+    assert proto.SerializeToString(deterministic=True) == before
+    assert {o.domain: o.version for o in small.opset_import}[functions.DOMAIN] == functions.VERSION
+
+
 def test_one_kept_block_and_none() -> None:
     proto = conv("N,16,5,5", "4,16,3,3", "", 17, bias=True)
     for count in (1, 0):

@@ -138,6 +138,11 @@ def test_initializer_that_is_an_output_stays() -> None:
     assert_computes_the_same(model(text))
 
 
+def test_constant_nodes_of_the_original_are_left_as_they_were() -> None:
+    text = "graph (float[3] x) => (float[3] y) { c = Constant <value = float[3] {1.0, 2.0, 3.0}> () y = Add (x, c) }"
+    assert operators(assert_computes_the_same(model(text))) == ["Add"]
+
+
 def test_dropout_and_identity_go() -> None:
     text = (
         "graph (float[N,4] x) => (float[N,3] y) <float[4,3] w> { a = Dropout (x) b = Identity (a) y = MatMul (b, w) }"
