@@ -10,7 +10,7 @@ from models import assert_same, export_model, feed_for, mask, prepare, reduce, r
 
 from deftonnx.layers import LinearLayer
 
-CASES = 240
+CASES = 480
 CHUNK = 12
 
 

@@ -196,7 +196,8 @@ ABSORBED = {
     "option_a_shortcut": Case(
         """
         graph (float[N,4,6,6] x) => (float[N,5,3,3] y)
-        <float[8,4,3,3] w1, float[4,4,1,1] w0, float[5,8,1,1] w2, int64[2] from, int64[2] to, int64[2] ax, int64[2] by, int64[8] pads> {
+        <float[8,4,3,3] w1, float[4,4,1,1] w0, float[5,8,1,1] w2, int64[2] from, int64[2] to,
+         int64[2] ax, int64[2] by, int64[8] pads> {
             [stem] s = Conv (x, w0)
             [first] a = Conv <pads = [1,1,1,1], strides = [2,2]> (s, w1)
             b = Slice (s, from, to, ax, by)
@@ -336,7 +337,8 @@ def test_several_readers_with_different_choices_leave_their_union() -> None:
 
 def test_siblings_share_one_gather() -> None:
     text = """
-    graph (float[N,5,8] x) => (float[N,5,8] y, float[N,5,8] k, float[N,5,8] v) <float[8,8] wq, float[8,8] wk, float[8,8] wv> {
+    graph (float[N,5,8] x) => (float[N,5,8] y, float[N,5,8] k, float[N,5,8] v)
+    <float[8,8] wq, float[8,8] wk, float[8,8] wv> {
         z = Erf (x)
         [q] y = MatMul (z, wq) [k] k = MatMul (z, wk) [v] v = MatMul (z, wv)
     }"""

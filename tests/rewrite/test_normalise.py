@@ -109,7 +109,9 @@ def test_batch_norm_stays_where_others_read_the_layer(name: str) -> None:
 
 def test_batch_norm_on_another_axis_than_the_features_stays() -> None:
     text = f"""
-    graph (float[N,4,6] x) => (float[N,4,4] y) <float[6,4] w, {NORM_WEIGHTS.format(n=4)}> {{ a = MatMul (x, w) {NORM} }}"""
+    graph (float[N,4,6] x) => (float[N,4,4] y) <float[6,4] w, {NORM_WEIGHTS.format(n=4)}> {{
+        a = MatMul (x, w) {NORM}
+    }}"""
     assert "BatchNormalization" in operators(assert_computes_the_same(model(text, v=np.ones(4))))
 
 
@@ -136,6 +138,11 @@ def test_initializer_that_is_an_output_stays() -> None:
     assert_computes_the_same(model(text))
 
 
+def test_constant_nodes_of_the_original_are_left_as_they_were() -> None:
+    text = "graph (float[3] x) => (float[3] y) { c = Constant <value = float[3] {1.0, 2.0, 3.0}> () y = Add (x, c) }"
+    assert operators(assert_computes_the_same(model(text))) == ["Add"]
+
+
 def test_dropout_and_identity_go() -> None:
     text = (
         "graph (float[N,4] x) => (float[N,3] y) <float[4,3] w> { a = Dropout (x) b = Identity (a) y = MatMul (b, w) }"
@@ -160,7 +167,8 @@ def test_identity_read_in_a_branch() -> None:
 
 def test_nodes_get_unique_names() -> None:
     proto = model(
-        "graph (float[4] x) => (float[4] y) { [n] a = Relu (x) b = Neg (a) [n] c = Abs (b) [n_0] d = Abs (c) e = Neg (d) y = Relu (e) }"
+        "graph (float[4] x) => (float[4] y)"
+        "{ [n] a = Relu (x) b = Neg (a) [n] c = Abs (b) [n_0] d = Abs (c) e = Neg (d) y = Relu (e) }"
     )
     names = [node.name for node in export_model(import_model(proto), proto).graph.node]
     assert len(set(names)) == 6
@@ -172,7 +180,8 @@ def test_nodes_get_unique_names() -> None:
 @pytest.mark.parametrize("ir_version", [3, 8])
 def test_initializers_listed_as_inputs(ir_version: int) -> None:
     proto = model(
-        "graph (float[N,8] x) => (float[N,3] y) <float[8,8] w, float[8,3] v> { [a] p = MatMul (x, w) [b] y = MatMul (p, v) }",
+        "graph (float[N,8] x) => (float[N,3] y) <float[8,8] w, float[8,3] v>"
+        "{ [a] p = MatMul (x, w) [b] y = MatMul (p, v) }",
         opset=8,
     )
     proto.ir_version = ir_version
@@ -322,7 +331,8 @@ def test_optional_types_come_through() -> None:
 
 def test_type_attributes_come_through() -> None:
     proto = parser.parse_model(
-        '<ir_version: 8, opset_import: ["": 17]> graph (float[2,4] x) => (bool h) { o = Optional () h = OptionalHasElement (o) }'
+        '<ir_version: 8, opset_import: ["": 17]>'
+        "graph (float[2,4] x) => (bool h) { o = Optional () h = OptionalHasElement (o) }"
     )
     kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [2, 4]))
     proto.graph.node[0].attribute.append(helper.make_attribute("type", kind.optional_type.elem_type))

@@ -51,7 +51,7 @@ def resize(node: gs.Node, channels: ChannelMap) -> None:
             channels.edits.append(partial(_set_size, node, channels, axis, atoms))
 
 
-def _set_size(node: gs.Node, channels: ChannelMap, axis: int, atoms: Array) -> None:
+def _set_size(node: gs.Node, channels: ChannelMap, axis: int, atoms: np.ndarray) -> None:
     values = node.inputs[3].values.copy()
     values[axis] = len(channels.alive(atoms))
     store_integers(node, "sizes", 3, values)
