@@ -17,9 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from record import write
+
 import deftonnx
 from deftonnx import evaluation, model_file
-from record import write
 
 TASKS = {
     "lenet5_mnist": "mnist",

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from deftonnx.elimination.choice import CRITERIA, Choice
 from deftonnx.elimination.groups import Granularity
 from deftonnx.elimination.refit import REFITS
-from deftonnx.elimination.sequential import CRITERIA, Choice
 from deftonnx.errors import UsageError
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.layers.conv import ConvLayer

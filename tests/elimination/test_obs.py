@@ -93,7 +93,6 @@ def test_loss_grows_as_more_goes(size: int) -> None:
     assert (np.diff(losses) >= -1e-9).all()
 
 
-@pytest.mark.xfail(strict=True, reason="the ridge pulls a dead input to its old weight and scores it by that")
 def test_dead_inputs_go_first() -> None:
     rng = np.random.default_rng(0)
     X = rng.normal(size=(200, 10)).astype(np.float32)

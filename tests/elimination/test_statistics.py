@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from deftonnx.calibration.statistics import Moments
+from deftonnx.elimination.choice import kept_count
 from deftonnx.elimination.groups import Granularity
-from deftonnx.elimination.sequential import kept_count
 from deftonnx.errors import UsageError
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from deftonnx.rewrite.absorb.channels import Array, ChannelMap, is_identity
+from deftonnx.rewrite.absorb.channels import ChannelMap, is_identity
 from deftonnx.rewrite.absorb.parameters import integers, store_integers
 
 
