@@ -17,7 +17,7 @@ from deftonnx.elimination.problem import Array, Member, ridge_system
 
 needs_data = True
 DEAD = 1e-10
-"""Inputs whose variance is below this fraction of the mean are constant: the bias replaces them, so they go for free."""
+"""Inputs whose variance is below this fraction of the mean are constant: the bias replaces them at no cost."""
 BATCHES = 48
 """Removal takes about this many rounds."""
 
@@ -55,7 +55,8 @@ class _State:
         self.weight = self.inverse @ G  # (K, N), or (K, R) as the readers see it
         self.energy = max(float(energy.sum()), 1e-30)
         variance = member.moments.gram().diagonal()[order].reshape(-1, self.size)
-        self.dead = (variance <= DEAD * max(float(variance.mean()), 1e-30)).all(1)
+        limit = DEAD * max(float(variance.mean()), 1e-30)
+        self.dead = xp.all(variance <= limit, axis=1)  # (units,)
 
     def scores(self) -> Any:
         """Growth of the objective for each unit alive, as a fraction of the outputs' variance, (units,)."""

@@ -104,7 +104,7 @@ class ConvTransposeLayer(BiasInputLayer):
         w = self.node.inputs[1].values
         w = w.reshape(self.groups, self.channels, *w.shape[1:])
         replace_constant(self.node, 1, np.concatenate([p.take(i, axis=1) for p, i in zip(w, index, strict=True)]))
-        if self._has_bias():
+        if self.has_bias():
             replace_constant(self.node, 2, self.node.inputs[2].values.take(np.asarray(alive), axis=0))
         self.features = index.shape[1]
         self.outputs = self.features * self.window
