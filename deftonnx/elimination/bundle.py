@@ -20,7 +20,7 @@ from deftonnx.layers import LinearLayer
 
 Array = np.ndarray[Any, Any]
 ROWS_PER_FEATURE = 32
-MIN_ROWS = 16384
+MIN_ROWS = 65536
 """Rows of X sampled for a layer's statistics: at least MIN_ROWS, and ROWS_PER_FEATURE for each of its K features."""
 
 
