@@ -20,6 +20,9 @@ MATCHERS: dict[str, Callable[[gs.Node], LinearLayer | Refusal | None]] = {
 }
 
 
+OWN_DOMAIN = "ai.deftonnx"
+
+
 def find_layers(graph: gs.Graph) -> list[LinearLayer | Refusal]:
     """Every node of `graph` that multiplies by weights, in order: a layer, or a refusal with its reason.
 
@@ -36,6 +39,8 @@ def find_layers(graph: gs.Graph) -> list[LinearLayer | Refusal]:
         for inner in _subgraph_nodes(node):
             found.extend(_refuse(inner, f"inside the body of {node.op} '{node.name}'"))
     for function in graph.functions:
+        if function.domain == OWN_DOMAIN:  # what an earlier run wrote, its node found above
+            continue
         for inner in function.nodes:
             found.extend(_refuse(inner, f"inside the local function '{function.name}'"))
     return found
