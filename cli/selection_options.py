@@ -16,15 +16,14 @@ def selection_options(command: Command) -> Command:
     """Add them to a command."""
     for option in reversed(
         (
-            click.option(
-                "--density", type=float, help="Fraction of K every layer keeps, above 0 and at most 1."
-            ),
+            click.option("--density", type=float, help="Fraction of K every layer keeps, above 0 and at most 1."),
             click.option(
                 "--granularity",
                 default="auto",
                 show_default=True,
                 metavar="auto|channel|block[:B]|vector|element",
-                help="What is eliminated as a unit. auto: channel for a Conv (block:32 with --target cuda), else element.",
+                help="What is eliminated as a unit. auto: channel for a Conv (block:32 with --target cuda), "
+                "else element.",
             ),
             click.option(
                 "--target",
@@ -45,15 +44,9 @@ def selection_options(command: Command) -> Command:
                 metavar="TYPE",
                 help="Leave these operators alone. Repeatable.",
             ),
-            click.option(
-                "--keep-first/--no-keep-first", default=True, help="Leave first layers alone (default)."
-            ),
-            click.option(
-                "--keep-last/--no-keep-last", default=True, help="Leave last layers alone (default)."
-            ),
-            click.option(
-                "--portable", is_flag=True, help="Standard ONNX operators only, no ai.deftonnx nodes."
-            ),
+            click.option("--keep-first/--no-keep-first", default=True, help="Leave first layers alone (default)."),
+            click.option("--keep-last/--no-keep-last", default=True, help="Leave last layers alone (default)."),
+            click.option("--portable", is_flag=True, help="Standard ONNX operators only, no ai.deftonnx nodes."),
         )
     ):
         command = option(command)

@@ -21,6 +21,7 @@ from deftonnx.plan import METADATA_KEY, LayerPlan, Plan
 from deftonnx.report.report import LayerRow, Report, Size
 from deftonnx.rewrite import functions
 from deftonnx.rewrite.absorb import absorb as absorb_pass
+from deftonnx.rewrite.absorb import readers as readers_of
 from deftonnx.rewrite.eliminate import eliminate
 from deftonnx.rewrite.normalise import export_model, import_model, normalise
 from deftonnx.selection import select
@@ -82,22 +83,21 @@ def optimize(
     graph = import_model(origin)
     data = _calibration_data(calib_data, graph, asked)
     has_data = data is not None
-    settings = (
-        asked.resolve(has_data) if plan is None or asked != Settings() else _from_plan(plan, asked, has_data)
-    )
+    settings = asked.resolve(has_data) if plan is None or asked != Settings() else _from_plan(plan, asked, has_data)
     normalise(graph)
     normal = export_model(graph, origin)
     found = find_layers(graph)
     layers = [f for f in found if isinstance(f, LinearLayer)]
     if not found:
-        raise UnsupportedError(
-            f"{_quoted(model)} has no MatMul, Gemm or Conv with constant weights to work on"
-        )
+        raise UnsupportedError(f"{_quoted(model)} has no MatMul, Gemm or Conv with constant weights to work on")
     original = import_model(normal)
     originals = [f for f in find_layers(original) if isinstance(f, LinearLayer)]
     earlier = _earlier_plan(origin)
     choices, refusals = select(graph, layers, originals, settings, plan, earlier)
     refusals = [f for f in found if isinstance(f, Refusal)] + refusals
+    reading = readers_of(original, originals)
+    for choice in choices:
+        choice.readers = reading.get(choice.layer.name, [])
     before = {layer.name: (layer.macs(), layer.K) for layer in layers}
     groups = sequential.siblings(choices)
     batches = None
@@ -286,9 +286,7 @@ def _verify(masked: onnx.ModelProto, final: onnx.ModelProto, feeds: list[readers
         if want.dtype.kind != "f":
             continue
         limit = TOLERANCE.get(want.dtype, DEFAULT_TOLERANCE)
-        difference = np.linalg.norm(got[name].astype(np.float64) - want) / max(
-            float(np.linalg.norm(want)), 1e-30
-        )
+        difference = np.linalg.norm(got[name].astype(np.float64) - want) / max(float(np.linalg.norm(want)), 1e-30)
         if not difference <= limit:
             raise DeftError(
                 f"internal check failed: output '{name}' of the rewritten model differs from its plan by {difference:.2g};"
@@ -305,9 +303,7 @@ def _warnings(asked: Settings, settings: Settings, source: Any, has_data: bool) 
             "without --calib-data only lossless rewrites were done; with a few hundred samples, layers can be reduced"
         )
     elif not has_data:
-        warnings.append(
-            "reduced from the weights alone, without calibration data: check the accuracy before use"
-        )
+        warnings.append("reduced from the weights alone, without calibration data: check the accuracy before use")
     return warnings
 
 
@@ -339,9 +335,7 @@ def _measure(
     elif data is None:
         on = "made-up inputs"
     chosen = metric or ("top1" if labels is not None else "rel-l2")
-    report.accuracy = evaluation.score(
-        chosen, evaluation.run(new, scored), evaluation.run(old, scored), labels
-    )
+    report.accuracy = evaluation.score(chosen, evaluation.run(new, scored), evaluation.run(old, scored), labels)
     report.accuracy_on = on
     if measure:
         one = {name: value[:1] for name, value in feeds[0].items()} if _free_batch(inputs) else feeds[0]

@@ -59,9 +59,7 @@ class Plan:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UsageError(f"{origin} is not a DeftONNX plan")
         if content.get("version") != VERSION:
-            raise UsageError(
-                f"{origin} has plan version {content.get('version')}, this program reads {VERSION}"
-            )
+            raise UsageError(f"{origin} has plan version {content.get('version')}, this program reads {VERSION}")
         try:
             layers = [_layer(entry, origin) for entry in content["layers"]]
             return cls(dict(content.get("settings", {})), layers)

@@ -21,8 +21,9 @@ from deftonnx.settings import Settings
 
 GRAM_LIMIT = 13000
 """Largest K whose statistics fit: three float64 matrices of K² are 4 GB there."""
-GATHER_COST = 48
-"""Multiply-adds that take as long as copying one gathered number, about, on the CPU and on the GPU (docs/design)."""
+GATHER_COST = {"scattered": 300, "planes": 20}
+"""Multiply-adds that take as long as copying one number by a Gather that nobody absorbs: along the last axis, number
+by number, and along an axis before it, whole planes at a time (benchmarks/gather_cost.py measures both)."""
 
 
 def select(
@@ -63,7 +64,8 @@ def _planned(plan: Plan | None, layers: list[LinearLayer]) -> dict[str, LayerPla
             raise UsageError(f"the plan names a layer '{entry.name}' that the model does not have")
         for field, value, table in (("criterion", entry.criterion, CRITERIA), ("refit", entry.refit, REFITS)):
             if value is not None and value not in table:
-                raise UsageError(f"the plan's {field} '{value}' of layer '{entry.name}' is not one of {', '.join(table)}")
+                known_names = ", ".join(table)
+                raise UsageError(f"the plan's {field} '{value}' of layer '{entry.name}' is not one of {known_names}")
     return {entry.name: entry for entry in plan.layers}
 
 
@@ -133,7 +135,7 @@ def _choose(
         return "it has one unit of features, which must stay" if units == 1 else "density 1 keeps everything"
     if choice.needs_data and layer.K > GRAM_LIMIT:
         gigabytes = 3 * 8 * layer.K**2 / 1e9
-        return f"its statistics would take {gigabytes:.0f} GB (K = {layer.K}): --criterion magnitude --refit none needs none"
+        return f"its statistics would take {gigabytes:.0f} GB (K = {layer.K}); --criterion magnitude --refit scale does without"
     deft_conv = isinstance(layer, ConvLayer) and layer.taps > 1 and granularity.name != "channel"
     if deft_conv and settings.portable:
         return f"granularity {granularity.name} of a {layer.op} needs an ai.deftonnx node, which --portable forbids"
@@ -157,9 +159,9 @@ def _unpaid(layer: LinearLayer, layers: list[LinearLayer], choice: Choice) -> st
     """The reason if a Gather that nobody absorbs would cost more than the smaller product saves."""
     sharing = [other for other in layers if other.x is layer.x and other.geometry == layer.geometry]
     saved = sum(other.macs() for other in sharing) * (1 - choice.density)
-    pixels = max(other.input_positions() for other in sharing)
-    copied = pixels * layer.input_features * choice.density
-    if saved >= GATHER_COST * copied:
+    copied = layer.input_positions() * layer.input_features * choice.density
+    planes = layer.input_axis != -1 and layer.x.shape is not None and len(layer.x.shape) > layer.input_axis + 1
+    if saved >= GATHER_COST["planes" if planes else "scattered"] * copied:
         return None
     return "its Gather could not be absorbed and would cost more than it saves"
 
@@ -169,9 +171,7 @@ def _planned_units(entry: LayerPlan, layer: LinearLayer, units: int) -> list[np.
     kept = [np.unique(np.asarray(row, dtype=np.int64)) for row in entry.kept]
     lengths = {len(row) for row in kept}
     if len(kept) != layer.groups or len(lengths) != 1 or lengths == {0}:
-        raise UsageError(
-            f"the plan's kept units of layer '{entry.name}' do not fit its {layer.groups} groups"
-        )
+        raise UsageError(f"the plan's kept units of layer '{entry.name}' do not fit its {layer.groups} groups")
     if any(row[0] < 0 or row[-1] >= units for row in kept):
         raise UsageError(f"the plan keeps units of layer '{entry.name}' outside 0 to {units - 1}")
     return kept

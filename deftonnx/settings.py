@@ -85,9 +85,7 @@ class Settings:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise UsageError(
-                    f"--nodes-to-exclude '{pattern}' is not a regular expression: {error}"
-                ) from error
+                raise UsageError(f"--nodes-to-exclude '{pattern}' is not a regular expression: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

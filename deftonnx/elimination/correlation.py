@@ -42,9 +42,7 @@ def representatives(rho: Array, alpha: float) -> Array:
 
 def synapse_vectors(members: list[Member]) -> Array:
     """The weights of every unit across all members' outputs, (units, length) float64."""
-    return np.concatenate(
-        [m.weight[m.units].reshape(len(m.units), -1).astype(np.float64) for m in members], axis=1
-    )
+    return np.concatenate([m.weight[m.units].reshape(len(m.units), -1).astype(np.float64) for m in members], axis=1)
 
 
 def keep(members: list[Member], count: int) -> Array:

@@ -1,6 +1,7 @@
 """Optimal brain surgeon on groups of features: remove the unit whose loss grows the ridge objective least.
 
 With W = H⁻¹G, removing unit g and re-solving the rest raises the objective by tr(W_gᵀ [(H⁻¹)_gg]⁻¹ W_g) exactly.
+Outputs are weighed as the layers that read them do (`readout`), where that is known.
 Removal goes in batches, each followed by the Schur-complement update of W and H⁻¹, and is nested: one order serves
 every density (Hassibi & Stork 1993; the Gram matrix as in design.md, 'Algorithms').
 """
@@ -45,8 +46,12 @@ class _State:
         H, G = ridge_system(member.moments, member.weight)
         H, G = H[order][:, order], G[order]
         self.inverse = xp.linalg.inv(H)  # (K, K)
-        self.weight = self.inverse @ G  # (K, N)
-        self.energy = max(float(member.moments.energy().sum()), 1e-30)
+        energy = member.moments.energy()
+        if member.readout is not None:
+            readout = xp.asarray(member.readout)
+            G, energy = G @ readout, energy * xp.square(readout).sum(1)
+        self.weight = self.inverse @ G  # (K, N), or (K, R) as the readers see it
+        self.energy = max(float(energy.sum()), 1e-30)
 
     def scores(self) -> Any:
         """Growth of the objective for each unit alive, as a fraction of the outputs' variance, (units,)."""

@@ -16,11 +16,13 @@ RIDGE = 1e-3
 
 @dataclass
 class Member:
-    """One weight matrix of the choice: `weight` (K, N), `units` (units, size) feature indices, and its statistics."""
+    """One weight matrix of the choice: `weight` (K, N), `units` (units, size) feature indices, its statistics, and
+    `readout` (N, R), through which errors of its outputs are seen (`readout.metric_factor`)."""
 
     weight: Array
     units: Array
     moments: Moments | None = None
+    readout: Array | None = None
 
 
 class Criterion(Protocol):

@@ -37,12 +37,11 @@ REFITS = {"scale": scale, "none": none, "least-squares": least_squares}
 NEEDS_DATA = {"least-squares"}
 
 
-def residual(weight: Array, bias: Array, kept: Array, moments: Moments) -> tuple[float, float]:
-    """Mean ‖X_kept·W + b − Y*‖² over the calibration rows and the variance of Y*, both summed over outputs."""
+def residual(weight: Array, bias: Array, kept: Array, moments: Moments) -> float:
+    """Mean of ‖x_kept·W + b − y*‖² over the calibration rows, from their moments."""
     xp = array_module()
     W, b = xp.asarray(weight, dtype=np.float64), xp.asarray(bias, dtype=np.float64)
     H = moments.gram()[kept][:, kept]
     explained = 2 * float((W * moments.cross()[kept]).sum()) - float((W * (H @ W)).sum())
     offset = float(xp.square(moments.mean_x[kept] @ W + b - moments.mean_y).sum())
-    energy = float(moments.energy().sum())
-    return energy - explained + offset, energy
+    return max(float(moments.energy().sum()) - explained + offset, 0.0)

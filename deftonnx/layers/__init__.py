@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import onnx_graphsurgeon as gs
 
 from deftonnx.layers import conv, conv_transpose, gemm, matmul, refused
-from deftonnx.layers.linear import LinearLayer, Refusal
+from deftonnx.layers.linear import LinearLayer, Refusal, is_standard
 
-__all__ = ["LinearLayer", "Refusal", "find_layers"]
+__all__ = ["LinearLayer", "Refusal", "find_layers", "match"]
 
 MATCHERS: dict[str, Callable[[gs.Node], LinearLayer | Refusal | None]] = {
     "MatMul": matmul.match,
@@ -18,9 +18,17 @@ MATCHERS: dict[str, Callable[[gs.Node], LinearLayer | Refusal | None]] = {
     "ConvTranspose": conv_transpose.match,
     **dict.fromkeys(refused.REASONS, refused.match),
 }
-
-
+STANDARD = {"MatMul", "Gemm", "Conv", "ConvTranspose"}
+"""Operators that are what their name says only in the standard domain."""
 OWN_DOMAIN = "ai.deftonnx"
+
+
+def match(node: gs.Node) -> LinearLayer | Refusal | None:
+    """`node` as a linear layer; a refusal where it has weights but cannot be one; None where it has no weights."""
+    if node.op in STANDARD and not is_standard(node):
+        return Refusal(node.name, node.op, f"an operator of the domain '{node.domain}'")
+    matcher = MATCHERS.get(node.op)
+    return matcher(node) if matcher else None
 
 
 def find_layers(graph: gs.Graph) -> list[LinearLayer | Refusal]:
@@ -30,8 +38,7 @@ def find_layers(graph: gs.Graph) -> list[LinearLayer | Refusal]:
     """
     found: list[LinearLayer | Refusal] = []
     for node in graph.nodes:
-        match = MATCHERS.get(node.op)
-        result = match(node) if match else None
+        result = match(node)
         if isinstance(result, LinearLayer):
             result.graph = graph
         if result is not None:
@@ -55,7 +62,6 @@ def _subgraph_nodes(node: gs.Node) -> Iterator[gs.Node]:
 
 
 def _refuse(node: gs.Node, reason: str) -> list[LinearLayer | Refusal]:
-    match = MATCHERS.get(node.op)
-    if match is None:
+    if node.op not in MATCHERS:
         return []
     return [Refusal(node.name, node.op, reason)]

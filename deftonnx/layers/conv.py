@@ -13,26 +13,34 @@ from deftonnx.layers.linear import (
     Array,
     LinearLayer,
     Refusal,
-    add_bias_input,
     dimension_rule,
     replace_constant,
+    set_constant,
+    unused_name,
 )
+
+DEPTHWISE = "depthwise: each output reads one input channel"
 
 
 def match(node: gs.Node) -> LinearLayer | Refusal | None:
     """`node` as a linear layer; a refusal where it has weights but cannot be one; None where it has no weights."""
+    refusal = refuse(node)
+    if refusal is not None or isinstance(node.inputs[0], gs.Constant):
+        return refusal
+    layer = ConvLayer(node)
+    return Refusal(node.name, node.op, DEPTHWISE) if layer.groups > 1 and layer.channels == 1 else layer
+
+
+def refuse(node: gs.Node) -> Refusal | None:
+    """Why a Conv or ConvTranspose whose parameters are unsuitable is left alone."""
     w = node.inputs[1]
     if not isinstance(w, gs.Constant):
         return Refusal(node.name, node.op, "its weight is not constant")
-    if isinstance(node.inputs[0], gs.Constant):
-        return None
     if w.dtype not in FLOAT_TYPES:
         return Refusal(node.name, node.op, f"its weight has type {w.dtype}")
     if len(node.inputs) > 2 and node.inputs[2].name and not isinstance(node.inputs[2], gs.Constant):
         return Refusal(node.name, node.op, "its bias is not constant")
-    if w.shape[1] == 1 and node.attrs.get("group", 1) > 1:
-        return Refusal(node.name, node.op, "depthwise: each output reads one input channel")
-    return ConvLayer(node)
+    return None
 
 
 class ConvLayer(LinearLayer):
@@ -99,7 +107,8 @@ class ConvLayer(LinearLayer):
         if bias is None or (not self._has_bias() and not bias.any()):
             return
         if not self._has_bias():
-            add_bias_input(self.node, dtype)
+            placeholder = gs.Constant(unused_name(f"{self.name}/bias"), np.zeros(1, dtype=dtype))
+            set_constant(self.node, 2, placeholder)
         replace_constant(self.node, 2, bias.astype(dtype))
 
     def rows(self, x: Array, limit: int, rng: np.random.Generator) -> Array:

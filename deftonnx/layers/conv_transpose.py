@@ -16,19 +16,21 @@ from deftonnx.layers.linear import (
     Array,
     LinearLayer,
     Refusal,
-    add_bias_input,
     dimension_rule,
     replace_constant,
+    set_constant,
+    unused_name,
 )
 from deftonnx.layers.matmul import sample_rows
 
 
 def match(node: gs.Node) -> LinearLayer | Refusal | None:
     """`node` as a linear layer; a refusal where it has weights but cannot be one; None where it has no weights."""
-    found = conv.match(node)
-    if isinstance(found, conv.ConvLayer):
-        return ConvTransposeLayer(node)
-    return found
+    refusal = conv.refuse(node)
+    if refusal is not None or isinstance(node.inputs[0], gs.Constant):
+        return refusal
+    layer = ConvTransposeLayer(node)
+    return Refusal(node.name, node.op, conv.DEPTHWISE) if layer.groups > 1 and layer.channels == 1 else layer
 
 
 class ConvTransposeLayer(LinearLayer):
@@ -99,7 +101,8 @@ class ConvTransposeLayer(LinearLayer):
         if bias is None or (not self._has_bias() and not bias.any()):
             return
         if not self._has_bias():
-            add_bias_input(self.node, dtype)
+            placeholder = gs.Constant(unused_name(f"{self.name}/bias"), np.zeros(1, dtype=dtype))
+            set_constant(self.node, 2, placeholder)
         replace_constant(self.node, 2, bias.astype(dtype))
 
     def rows(self, x: Array, limit: int, rng: np.random.Generator) -> Array:
@@ -115,7 +118,9 @@ class ConvTransposeLayer(LinearLayer):
         index = np.asarray(alive).reshape(self.groups, -1) - np.arange(self.groups)[:, None] * self.features
         w = self.node.inputs[1].values
         w = w.reshape(self.groups, self.channels, *w.shape[1:])
-        replace_constant(self.node, 1, np.concatenate([p.take(i, axis=1) for p, i in zip(w, index, strict=True)]))
+        replace_constant(
+            self.node, 1, np.concatenate([p.take(i, axis=1) for p, i in zip(w, index, strict=True)])
+        )
         if self._has_bias():
             replace_constant(self.node, 2, self.node.inputs[2].values.take(np.asarray(alive), axis=0))
         self.features = index.shape[1]

@@ -12,9 +12,10 @@ from deftonnx.layers.linear import (
     Array,
     LinearLayer,
     Refusal,
-    add_bias_input,
     dimension_rule,
     replace_constant,
+    set_constant,
+    unused_name,
 )
 from deftonnx.layers.matmul import sample_rows
 
@@ -82,7 +83,8 @@ class GemmLayer(LinearLayer):
             return
         self.node.attrs["beta"] = 1.0
         if not self._has_bias():
-            add_bias_input(self.node, dtype)
+            placeholder = gs.Constant(unused_name(f"{self.name}/bias"), np.zeros(1, dtype=dtype))
+            set_constant(self.node, 2, placeholder)
         replace_constant(self.node, 2, bias.astype(dtype))
 
     def rows(self, x: Array, limit: int, rng: np.random.Generator) -> Array:

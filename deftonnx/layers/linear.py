@@ -152,6 +152,11 @@ class LinearLayer(ABC):
         return index, kept
 
 
+def is_standard(node: gs.Node) -> bool:
+    """True for a node of the standard ONNX operators."""
+    return node.domain in (None, "", "ai.onnx")
+
+
 def replace_constant(node: gs.Node, index: int, values: Array) -> None:
     """Give input `index` of `node` new values without touching other users of a shared initializer."""
     old = node.inputs[index]
@@ -159,16 +164,12 @@ def replace_constant(node: gs.Node, index: int, values: Array) -> None:
     if len(old.outputs) == 1 and old.outputs[0] is node and sum(t is old for t in node.inputs) == 1:
         old.values = values
         return
-    node.inputs[index] = gs.Constant(unused_name(f"{old.name}/{node.name or node.op}"), values)
+    node.inputs[index] = gs.Constant(unused_name(f"{old.name}/{node.name or node.op}/{index}"), values)
 
 
-def add_bias_input(node: gs.Node, dtype: Any) -> None:
-    """Give `node` a third input of one zero, for `replace_constant` to fill; an empty optional input makes room."""
-    bias = gs.Constant(unused_name(f"{node.name}/bias"), np.zeros(1, dtype=dtype))
-    if len(node.inputs) > 2:
-        node.inputs[2] = bias
-    else:
-        node.inputs.append(bias)
+def set_constant(node: gs.Node, index: int, constant: gs.Constant) -> None:
+    """Make `constant` input `index` of `node`, which may have had fewer inputs."""
+    node.inputs = [*node.inputs[:index], constant, *node.inputs[index + 1 :]]
 
 
 def unused_name(stem: str) -> str:

@@ -14,6 +14,7 @@ from deftonnx.layers.linear import (
     LinearLayer,
     Refusal,
     dimension_rule,
+    is_standard,
     replace_constant,
     unused_name,
 )
@@ -28,6 +29,9 @@ def match(node: gs.Node) -> LinearLayer | Refusal | None:
     shape = node.inputs[side].shape
     if len(shape) < 2:
         return Refusal(node.name, node.op, "its weight is a vector")
+    x = node.inputs[1 - side]
+    if x.shape is not None and len(x.shape) < 2 and (side == 0 or len(shape) > 2):
+        return Refusal(node.name, node.op, "its input is a vector")
     if node.inputs[side].dtype not in FLOAT_TYPES:
         return Refusal(node.name, node.op, f"its weight has type {node.inputs[side].dtype}")
     return MatMulLayer(node, weight_side=side)
@@ -74,7 +78,7 @@ class MatMulLayer(LinearLayer):
     def _bias_add(self) -> gs.Node | None:
         """The Add of a constant per output feature that alone reads the product, if there is one."""
         users = self.node.outputs[0].outputs
-        if len(users) != 1 or users[0].op != "Add" or self.groups != 1:
+        if len(users) != 1 or users[0].op != "Add" or not is_standard(users[0]) or self.groups != 1:
             return None
         other = [t for t in users[0].inputs if t is not self.node.outputs[0]]
         if len(other) != 1 or not isinstance(other[0], gs.Constant) or other[0].dtype not in FLOAT_TYPES:

@@ -59,7 +59,7 @@ def keeps_whole_channels(layer: LinearLayer) -> bool:
 
 def _truncate(graph: gs.Graph, layer: LinearLayer, gathers: dict[tuple[Any, ...], gs.Variable]) -> None:
     """x → Gather(kept) → the layer with a smaller weight. Layers that keep the same features share the Gather."""
-    kept = layer.kept[:, 0]  # (groups, channels)
+    kept = even(layer.kept[:, 0])  # (groups, channels)
     if layer.input_features == layer.channels:
         order = reorder(np.flatnonzero(kept[0]), layer.channels)[: int(kept[0].sum())]
     else:
@@ -77,6 +77,18 @@ def _truncate(graph: gs.Graph, layer: LinearLayer, gathers: dict[tuple[Any, ...]
     layer.x = gathers[key]
 
 
+def even(kept: Array) -> Array:
+    """`kept` (groups, channels) with as many in every group as in the fullest, and at least one.
+
+    Absorption may have dropped a kept feature whose weights were all zero. What is added has zero weights too.
+    """
+    kept = kept.copy()
+    most = max(1, int(kept.sum(1).max()))
+    for row in kept:
+        row[np.flatnonzero(~row)[: most - int(row.sum())]] = True
+    return kept
+
+
 def _take(graph: gs.Graph, layer: LinearLayer, order: Array) -> gs.Variable:
     """A new node before the layer that takes the features `order` of its input: a Slice where they are a prefix."""
     result = gs.Variable(unused_name(f"{layer.name}/kept"), dtype=layer.x.dtype)
@@ -89,17 +101,13 @@ def _take(graph: gs.Graph, layer: LinearLayer, order: Array) -> gs.Variable:
             gs.Constant(unused_name(f"{layer.name}/kept_{what}"), np.array([value], dtype=np.int64))
             for what, value in (("start", 0), ("end", len(order)), ("axis", axis))
         ]
-        node = gs.Node(
-            "Slice", unused_name(f"{layer.name}/slice"), inputs=[layer.x, *bounds], outputs=[result]
-        )
+        node = gs.Node("Slice", unused_name(f"{layer.name}/slice"), inputs=[layer.x, *bounds], outputs=[result])
     elif prefix:
         attrs = {"axes": [axis], "starts": [0], "ends": [len(order)]}
         node = gs.Node("Slice", unused_name(f"{layer.name}/slice"), attrs, [layer.x], [result])
     else:
         index = gs.Constant(unused_name(f"{layer.name}/kept_index"), order.astype(np.int64))
-        node = gs.Node(
-            "Gather", unused_name(f"{layer.name}/gather"), {"axis": axis}, [layer.x, index], [result]
-        )
+        node = gs.Node("Gather", unused_name(f"{layer.name}/gather"), {"axis": axis}, [layer.x, index], [result])
     graph.nodes.insert(next(i for i, n in enumerate(graph.nodes) if n is layer.node), node)
     return result
 
@@ -109,7 +117,7 @@ def _to_deft_conv(layer: ConvLayer) -> None:
     node, taps, groups = layer.node, layer.taps, layer.groups
     width = next(w for w in WIDTHS if _made_of_blocks(layer.kept, w))
     blocks = layer.kept.reshape(groups * taps * layer.channels // width, width)[:, 0]
-    kept_blocks = np.flatnonzero(blocks)
+    kept_blocks = np.flatnonzero(blocks) if blocks.any() else np.zeros(1, dtype=np.int64)
     weight = layer.weight().reshape(len(blocks), width, layer.outputs)[kept_blocks]
     bias = layer.bias()
     dtype = node.inputs[1].dtype

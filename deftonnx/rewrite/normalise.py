@@ -15,8 +15,11 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from deftonnx.calibration.activations import first_line
 from deftonnx.errors import UnsupportedError
-from deftonnx.layers import MATCHERS, LinearLayer
-from deftonnx.layers.conv import ConvLayer
+from deftonnx.layers import LinearLayer, Refusal, match
+from deftonnx.layers.conv import DEPTHWISE, ConvLayer
+from deftonnx.layers.linear import is_standard, unused_name
+from deftonnx.rewrite.fold_reshape import fold_reshape
+from deftonnx.rewrite.preserve import drop_unwritable, restore
 
 FOLD_LIMIT = 1 << 20
 """Constants above this many bytes are not computed by folding (a broadcast could otherwise bloat the model)."""
@@ -42,6 +45,7 @@ def import_model(model: onnx.ModelProto) -> gs.Graph:
             graph = gs.import_onnx(model)
         except Exception as error:
             raise UnsupportedError(f"the model's graph cannot be read: {first_line(error)}") from error
+        drop_unwritable(graph)
     taken = {n.name for n in graph.nodes}
     seen = {""}
     for node in graph.nodes:
@@ -54,15 +58,10 @@ def import_model(model: onnx.ModelProto) -> gs.Graph:
 
 
 def export_model(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
-    """`graph` as a model with the IR version, producer, metadata and documentation of `like`."""
+    """`graph` as a model with the inputs, outputs, functions, metadata and documentation of `like`."""
     with quiet():
         model = gs.export_onnx(graph, do_type_check=False)
-    model.ir_version = like.ir_version
-    model.producer_name, model.producer_version = like.producer_name, like.producer_version
-    model.domain, model.model_version, model.doc_string = like.domain, like.model_version, like.doc_string
-    del model.metadata_props[:]
-    model.metadata_props.extend(like.metadata_props)
-    model.graph.metadata_props.extend(like.graph.metadata_props)
+    restore(model, like)
     return model
 
 
@@ -74,6 +73,8 @@ def normalise(graph: gs.Graph) -> bool:
         graph.fold_constants(size_threshold=FOLD_LIMIT, error_ok=True)
         graph.cleanup(remove_unused_graph_inputs=False)
     drop_identity_dropout(graph)
+    name_constant_outputs(graph)
+    fold_reshape(graph)
     fold_batch_norm(graph)
     infer_shapes(graph)
     return before != [(n.op, n.name) for n in graph.nodes]
@@ -88,7 +89,7 @@ def infer_shapes(graph: gs.Graph) -> None:
     except Exception:  # shapes stay as the exporter left them; passes that need one then leave the node alone
         return
     tensors = graph.tensors()
-    for info in inferred.graph.value_info:
+    for info in (*inferred.graph.value_info, *inferred.graph.output):
         tensor = tensors.get(info.name)
         if isinstance(tensor, gs.Variable) and info.type.HasField("tensor_type"):
             kind = info.type.tensor_type
@@ -121,7 +122,7 @@ def drop_identity_dropout(graph: gs.Graph) -> None:
     """Remove Dropout and Identity nodes that pass their input through, unless they name a graph output."""
     outputs = {id(t) for t in graph.outputs}
     for node in list(graph.nodes):
-        if node.op not in ("Dropout", "Identity") or node.domain not in (None, "", "ai.onnx"):
+        if node.op not in ("Dropout", "Identity") or not is_standard(node):
             continue
         training = len(node.inputs) > 2 and node.inputs[2].name
         if (
@@ -139,6 +140,18 @@ def drop_identity_dropout(graph: gs.Graph) -> None:
         graph.nodes.remove(node)
 
 
+def name_constant_outputs(graph: gs.Graph) -> None:
+    """Return a copy of a constant that is a graph output, so that other readers' edits leave the output alone."""
+    for i, tensor in enumerate(graph.outputs):
+        if isinstance(tensor, gs.Constant):
+            output = gs.Variable(tensor.name, tensor.dtype, tensor.shape)
+            copy = gs.Constant(unused_name(tensor.name), tensor.values)  # a renamed one would rename its source too
+            for user in list(tensor.outputs):
+                user.inputs = [copy if t is tensor else t for t in user.inputs]
+            graph.outputs[i] = output
+            graph.nodes.append(gs.Node("Identity", copy.name, inputs=[copy], outputs=[output]))
+
+
 def _read_in_subgraph(graph: gs.Graph, tensor: gs.Tensor) -> bool:
     inside = {id(n) for sub in graph.subgraphs(recursive=True) for n in sub.nodes}
     return any(id(user) in inside for user in tensor.outputs) or any(
@@ -150,11 +163,7 @@ def fold_batch_norm(graph: gs.Graph) -> bool:
     """Fold inference BatchNormalization with constant parameters into the linear layer that alone feeds it."""
     changed = False
     for node in list(graph.nodes):
-        if node.op != "BatchNormalization" or node.attrs.get("training_mode", 0):
-            continue
-        if not all(isinstance(t, gs.Constant) for t in node.inputs[1:5]) or any(
-            t.outputs for t in node.outputs[1:]
-        ):
+        if node.op != "BatchNormalization" or not is_standard(node) or not _is_inference(graph, node):
             continue
         layer = _layer_before(graph, node)
         if layer is None:
@@ -180,6 +189,13 @@ def fold_batch_norm(graph: gs.Graph) -> bool:
     return changed
 
 
+def _is_inference(graph: gs.Graph, node: gs.Node) -> bool:
+    """True for a BatchNormalization with constant parameters, one a channel, whose statistics nobody reads."""
+    constant = all(isinstance(t, gs.Constant) and len(t.shape) == 1 for t in node.inputs[1:5])
+    others = any(t.outputs or t in graph.outputs for t in node.outputs[1:] if t.name)
+    return constant and not others and not node.attrs.get("training_mode", 0)
+
+
 def _layer_before(graph: gs.Graph, node: gs.Node) -> LinearLayer | None:
     """The linear layer whose only reader is `node` and whose output features are `node`'s channels."""
     y = node.inputs[0]
@@ -189,16 +205,12 @@ def _layer_before(graph: gs.Graph, node: gs.Node) -> LinearLayer | None:
     if producer.op == "Add" and producer.inputs:
         products = [t.inputs[0] for t in producer.inputs if t.inputs and t.inputs[0].op == "MatMul"]
         producer = products[0] if products else producer
-    match = MATCHERS.get(producer.op)
-    layer: Any = match(producer) if match else None
-    if producer.op == "Conv" and isinstance(producer.inputs[1], gs.Constant):
-        layer = ConvLayer(producer)  # a depthwise one is no linear layer to reduce, but can be scaled
-    if not isinstance(layer, LinearLayer) or layer.y is not y:
+    layer: Any = match(producer)
+    if isinstance(layer, Refusal) and layer.reason == DEPTHWISE and producer.op == "Conv":
+        layer = ConvLayer(producer)  # no linear layer to reduce, but it can be scaled
+    if not isinstance(layer, LinearLayer) or layer.y is not y or producer.outputs[0] in graph.outputs:
         return None
     layer.graph = graph
-    weight = producer.inputs[1 - int(producer.op == "MatMul" and isinstance(producer.inputs[0], gs.Constant))]
-    if not isinstance(weight, gs.Constant):
-        return None
     rank = len(y.shape) if y.shape is not None else None
     axis = layer.output_axis if layer.output_axis >= 0 or rank is None else layer.output_axis + rank
     return layer if axis == 1 and node.inputs[1].shape[0] == layer.N else None

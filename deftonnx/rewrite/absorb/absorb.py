@@ -15,6 +15,8 @@ from deftonnx.rewrite.absorb.channels import Array, ChannelMap, is_identity
 Rule = Callable[[gs.Node, ChannelMap], None]
 RULES: dict[str, Rule] = {**elementwise.RULES, **spatial.RULES, **layout.RULES}
 """A new operator that channels may pass through is one row here. Operators without a rule keep everything."""
+ANY_RANK = {*elementwise.UNARY, *spatial.POOLING, "BatchNormalization", "Conv", "InstanceNormalization"}
+"""Operators whose rules count axes from the front, so that a tensor's shape need not be known."""
 
 
 def absorb(graph: gs.Graph, layers: list[LinearLayer]) -> bool:
@@ -51,12 +53,13 @@ def absorbable(graph: gs.Graph, layers: list[LinearLayer]) -> set[str]:
 
 def _map(graph: gs.Graph, layers: list[LinearLayer]) -> ChannelMap:
     """The channel map of a graph in which no layer has said yet what it needs."""
-    channels = ChannelMap(graph.opset)
+    channels = ChannelMap(graph.opset, graph.outputs)
     by_node = {id(layer.node): layer for layer in layers}
+    made = {id(layer.y) for layer in layers}
     for node in graph.nodes:
         if layer := by_node.get(id(node)):
             _visit_layer(layer, channels)
-        else:
+        elif made.isdisjoint(map(id, node.outputs)):  # the Add of a bias belongs to its layer
             _visit(node, channels)
     for tensor in graph.outputs:
         channels.fix_all(tensor)
@@ -73,7 +76,8 @@ def _inputs(layers: list[LinearLayer], channels: ChannelMap) -> Iterator[tuple[L
 
 def _visit(node: gs.Node, channels: ChannelMap) -> None:
     rule = RULES.get(node.op) if node.domain in (None, "", "ai.onnx") else None
-    if rule is not None and not any(isinstance(v, gs.Graph) for v in node.attrs.values()):
+    shaped = all(t.shape is not None for t in node.inputs if channels.axes(t)) or node.op in ANY_RANK
+    if rule is not None and shaped and not any(isinstance(v, gs.Graph) for v in node.attrs.values()):
         rule(node, channels)
         return
     for tensor in reads(node):
@@ -93,7 +97,8 @@ def _visit_layer(layer: LinearLayer, channels: ChannelMap) -> None:
     if output_axis is None:
         return
     made = channels.fresh(layer.output_features)
-    channels.track(layer.y, output_axis, made)
+    for tensor in (layer.y, *layer.node.outputs):  # a MatMul's product and its sum with the bias
+        channels.track(tensor, output_axis, made)
     if layer.groups > 1 and layer.output_features == layer.N:
         channels.balance(made.reshape(layer.groups, -1))
     channels.edits.append(lambda: _edit(channels, made, layer.keep_outputs))
@@ -127,9 +132,7 @@ def _make_prefixes(layers: list[LinearLayer], channels: ChannelMap) -> None:
         kept = layer.kept.any((0, 1))
         if bool((layer.kept == kept).all()) and not kept[channels.alive(atoms)].all():
             partial.append((int(kept.sum()) * layer.rows_per_sample()[1], atoms, kept))
-    windows = [
-        layer for layer in layers if layer.taps > 1 and not (layer.kept == layer.kept.any(1)[:, None]).all()
-    ]
+    windows = [layer for layer in layers if layer.taps > 1 and not (layer.kept == layer.kept.any(1)[:, None]).all()]
     for _, atoms, kept in sorted(partial, key=lambda p: -p[0]):
         if not any(np.intersect1d(atoms, a).size for w in windows for a in channels.axes(w.x).values()):
             channels.prefer(atoms, kept)
@@ -137,3 +140,24 @@ def _make_prefixes(layers: list[LinearLayer], channels: ChannelMap) -> None:
 
 def _signature(layers: list[LinearLayer]) -> list[tuple[int, int, bytes]]:
     return [(layer.channels, layer.outputs, layer.kept.tobytes()) for layer in layers]
+
+
+def readers(graph: gs.Graph, layers: list[LinearLayer]) -> dict[str, list[tuple[LinearLayer, Array]]]:
+    """For each layer whose outputs only reach layers feature by feature: those layers, and for every position of
+    their input axis the output feature it comes from, or −1. Layers read in any other way are left out."""
+    channels = _map(graph, layers)
+    inputs = list(_inputs(layers, channels))
+    result = {}
+    for layer in layers:
+        axis = _absolute(layer.output_axis, layer.y)
+        made = channels.axes(layer.y).get(axis) if axis is not None else None
+        if made is None or channels.alive_mask(made).any():
+            continue
+        feature = {root: n for n, root in enumerate(channels.roots(made).tolist())}
+        if len(feature) < len(made):
+            continue
+        found = [
+            (reader, np.array([feature.get(r, -1) for r in channels.roots(atoms).tolist()])) for reader, atoms in inputs
+        ]
+        result[layer.name] = [(reader, source) for reader, source in found if (source >= 0).any()]
+    return result

@@ -8,7 +8,7 @@ nobody needs is dead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ Array = np.ndarray[Any, Any]
 class ChannelMap:
     """Atoms of the tracked axes of one graph."""
 
-    def __init__(self, opset: int) -> None:
+    def __init__(self, opset: int, outputs: Sequence[gs.Tensor] = ()) -> None:
         self.opset = opset
+        self._outputs = {id(t) for t in outputs}
         self.edits: list[Callable[[], None]] = []
         self._parent: list[int] = []
         self._needed: list[bool] = []
@@ -42,6 +43,14 @@ class ChannelMap:
         self._needed.extend([False] * count)
         self._fixed.extend([False] * count)
         return np.arange(start, start + count)
+
+    def is_output(self, tensor: gs.Tensor) -> bool:
+        """True for an output of the graph."""
+        return id(tensor) in self._outputs
+
+    def is_read(self, tensor: gs.Tensor) -> bool:
+        """True for a tensor that a node reads or that the graph returns."""
+        return bool(tensor.outputs) or self.is_output(tensor)
 
     def track(self, tensor: gs.Tensor, axis: int, atoms: Array) -> None:
         """Say that the positions of `tensor` along `axis` (≥ 0) are `atoms`."""

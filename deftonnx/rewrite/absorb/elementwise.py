@@ -44,7 +44,7 @@ def channel_parameters(node: gs.Node, channels: ChannelMap) -> None:
     """BatchNormalization and InstanceNormalization: one constant parameter a channel of axis 1."""
     for axis, atoms in channels.axes(node.inputs[0]).items():
         constant = all(isinstance(t, gs.Constant) for t in node.inputs[1:])
-        if axis != 1 or not constant or any(t.outputs for t in node.outputs[1:]):
+        if axis != 1 or not constant or any(map(channels.is_read, node.outputs[1:])):
             channels.fix(atoms)
             continue
         for i in range(1, len(node.inputs)):
@@ -61,19 +61,85 @@ def along_axis(node: gs.Node, channels: ChannelMap) -> None:
         first = node.attrs.get("axis", default)
         first += len(x.shape) if first < 0 else 0
         mixed = axis == first if single else axis >= first
-        if mixed or any(t.outputs for t in node.outputs[1:]):
+        if mixed or any(map(channels.is_read, node.outputs[1:])):
             channels.fix(atoms)
         else:
             channels.track(node.outputs[0], axis, atoms)
 
 
-UNARY = ["Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Dropout"]
-BROADCAST = ["Add", "And", "BitShift", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor"]
+UNARY = [
+    "Abs",
+    "Acos",
+    "Acosh",
+    "Asin",
+    "Asinh",
+    "Atan",
+    "Atanh",
+    "Cast",
+    "Ceil",
+    "Celu",
+    "Clip",
+    "Cos",
+    "Cosh",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "IsInf",
+    "IsNaN",
+    "LeakyRelu",
+    "Log",
+    "Mish",
+    "Neg",
+    "Not",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Shrink",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Swish",
+    "Tan",
+    "Tanh",
+    "ThresholdedRelu",
+    "Dropout",
+]
+BROADCAST = [
+    "Add",
+    "And",
+    "BitShift",
+    "Div",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Max",
+    "Mean",
+    "Min",
+    "Mod",
+    "Mul",
+    "Or",
+    "PRelu",
+    "Pow",
+    "Sub",
+    "Sum",
+    "Where",
+    "Xor",
+]
 RULES = {
     **dict.fromkeys(UNARY, unary),
     **dict.fromkeys(BROADCAST, broadcast),
     **dict.fromkeys(("BatchNormalization", "InstanceNormalization"), channel_parameters),
-    **dict.fromkeys(
-        ("Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "RMSNormalization"), along_axis
-    ),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "RMSNormalization"), along_axis),
 }

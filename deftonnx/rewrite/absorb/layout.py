@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from deftonnx.layers.linear import replace_constant, unused_name
+from deftonnx.layers.linear import replace_constant, set_constant, unused_name
 from deftonnx.rewrite.absorb.channels import Array, ChannelMap, is_identity
 from deftonnx.rewrite.absorb.parameters import integers, store_integers
 
@@ -81,7 +81,7 @@ def split(node: gs.Node, channels: ChannelMap) -> None:
             if channels.opset < 13:
                 node.attrs["split"] = lengths
             else:
-                node.inputs[1:] = [_integer_constant(node, "split", lengths)]
+                set_constant(node, 1, _integer_constant(node, "split", lengths))
 
         channels.edits.append(edit)
 
@@ -206,13 +206,17 @@ def reshape(node: gs.Node, channels: ChannelMap) -> None:
             continue
         out_axis, inner, place = found
         merged = _merged(atoms, inner, place)
+        if target and axis != out_axis:  # a 0 would copy another axis's length here, or this one's elsewhere
+            lengths = {axis: len(atoms), out_axis: len(merged)}
+            target = [lengths.get(i, 0) if size == 0 else size for i, size in enumerate(target)]
         channels.track(y, out_axis, merged)
 
         def edit(target: list[int] = target or [], out_axis: int = out_axis, merged: Array = merged) -> None:
-            if len(channels.alive(merged)) == len(merged):
+            length = len(channels.alive(merged))
+            if length == len(merged):
                 return
             if target[out_axis] > 0:
-                target[out_axis] = len(channels.alive(merged))
+                target[out_axis] = length
             if "shape" in node.attrs:
                 node.attrs["shape"] = target
             else:
@@ -236,6 +240,9 @@ def _target_shape(node: gs.Node, x: gs.Tensor, y: gs.Tensor) -> list[int] | None
 
 def _follow(axis: int, before: list[Any], after: list[Any]) -> tuple[int, list[int], int] | None:
     """Where `axis` goes: the output axis, the lengths of the axes merged into it, and its place among them."""
+    behind = len(before) - axis
+    if behind <= len(after) and before[axis:] == after[-behind:] and all(isinstance(d, int) for d in before[axis:]):
+        return len(after) - behind, [before[axis]], 0
     start = 0
     while start < min(len(before), len(after), axis) and _same(start, before, after):
         start += 1
@@ -245,6 +252,8 @@ def _follow(axis: int, before: list[Any], after: list[Any]) -> tuple[int, list[i
     i = 0
     for j, length in enumerate(result):
         taken: list[int] = []
+        if length == 1 and i < len(source) and source[i] != 1:
+            continue
         while i < len(source) and (int(np.prod(taken)) != length or not taken):
             taken.append(source[i])
             i += 1
@@ -285,22 +294,30 @@ def shape(node: gs.Node, channels: ChannelMap) -> None:
         rank = len(node.inputs[0].shape)
         taken: set[int] = set()
         for user in node.outputs[0].outputs:
-            index = user.inputs[1] if user.op == "Gather" and len(user.inputs) > 1 else None
-            if isinstance(index, gs.Constant):
-                taken |= {int(i) % rank for i in index.values.reshape(-1)}
-            else:
-                taken |= set(range(rank))
-        if axis in taken or node.attrs:
+            taken |= _dimensions_read(user, rank)
+        if axis in taken or node.attrs or channels.is_output(node.outputs[0]):
             channels.fix(atoms)
+
+
+def _dimensions_read(node: gs.Node, rank: int) -> set[int]:
+    """The entries of a shape of this rank that `node` reads: those a constant Gather or Slice picks, or all."""
+    if node.op == "Gather" and isinstance(node.inputs[1], gs.Constant):
+        return {int(i) % rank for i in node.inputs[1].values.reshape(-1)}
+    if node.op == "Slice":
+        starts, ends, steps = integers(node, "starts", 1), integers(node, "ends", 2), integers(node, "steps", 4)
+        if starts is not None and ends is not None and (steps is not None or len(node.inputs) < 5):
+            return set(range(rank)[slice(starts[0], ends[0], steps[0] if steps else 1)])
+    return set(range(rank))
 
 
 def product(node: gs.Node, channels: ChannelMap) -> None:
     """MatMul of two activations: the rows of the first and the columns of the second pass through."""
     a, b = node.inputs
     y = node.outputs[0]
+    matrices = y.shape is not None and all(t.shape is not None and len(t.shape) > 1 for t in (a, b))
     for t, passing in ((a, -2), (b, -1)):
         for axis, atoms in channels.axes(t).items():
-            if axis == len(t.shape) + passing and y.shape is not None and len(t.shape) > 1:
+            if matrices and axis == len(t.shape) + passing:
                 channels.track(y, len(y.shape) + passing, atoms)
             else:
                 channels.fix(atoms)

@@ -11,7 +11,7 @@ from deftonnx.rewrite.absorb.parameters import integers, store_integers
 
 def pooling(node: gs.Node, channels: ChannelMap) -> None:
     """Batch and channel axes pass through; indices (MaxPool's second output) count channels, so they fix them."""
-    indices_used = any(t.outputs for t in node.outputs[1:])
+    indices_used = any(map(channels.is_read, node.outputs[1:]))
     for axis, atoms in channels.axes(node.inputs[0]).items():
         if axis > 1 or indices_used:
             channels.fix(atoms)
@@ -31,9 +31,7 @@ def reduction(node: gs.Node, channels: ChannelMap) -> None:
         if reduces_all or not known or axis in reduced:
             channels.fix(atoms)
         else:
-            channels.track(
-                node.outputs[0], axis if keepdims else axis - sum(a < axis for a in reduced), atoms
-            )
+            channels.track(node.outputs[0], axis if keepdims else axis - sum(a < axis for a in reduced), atoms)
 
 
 def resize(node: gs.Node, channels: ChannelMap) -> None:
@@ -43,19 +41,12 @@ def resize(node: gs.Node, channels: ChannelMap) -> None:
     crop = node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
     for axis, atoms in channels.axes(x).items():
         same = y.shape is not None and y.shape[axis] == len(atoms)
-        if (
-            not same
-            or crop
-            or node.attrs.get("axes")
-            or (sizes is not None and not isinstance(sizes, gs.Constant))
-        ):
+        if not same or crop or node.attrs.get("axes") or (sizes is not None and not isinstance(sizes, gs.Constant)):
             channels.fix(atoms)
             continue
         channels.track(y, axis, atoms)
         if sizes is not None:
-            channels.edits.append(
-                lambda axis=axis, atoms=atoms: _set_size(node, axis, len(channels.alive(atoms)))
-            )
+            channels.edits.append(lambda axis=axis, atoms=atoms: _set_size(node, axis, len(channels.alive(atoms))))
 
 
 def _set_size(node: gs.Node, axis: int, length: int) -> None:
@@ -117,7 +108,18 @@ def depthwise(node: gs.Node, channels: ChannelMap) -> None:
 
 
 POOLING = ["AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"]
-REDUCTIONS = ["ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"]
+REDUCTIONS = [
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
+]
 RULES = {
     **dict.fromkeys(POOLING, pooling),
     **dict.fromkeys(REDUCTIONS, reduction),

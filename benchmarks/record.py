@@ -1,0 +1,28 @@
+"""What every result file holds beside its figures: date, commit, command and library versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("numpy", "onnx", "onnxruntime-gpu", "onnx-graphsurgeon")
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` with its circumstances to `path`."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    head = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit,
+        "command": " ".join(["python", *(os.path.relpath(a) if os.path.exists(a) else a for a in sys.argv)]),
+        "cores": os.cpu_count(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**head, **content}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,96 @@
+"""What onnx-graphsurgeon does not carry through a round trip is taken from the original model instead.
+
+That is: the declared inputs and outputs (sequences, optionals), local functions and their overloads, node documentation
+and metadata, attributes of types it does not know, and attributes that are empty lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+OLDEST_IR = 4
+"""Before IR version 4 every initializer had to be an input as well."""
+EMPTY = {"value_ints": np.int64, "value_floats": np.float32, "value_strings": np.str_}
+"""Attributes of Constant that may be an empty list, and what its value then is an empty tensor of."""
+
+
+def drop_unwritable(graph: gs.Graph) -> None:
+    """Take out of a freshly imported graph what cannot be exported: `restore` puts it back."""
+    graph.ir_version = max(graph.ir_version or 0, OLDEST_IR)
+    for node in _nodes([graph]):
+        for name, value in list(node.attrs.items()):
+            if not isinstance(value, list) or value:
+                continue
+            del node.attrs[name]
+            if node.op == "Constant" and name in EMPTY:
+                node.attrs["value"] = gs.Constant("", np.zeros(0, dtype=EMPTY[name]))
+    for part in [graph, *graph.subgraphs(recursive=True)]:
+        for tensor in (*part.inputs, *part.outputs, *part.tensors().values()):
+            if isinstance(tensor, gs.Variable) and tensor.type not in (None, "tensor_type"):
+                tensor.dtype = tensor.shape = None
+
+
+def _nodes(graphs: Iterable[gs.Graph]) -> Iterable[gs.Node]:
+    for graph in graphs:
+        for part in [graph, *graph.functions, *graph.subgraphs(recursive=True)]:
+            yield from part.nodes
+
+
+def restore(model: onnx.ModelProto, like: onnx.ModelProto) -> None:
+    """Give the exported `model` back what its original `like` had."""
+    _restore_values(model.graph.input, like.graph.input)
+    _restore_values(model.graph.output, like.graph.output)
+    del model.functions[:]
+    model.functions.extend(like.functions)
+    _restore_nodes(model.graph, like.graph)
+    model.ir_version = max(like.ir_version, OLDEST_IR)
+    model.producer_name, model.producer_version = like.producer_name, like.producer_version
+    model.domain, model.model_version, model.doc_string = like.domain, like.model_version, like.doc_string
+    del model.metadata_props[:]
+    model.metadata_props.extend(like.metadata_props)
+    del model.graph.metadata_props[:]
+    model.graph.metadata_props.extend(like.graph.metadata_props)
+
+
+def _restore_values(values: Iterable[onnx.ValueInfoProto], originals: Iterable[onnx.ValueInfoProto]) -> None:
+    by_name = {value.name: value for value in originals}
+    for value in values:
+        if value.name in by_name:
+            value.CopyFrom(by_name[value.name])
+
+
+def _restore_nodes(graph: onnx.GraphProto, like: onnx.GraphProto) -> None:
+    """Nodes are recognised by what they make: names may have been given by us."""
+    originals = {next(filter(None, node.output), ""): node for node in like.node}
+    for node in graph.node:
+        original = originals.get(next(filter(None, node.output), ""))
+        if original is None or (original.op_type, original.domain) != (node.op_type, node.domain):
+            continue
+        for field in ("overload", "doc_string"):
+            if getattr(original, field):
+                setattr(node, field, getattr(original, field))
+        node.metadata_props.extend(original.metadata_props)
+        have = {attribute.name: attribute for attribute in node.attribute}
+        for attribute in original.attribute:
+            if attribute.name not in have and _unwritable(attribute, have):
+                node.attribute.append(attribute)
+            elif attribute.name in have and attribute.type == onnx.AttributeProto.GRAPH:
+                _restore_nodes(have[attribute.name].g, attribute.g)
+
+
+def _unwritable(attribute: onnx.AttributeProto, have: Iterable[str]) -> bool:
+    if attribute.type in (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS, onnx.AttributeProto.STRINGS):
+        empty = not (attribute.ints or attribute.floats or attribute.strings or attribute.ref_attr_name)
+        return empty and "value" not in have
+    return attribute.type in (
+        onnx.AttributeProto.TYPE_PROTO,
+        onnx.AttributeProto.TYPE_PROTOS,
+        onnx.AttributeProto.TENSORS,
+        onnx.AttributeProto.GRAPHS,
+        onnx.AttributeProto.SPARSE_TENSOR,
+        onnx.AttributeProto.SPARSE_TENSORS,
+    )
