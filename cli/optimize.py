@@ -10,8 +10,8 @@ from deftonnx.cli.console import progress, warn
 from deftonnx.cli.selection_options import selection_options
 
 from deftonnx import model_file
+from deftonnx.elimination.choice import CRITERIA
 from deftonnx.elimination.refit import REFITS
-from deftonnx.elimination.sequential import CRITERIA
 from deftonnx.errors import UnchangedError, UsageError
 from deftonnx.optimize import optimize as run
 from deftonnx.report import html, table

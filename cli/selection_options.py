@@ -22,8 +22,7 @@ def selection_options(command: Command) -> Command:
                 default="auto",
                 show_default=True,
                 metavar="auto|channel|block[:B]|vector|element",
-                help="What is eliminated as a unit. auto: channel for a Conv (block:32 with --target cuda), "
-                "else element.",
+                help="The unit of elimination. auto: channel for a Conv (block:32 with --target cuda), else element.",
             ),
             click.option(
                 "--target",

@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from deftonnx import evaluation, model_file
 from deftonnx.calibration import readers
 from deftonnx.elimination import sequential
+from deftonnx.elimination.choice import Choice, siblings
 from deftonnx.errors import DeftError, UnsupportedError, UsageError
 from deftonnx.layers import LinearLayer, Refusal, find_layers
 from deftonnx.plan import METADATA_KEY, LayerPlan, Plan
@@ -99,13 +100,13 @@ def optimize(
     for choice in choices:
         choice.readers = reading.get(choice.layer.name, [])
     before = {layer.name: (layer.macs(), layer.K) for layer in layers}
-    groups = sequential.siblings(choices)
+    groups = siblings(choices)
     batches = None
     if data is not None:
         batches = readers.batches(data, graph.inputs, settings.calib_samples, settings.seed, BATCH)
     done: list[str] = []
 
-    def finished(choice: sequential.Choice) -> None:
+    def finished(choice: Choice) -> None:
         done.append(choice.layer.name)
         progress(f"{choice.layer.op} {choice.layer.name}", len(done), len(choices))
 
@@ -166,7 +167,7 @@ def _earlier_plan(model: onnx.ModelProto) -> Plan | None:
 def _record(
     settings: Settings,
     found: list[LinearLayer | Refusal],
-    choices: list[sequential.Choice],
+    choices: list[Choice],
     refusals: list[Refusal],
     earlier: Plan | None,
 ) -> Plan:
@@ -203,7 +204,7 @@ def _record(
 def _rewrite(
     graph: gs.Graph,
     layers: list[LinearLayer],
-    choices: list[sequential.Choice],
+    choices: list[Choice],
     before: dict[str, tuple[int, int]],
     absorb: bool,
 ) -> tuple[gs.Graph, list[LayerRow], int]:
@@ -289,7 +290,7 @@ def _verify(masked: onnx.ModelProto, final: onnx.ModelProto, feeds: list[readers
         difference = np.linalg.norm(got[name].astype(np.float64) - want) / max(float(np.linalg.norm(want)), 1e-30)
         if not difference <= limit:
             raise DeftError(
-                f"internal check failed: output '{name}' of the rewritten model differs from its plan by {difference:.2g};"
+                f"internal check failed: output '{name}' of the result differs from its plan by {difference:.2g};"
                 " please report this model, and use --no-absorb meanwhile"
             )
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from deftonnx.elimination.choice import CRITERIA, Choice
 from deftonnx.elimination.groups import Granularity
 from deftonnx.elimination.refit import REFITS
-from deftonnx.elimination.sequential import CRITERIA, Choice
 from deftonnx.errors import UsageError
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.layers.conv import ConvLayer
@@ -64,8 +64,9 @@ def _planned(plan: Plan | None, layers: list[LinearLayer]) -> dict[str, LayerPla
             raise UsageError(f"the plan names a layer '{entry.name}' that the model does not have")
         for field, value, table in (("criterion", entry.criterion, CRITERIA), ("refit", entry.refit, REFITS)):
             if value is not None and value not in table:
-                known_names = ", ".join(table)
-                raise UsageError(f"the plan's {field} '{value}' of layer '{entry.name}' is not one of {known_names}")
+                raise UsageError(
+                    f"the plan's {field} '{value}' of layer '{entry.name}' is not one of {', '.join(table)}"
+                )
     return {entry.name: entry for entry in plan.layers}
 
 
@@ -135,7 +136,7 @@ def _choose(
         return "it has one unit of features, which must stay" if units == 1 else "density 1 keeps everything"
     if choice.needs_data and layer.K > GRAM_LIMIT:
         gigabytes = 3 * 8 * layer.K**2 / 1e9
-        return f"its statistics would take {gigabytes:.0f} GB (K = {layer.K}); --criterion magnitude --refit scale does without"
+        return f"its statistics would take {gigabytes:.0f} GB; --criterion magnitude --refit scale does without"
     deft_conv = isinstance(layer, ConvLayer) and layer.taps > 1 and granularity.name != "channel"
     if deft_conv and settings.portable:
         return f"granularity {granularity.name} of a {layer.op} needs an ai.deftonnx node, which --portable forbids"

@@ -6,9 +6,9 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from deftonnx.elimination.choice import CRITERIA
 from deftonnx.elimination.groups import Granularity
 from deftonnx.elimination.refit import NEEDS_DATA, REFITS
-from deftonnx.elimination.sequential import CRITERIA
 from deftonnx.errors import UsageError
 
 TARGETS = ("any", "cpu", "cuda")

@@ -165,7 +165,9 @@ class Builder:
         """An operator that leaves the shape alone."""
         channels, *spatial = shape
         ones = [1] * len(spatial)
-        kind = self.pick(["unary", "prelu", "constant", "scalar", "bn", "in", "lrn", "softmax", "dropout", "clip", "where"])
+        kind = self.pick(
+            ["unary", "prelu", "constant", "scalar", "bn", "in", "lrn", "softmax", "dropout", "clip", "where"]
+        )
         if kind == "prelu":
             y = self.add("PRelu", [x, self.weight(channels, *ones)])
         elif kind == "constant":
@@ -310,7 +312,9 @@ class Builder:
             if kind == "pool":
                 y = self.add("Flatten", [y])
             else:
-                y = self.integers("Squeeze", y, "axes", [a - (rank if self.chance(0.5) else 0) for a in range(2, rank)], 13)
+                y = self.integers(
+                    "Squeeze", y, "axes", [a - (rank if self.chance(0.5) else 0) for a in range(2, rank)], 13
+                )
         self.features[y] = (size,)
 
     def to_sequence(self, x: str, shape: Shape) -> None:
@@ -346,7 +350,9 @@ class Builder:
     def feature_step(self, x: str, shape: Shape) -> None:
         """One step on a feature vector."""
         (width,) = shape
-        kind = self.pick(["dense", "dense", "act", "add", "concat", "split", "glu", "norm", "fold", "slice", "softmax", "outer"])
+        kind = self.pick(
+            ["dense", "dense", "act", "add", "concat", "split", "glu", "norm", "fold", "slice", "softmax", "outer"]
+        )
         if kind == "dense":
             y, width = self.dense(x, width)
         elif kind == "add":
@@ -357,7 +363,11 @@ class Builder:
             width += self.features[other][0]
             y = self.add("Concat", [other, x], axis=self.pick([1, -1]))
         elif kind == "split" and width % 2 == 0:
-            parts = self.add("Split", [x], 2, axis=-1) if self.opset < 18 else self.add("Split", [x], 2, axis=-1, num_outputs=2)
+            parts = (
+                self.add("Split", [x], 2, axis=-1)
+                if self.opset < 18
+                else self.add("Split", [x], 2, axis=-1, num_outputs=2)
+            )
             self.features.update(dict.fromkeys(parts, (width // 2,)))
             return
         elif kind == "glu":
@@ -384,7 +394,9 @@ class Builder:
     def sequence_step(self, x: str, shape: Shape) -> None:
         """One step on a sequence."""
         length, width = shape
-        kind = self.pick(["dense", "ffn", "attention", "mix", "add", "norm", "gelu", "token", "mean", "image", "flat", "concat"])
+        kind = self.pick(
+            ["dense", "ffn", "attention", "mix", "add", "norm", "gelu", "token", "mean", "image", "flat", "concat"]
+        )
         if kind == "ffn":
             y, hidden = self.dense(x, width, sequence=True)
             y = self.add("Mul", [y, self.add("Add", [self.add("Erf", [y]), self.constant(1.0, np.float32)])])

@@ -16,6 +16,8 @@ from deftonnx.elimination.backend import array_module, to_numpy
 from deftonnx.elimination.problem import Array, Member, ridge_system
 
 needs_data = True
+DEAD = 1e-10
+"""Inputs whose variance is below this fraction of the mean are constant: the bias replaces them at no cost."""
 BATCHES = 48
 """Removal takes about this many rounds."""
 
@@ -52,6 +54,9 @@ class _State:
             G, energy = G @ readout, energy * xp.square(readout).sum(1)
         self.weight = self.inverse @ G  # (K, N), or (K, R) as the readers see it
         self.energy = max(float(energy.sum()), 1e-30)
+        variance = member.moments.gram().diagonal()[order].reshape(-1, self.size)
+        limit = DEAD * max(float(variance.mean()), 1e-30)
+        self.dead = xp.all(variance <= limit, axis=1)  # (units,)
 
     def scores(self) -> Any:
         """Growth of the objective for each unit alive, as a fraction of the outputs' variance, (units,)."""
@@ -59,16 +64,19 @@ class _State:
         units = len(self.weight) // self.size
         W = self.weight.reshape(units, self.size, -1)
         if self.size == 1:
-            return xp.square(W[:, 0]).sum(1) / self.inverse.diagonal() / self.energy
-        index = np.arange(units)
-        blocks = self.inverse.reshape(units, self.size, units, self.size)[index, :, index, :]
-        return (W * xp.linalg.solve(blocks, W)).sum((1, 2)) / self.energy
+            growth = xp.square(W[:, 0]).sum(1) / self.inverse.diagonal()
+        else:
+            index = np.arange(units)
+            blocks = self.inverse.reshape(units, self.size, units, self.size)[index, :, index, :]
+            growth = (W * xp.linalg.solve(blocks, W)).sum((1, 2))
+        return xp.where(self.dead, 0.0, growth / self.energy)
 
     def remove(self, go: Array) -> None:
         """Drop the units at positions `go` and update what is left by the Schur complement."""
         xp = array_module()
         features = (go[:, None] * self.size + np.arange(self.size)).reshape(-1)
         stay = np.delete(np.arange(len(self.weight)), features)
+        self.dead = self.dead[np.delete(np.arange(len(self.dead)), go)]
         cross = self.inverse[stay][:, features]  # (stay, gone)
         factor = xp.linalg.solve(self.inverse[features][:, features], cross.T)  # (gone, stay)
         self.weight = self.weight[stay] - factor.T @ self.weight[features]

@@ -1,4 +1,4 @@
-"""Finds the linear layers of a graph. A new ONNX operator is one module with a `match` function and a row in MATCHERS."""
+"""Finds the linear layers of a graph. A new ONNX operator is a module with a `match` function and a row in MATCHERS."""
 
 from __future__ import annotations
 

@@ -11,12 +11,11 @@ import onnx_graphsurgeon as gs
 from deftonnx.layers.linear import (
     FLOAT_TYPES,
     Array,
+    BiasInputLayer,
     LinearLayer,
     Refusal,
     dimension_rule,
     replace_constant,
-    set_constant,
-    unused_name,
 )
 
 DEPTHWISE = "depthwise: each output reads one input channel"
@@ -43,7 +42,7 @@ def refuse(node: gs.Node) -> Refusal | None:
     return None
 
 
-class ConvLayer(LinearLayer):
+class ConvLayer(BiasInputLayer):
     """x (batch, groups · channels, *spatial), weight tensor (groups · outputs, channels, *kernel)."""
 
     def __init__(self, node: gs.Node) -> None:
@@ -90,26 +89,12 @@ class ConvLayer(LinearLayer):
         w = w.transpose(0, 3, 2, 1).reshape(self.groups, self.K, self.outputs)
         return w.astype(np.result_type(w.dtype, np.float32))
 
-    def bias(self) -> Array | None:
-        if not self._has_bias():
-            return None
-        b = self.node.inputs[2].values
-        return b.astype(np.result_type(b.dtype, np.float32))
-
-    def _has_bias(self) -> bool:
-        return len(self.node.inputs) > 2 and bool(self.node.inputs[2].name)
-
     def store(self, weight: Array, bias: Array | None) -> None:
         dtype = self.node.inputs[1].dtype
         outputs, channels = weight.shape[2], weight.shape[1] // self.taps
         w = weight.reshape(self.groups, self.taps, channels, outputs).transpose(0, 3, 2, 1)
         replace_constant(self.node, 1, w.reshape(self.groups * outputs, channels, *self.kernel).astype(dtype))
-        if bias is None or (not self._has_bias() and not bias.any()):
-            return
-        if not self._has_bias():
-            placeholder = gs.Constant(unused_name(f"{self.name}/bias"), np.zeros(1, dtype=dtype))
-            set_constant(self.node, 2, placeholder)
-        replace_constant(self.node, 2, bias.astype(dtype))
+        self.store_bias(bias)
 
     def rows(self, x: Array, limit: int, rng: np.random.Generator) -> Array:
         pads, out = self.window_grid(x.shape[2:])
@@ -163,7 +148,7 @@ class ConvLayer(LinearLayer):
     def keep_outputs(self, alive: Sequence[int] | Array) -> None:
         alive = np.asarray(alive)
         replace_constant(self.node, 1, self.node.inputs[1].values.take(alive, axis=0))
-        if self._has_bias():
+        if self.has_bias():
             replace_constant(self.node, 2, self.node.inputs[2].values.take(alive, axis=0))
         self.outputs = len(alive) // self.groups
 

@@ -14,12 +14,11 @@ import onnx_graphsurgeon as gs
 from deftonnx.layers import conv
 from deftonnx.layers.linear import (
     Array,
+    BiasInputLayer,
     LinearLayer,
     Refusal,
     dimension_rule,
     replace_constant,
-    set_constant,
-    unused_name,
 )
 from deftonnx.layers.matmul import sample_rows
 
@@ -33,7 +32,7 @@ def match(node: gs.Node) -> LinearLayer | Refusal | None:
     return Refusal(node.name, node.op, conv.DEPTHWISE) if layer.groups > 1 and layer.channels == 1 else layer
 
 
-class ConvTransposeLayer(LinearLayer):
+class ConvTransposeLayer(BiasInputLayer):
     """x (batch, groups · channels, *spatial), weight tensor (groups · channels, features, *kernel).
 
     `outputs` counts features · window taps: the columns of W before the overlapping windows are summed.
@@ -69,9 +68,6 @@ class ConvTransposeLayer(LinearLayer):
     def output_axis(self) -> int:
         return 1
 
-    def _has_bias(self) -> bool:
-        return len(self.node.inputs) > 2 and bool(self.node.inputs[2].name)
-
     def _overlap(self) -> float:
         """How many taps add up in one output pixel, away from the border."""
         return self.window / float(np.prod(self.node.attrs.get("strides") or [1]))
@@ -79,12 +75,6 @@ class ConvTransposeLayer(LinearLayer):
     def weight(self) -> Array:
         w = self.node.inputs[1].values.reshape(self.groups, self.channels, self.outputs)
         return w.astype(np.result_type(w.dtype, np.float32))
-
-    def bias(self) -> Array | None:
-        if not self._has_bias():
-            return None
-        b = self.node.inputs[2].values
-        return b.astype(np.result_type(b.dtype, np.float32))
 
     def row_bias(self, weight: Array, bias: Array | None) -> Array:
         if bias is None:
@@ -98,12 +88,7 @@ class ConvTransposeLayer(LinearLayer):
         dtype = self.node.inputs[1].dtype
         shape = (self.groups * weight.shape[1], self.features, *self.kernel)
         replace_constant(self.node, 1, weight.reshape(shape).astype(dtype))
-        if bias is None or (not self._has_bias() and not bias.any()):
-            return
-        if not self._has_bias():
-            placeholder = gs.Constant(unused_name(f"{self.name}/bias"), np.zeros(1, dtype=dtype))
-            set_constant(self.node, 2, placeholder)
-        replace_constant(self.node, 2, bias.astype(dtype))
+        self.store_bias(bias)
 
     def rows(self, x: Array, limit: int, rng: np.random.Generator) -> Array:
         pixels = np.moveaxis(x, 1, -1).reshape(-1, self.groups, self.channels)
@@ -118,10 +103,8 @@ class ConvTransposeLayer(LinearLayer):
         index = np.asarray(alive).reshape(self.groups, -1) - np.arange(self.groups)[:, None] * self.features
         w = self.node.inputs[1].values
         w = w.reshape(self.groups, self.channels, *w.shape[1:])
-        replace_constant(
-            self.node, 1, np.concatenate([p.take(i, axis=1) for p, i in zip(w, index, strict=True)])
-        )
-        if self._has_bias():
+        replace_constant(self.node, 1, np.concatenate([p.take(i, axis=1) for p, i in zip(w, index, strict=True)]))
+        if self.has_bias():
             replace_constant(self.node, 2, self.node.inputs[2].values.take(np.asarray(alive), axis=0))
         self.features = index.shape[1]
         self.outputs = self.features * self.window

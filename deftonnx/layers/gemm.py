@@ -10,12 +10,11 @@ import onnx_graphsurgeon as gs
 from deftonnx.layers.linear import (
     FLOAT_TYPES,
     Array,
+    BiasInputLayer,
     LinearLayer,
     Refusal,
     dimension_rule,
     replace_constant,
-    set_constant,
-    unused_name,
 )
 from deftonnx.layers.matmul import sample_rows
 
@@ -39,7 +38,7 @@ def match(node: gs.Node) -> LinearLayer | Refusal | None:
     return GemmLayer(node)
 
 
-class GemmLayer(LinearLayer):
+class GemmLayer(BiasInputLayer):
     """x (M, K), or (K, M) with transA. Writing back sets alpha and beta to 1 and keeps transA and transB."""
 
     def __init__(self, node: gs.Node) -> None:
@@ -59,16 +58,13 @@ class GemmLayer(LinearLayer):
     def output_axis(self) -> int:
         return 1
 
-    def _has_bias(self) -> bool:
-        return len(self.node.inputs) > 2 and bool(self.node.inputs[2].name)
-
     def weight(self) -> Array:
         w = self.node.inputs[1].values
         w = (w.T if self.node.attrs.get("transB", 0) else w)[None]
         return w.astype(np.result_type(w.dtype, np.float32)) * np.float32(self.node.attrs.get("alpha", 1.0))
 
     def bias(self) -> Array | None:
-        if not self._has_bias():
+        if not self.has_bias():
             return None
         c = self.node.inputs[2].values
         c = np.broadcast_to(c.reshape(-1), (self.N,)).astype(np.result_type(c.dtype, np.float32))
@@ -79,13 +75,9 @@ class GemmLayer(LinearLayer):
         w = weight[0].T if self.node.attrs.get("transB", 0) else weight[0]
         replace_constant(self.node, 1, w.astype(dtype))
         self.node.attrs["alpha"] = 1.0
-        if bias is None or (not self._has_bias() and not bias.any()):
-            return
-        self.node.attrs["beta"] = 1.0
-        if not self._has_bias():
-            placeholder = gs.Constant(unused_name(f"{self.name}/bias"), np.zeros(1, dtype=dtype))
-            set_constant(self.node, 2, placeholder)
-        replace_constant(self.node, 2, bias.astype(dtype))
+        if bias is not None:
+            self.node.attrs["beta"] = 1.0
+            self.store_bias(bias)
 
     def rows(self, x: Array, limit: int, rng: np.random.Generator) -> Array:
         x = x.T if self.input_axis == 0 else x
@@ -98,7 +90,7 @@ class GemmLayer(LinearLayer):
 
     def keep_outputs(self, alive: Sequence[int] | Array) -> None:
         self._take(np.asarray(alive), axis=0 if self.node.attrs.get("transB", 0) else 1)
-        if self._has_bias() and self.node.inputs[2].values.size > 1:
+        if self.has_bias() and self.node.inputs[2].values.size > 1:
             replace_constant(self.node, 2, self.node.inputs[2].values.take(np.asarray(alive), axis=-1))
         self.outputs = len(alive)
 

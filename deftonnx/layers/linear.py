@@ -152,6 +152,30 @@ class LinearLayer(ABC):
         return index, kept
 
 
+class BiasInputLayer(LinearLayer):
+    """A layer whose node takes its weight as second input and its bias, (groups · outputs,), as optional third."""
+
+    def has_bias(self) -> bool:
+        """True where the node has a third input."""
+        return len(self.node.inputs) > 2 and bool(self.node.inputs[2].name)
+
+    def bias(self) -> Array | None:
+        if not self.has_bias():
+            return None
+        b = self.node.inputs[2].values
+        return b.astype(np.result_type(b.dtype, np.float32))
+
+    def store_bias(self, bias: Array | None) -> None:
+        """Write the bias; a node without one only gets it if it is not zero."""
+        if bias is None or (not self.has_bias() and not bias.any()):
+            return
+        values = bias.astype(self.node.inputs[1].dtype)
+        if self.has_bias():
+            replace_constant(self.node, 2, values)
+        else:
+            set_constant(self.node, 2, gs.Constant(unused_name(f"{self.name}/bias"), values))
+
+
 def is_standard(node: gs.Node) -> bool:
     """True for a node of the standard ONNX operators."""
     return node.domain in (None, "", "ai.onnx")

@@ -129,9 +129,7 @@ class MatMulLayer(LinearLayer):
         product.dtype, product.shape = y.dtype, y.shape
         self.node.outputs = [product]
         placeholder = gs.Constant(unused_name(f"{self.name}/bias"), np.zeros(1, dtype=np.float32))
-        self.add = gs.Node(
-            "Add", unused_name(f"{self.name}/bias_add"), inputs=[product, placeholder], outputs=[y]
-        )
+        self.add = gs.Node("Add", unused_name(f"{self.name}/bias_add"), inputs=[product, placeholder], outputs=[y])
         self.graph.nodes.insert(self.graph.nodes.index(self.node) + 1, self.add)
 
     def rows(self, x: Array, limit: int, rng: np.random.Generator) -> Array:

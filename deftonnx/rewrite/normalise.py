@@ -102,9 +102,7 @@ def infer_shapes(graph: gs.Graph) -> None:
 def skeleton(graph: gs.Graph) -> onnx.ModelProto:
     """The model without its large weights: they become inputs, which have a type and shape but no values."""
     weights = {
-        name: t
-        for name, t in graph.tensors().items()
-        if isinstance(t, gs.Constant) and np.prod(t.shape) > SMALL
+        name: t for name, t in graph.tensors().items() if isinstance(t, gs.Constant) and np.prod(t.shape) > SMALL
     }
     stripped = graph.copy()
     inputs = []
@@ -125,11 +123,7 @@ def drop_identity_dropout(graph: gs.Graph) -> None:
         if node.op not in ("Dropout", "Identity") or not is_standard(node):
             continue
         training = len(node.inputs) > 2 and node.inputs[2].name
-        if (
-            training
-            or any(id(t) in outputs for t in node.outputs)
-            or any(t.outputs for t in node.outputs[1:])
-        ):
+        if training or any(id(t) in outputs for t in node.outputs) or any(t.outputs for t in node.outputs[1:]):
             continue
         if isinstance(node.inputs[0], gs.Constant) or _read_in_subgraph(graph, node.outputs[0]):
             continue

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 OLDEST_IR = 4
 """Before IR version 4 every initializer had to be an input as well."""
@@ -21,8 +22,14 @@ EMPTY = {"value_ints": np.int64, "value_floats": np.float32, "value_strings": np
 def drop_unwritable(graph: gs.Graph) -> None:
     """Take out of a freshly imported graph what cannot be exported: `restore` puts it back."""
     graph.ir_version = max(graph.ir_version or 0, OLDEST_IR)
+    for part in (graph, *graph.functions, *graph.subgraphs(recursive=True)):
+        part.import_domains = list(part.import_domains or [])  # the original's own list would grow with ours
     for node in _nodes([graph]):
         for name, value in list(node.attrs.items()):
+            if isinstance(value, gs.Constant) and isinstance(value._values, LazyValues):
+                tensor = onnx.TensorProto()
+                tensor.CopyFrom(value._values.tensor)  # exporting renames it
+                node.attrs[name] = gs.Constant(value.name, LazyValues(tensor))
             if not isinstance(value, list) or value:
                 continue
             del node.attrs[name]

@@ -63,10 +63,10 @@ KINDS = {
     "conv_2d_strided": conv("<strides = [2,3], pads = [1,0,2,1]>", "N,3,9,8", "4,3,3,2", 4),
     "conv_2d_dilated": conv("<dilations = [2,1], pads = [2,0,2,0]>", "N,3,7,6", "4,3,3,3"),
     "conv_2d_grouped": conv("<group = 2, strides = [1,2]>", "N,8,6,6", "6,4,3,3", 6),
-    "conv_2d_same_upper": conv("<auto_pad = \"SAME_UPPER\", strides = [2,2]>", "N,3,7,8", "4,3,3,3"),
-    "conv_2d_same_lower": conv("<auto_pad = \"SAME_LOWER\", strides = [2,3]>", "N,3,8,7", "4,3,4,2"),
-    "conv_2d_same_stride_over_kernel": conv("<auto_pad = \"SAME_UPPER\", strides = [3,3]>", "N,3,8,7", "4,3,1,2"),
-    "conv_2d_valid": conv("<auto_pad = \"VALID\", strides = [2,1]>", "N,3,7,8", "4,3,3,3"),
+    "conv_2d_same_upper": conv('<auto_pad = "SAME_UPPER", strides = [2,2]>', "N,3,7,8", "4,3,3,3"),
+    "conv_2d_same_lower": conv('<auto_pad = "SAME_LOWER", strides = [2,3]>', "N,3,8,7", "4,3,4,2"),
+    "conv_2d_same_stride_over_kernel": conv('<auto_pad = "SAME_UPPER", strides = [3,3]>', "N,3,8,7", "4,3,1,2"),
+    "conv_2d_valid": conv('<auto_pad = "VALID", strides = [2,1]>', "N,3,7,8", "4,3,3,3"),
     "conv_2d_1x1": conv("", "N,8,3,3", "4,8,1,1"),
     "conv_3d": conv("<pads = [1,0,1,0,1,1], strides = [1,2,1]>", "N,2,4,5,6", "3,2,2,3,2", 3),
     "conv_3d_grouped_dilated": conv("<group = 2, dilations = [1,2,1]>", "N,4,4,5,6", "6,2,2,2,2"),
@@ -202,7 +202,7 @@ def test_kept_inputs_are_slices_of_the_weight(name: str) -> None:
     layer.keep_inputs(np.concatenate([g * channels + order for g in range(groups)]))
     expected = weight.reshape(layer.groups, taps, channels, -1)[:, :, order]
     np.testing.assert_array_equal(layer.weight(), expected.reshape(layer.groups, -1, weight.shape[2]))
-    assert layer.K == taps * (channels - 1)
+    assert taps * (channels - 1) == layer.K
     assert not layer.kept[:, :, 0].any()
     assert layer.kept[:, :, 1:].all()
 
@@ -238,7 +238,9 @@ def test_sampled_rows_are_rows(name: str) -> None:
     np.testing.assert_array_equal(some, layer.rows(x, 2, np.random.default_rng(0)))
 
 
-@pytest.mark.parametrize(("name", "count"), [("conv_2d", 42), ("conv_2d_strided", 15), ("gemm", 1), ("matmul_sequence", 4), ("transpose", 9)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("conv_2d", 42), ("conv_2d_strided", 15), ("gemm", 1), ("matmul_sequence", 4), ("transpose", 9)]
+)
 def test_macs_are_rows_times_weights(name: str, count: int) -> None:
     _, layer, _ = layer_of(KINDS[name])
     assert layer.rows_per_sample()[1] == count

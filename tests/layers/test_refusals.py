@@ -11,8 +11,15 @@ from onnx import parser
 from deftonnx.layers import LinearLayer, Refusal, find_layers
 from deftonnx.rewrite.normalise import import_model, normalise
 
-IMAGE = "graph (float[N,4,6,6] x{more}) => (float[a,b,c,d] y) <{weights}> {{ {nodes} }}"
-MATRIX = "graph (float[N,6] x{more}) => (float[a,b] y) <{weights}> {{ {nodes} }}"
+
+def head(x: str, y: str) -> str:
+    """A template of a model with an input `x` and an output `y` of these types."""
+    return f"graph ({x} x{{more}}) => ({y} y) <{{weights}}> {{{{ {{nodes}} }}}}"
+
+
+IMAGE = head("float[N,4,6,6]", "float[a,b,c,d]")
+MATRIX = head("float[N,6]", "float[a,b]")
+SEQUENCE = head("float[3,N,6]", "float[a,b,c,d]")
 REFUSED = {
     "depthwise": (IMAGE, "y = Conv <group = 4> (x, w)", "float[4,1,3,3] w", "", "depthwise"),
     "depthwise_multiplier": (IMAGE, "y = Conv <group = 4> (x, w)", "float[8,1,3,3] w", "", "depthwise"),
@@ -20,20 +27,44 @@ REFUSED = {
     "conv_weight": (IMAGE, "y = Conv (x, w)", "", ", float[5,4,3,3] w", "its weight is not constant"),
     "conv_bias": (IMAGE, "y = Conv (x, w, b)", "float[5,4,3,3] w", ", float[5] b", "its bias is not constant"),
     "gemm_bias": (MATRIX, "y = Gemm (x, w, b)", "float[6,5] w", ", float[5] b", "its bias is not constant"),
-    "gemm_row_bias": ("graph (float[3,6] x{more}) => (float[a,b] y) <{weights}> {{ {nodes} }}", "y = Gemm (x, w, b)", "float[6,5] w, float[3,1] b", "", "its bias differs"),
-    "gemm_first_operand": (MATRIX, "y = Gemm <transB = 1> (w, x)", "float[5,6] w", "", "its weight is the first operand"),
-    "integer_matmul": ("graph (int32[N,6] x{more}) => (int32[a,b] y) <{weights}> {{ {nodes} }}", "y = MatMul (x, w)", "int32[6,5] w", "", "its weight has type int32"),
-    "vector_weight": ("graph (float[N,6] x{more}) => (float[a] y) <{weights}> {{ {nodes} }}", "y = MatMul (x, w)", "float[6] w", "", "its weight is a vector"),
-    "vector_input": ("graph (float[6] x{more}) => (float[a] y) <{weights}> {{ {nodes} }}", "y = MatMul (w, x)", "float[5,6] w", "", "its input is a vector"),
-    "einsum": (MATRIX, "y = Einsum <equation = \"ij,jk->ik\"> (x, w)", "float[6,5] w", "", "Einsum"),
-    "lstm": ("graph (float[3,N,6] x{more}) => (float[a,b,c,d] y) <{weights}> {{ {nodes} }}", "y = LSTM <hidden_size = 2> (x, w, r)", "float[1,8,6] w, float[1,8,2] r", "", "recurrent"),
-    "gru": ("graph (float[3,N,6] x{more}) => (float[a,b,c,d] y) <{weights}> {{ {nodes} }}", "y = GRU <hidden_size = 2> (x, w, r)", "float[1,6,6] w, float[1,6,2] r", "", "recurrent"),
-    "rnn": ("graph (float[3,N,6] x{more}) => (float[a,b,c,d] y) <{weights}> {{ {nodes} }}", "y = RNN <hidden_size = 2> (x, w, r)", "float[1,2,6] w, float[1,2,2] r", "", "recurrent"),
-    "quantised_matmul": ("graph (uint8[N,6] x{more}) => (int32[a,b] y) <{weights}> {{ {nodes} }}", "y = MatMulInteger (x, w)", "int8[6,5] w", "", "quantised"),
-    "quantised_conv": ("graph (uint8[N,4,6,6] x{more}) => (int32[a,b,c,d] y) <{weights}> {{ {nodes} }}", "y = ConvInteger (x, w)", "uint8[5,4,3,3] w", "", "quantised"),
+    "gemm_row_bias": (
+        head("float[3,6]", "float[a,b]"),
+        "y = Gemm (x, w, b)",
+        "float[6,5] w, float[3,1] b",
+        "",
+        "its bias differs",
+    ),
+    "gemm_first_operand": (
+        MATRIX,
+        "y = Gemm <transB = 1> (w, x)",
+        "float[5,6] w",
+        "",
+        "its weight is the first operand",
+    ),
+    "integer_matmul": (
+        head("int32[N,6]", "int32[a,b]"),
+        "y = MatMul (x, w)",
+        "int32[6,5] w",
+        "",
+        "its weight has type int32",
+    ),
+    "vector_weight": (head("float[N,6]", "float[a]"), "y = MatMul (x, w)", "float[6] w", "", "its weight is a vector"),
+    "vector_input": (head("float[6]", "float[a]"), "y = MatMul (w, x)", "float[5,6] w", "", "its input is a vector"),
+    "einsum": (MATRIX, 'y = Einsum <equation = "ij,jk->ik"> (x, w)', "float[6,5] w", "", "Einsum"),
+    "lstm": (SEQUENCE, "y = LSTM <hidden_size = 2> (x, w, r)", "float[1,8,6] w, float[1,8,2] r", "", "recurrent"),
+    "gru": (SEQUENCE, "y = GRU <hidden_size = 2> (x, w, r)", "float[1,6,6] w, float[1,6,2] r", "", "recurrent"),
+    "rnn": (SEQUENCE, "y = RNN <hidden_size = 2> (x, w, r)", "float[1,2,6] w, float[1,2,2] r", "", "recurrent"),
+    "quantised_matmul": (head("uint8[N,6]", "int32[a,b]"), "y = MatMulInteger (x, w)", "int8[6,5] w", "", "quantised"),
+    "quantised_conv": (
+        head("uint8[N,4,6,6]", "int32[a,b,c,d]"),
+        "y = ConvInteger (x, w)",
+        "uint8[5,4,3,3] w",
+        "",
+        "quantised",
+    ),
     "other_domain": (MATRIX, "y = com.microsoft.Gemm (x, w)", "float[6,5] w", "", "domain 'com.microsoft'"),
     "fused": (MATRIX, "y = com.microsoft.FusedMatMul <alpha = 2.0> (x, w)", "float[6,5] w", "", "already fused"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -63,7 +94,8 @@ BODIES = {
     " else_branch: graph = e () => (float[N,5] v) { [other] v = MatMul (x, w) }>",
     "Loop": "y = Loop (trips, go, start) <body: graph = b (int64 i, bool g, float[N,5] p) => (bool d, float[N,5] q)"
     " { d = Identity (g) [inner] m = MatMul (x, w) q = Add (p, m) }>",
-    "Scan": "z, s = Scan <num_scan_inputs = 1> (start, x) <body: graph = b (float[5] p, float[6] r) => (float[5] q, float[5] o)"
+    "Scan": "z, s = Scan (start, x) <num_scan_inputs = 1,"
+    " body: graph = b (float[5] p, float[6] r) => (float[5] q, float[5] o)"
     " { [inner] m = MatMul (r, w) q = Add (p, m) o = Identity (q) }> y = Identity (s)",
 }
 
@@ -72,10 +104,9 @@ BODIES = {
 def test_inside_a_body(op: str) -> None:
     start = "float[5] start" if op == "Scan" else "float[2,5] start"
     inputs = "float[2,6] x, bool c" if op == "If" else "float[2,6] x"
-    nodes = BODIES[op].replace("Scan <num_scan_inputs = 1> (start, x) <", "Scan (start, x) <num_scan_inputs = 1, ")
     extra = "" if op == "If" else f", int64 trips, bool go, {start}"
     proto = model(
-        f"graph ({inputs}) => (float[2,5] y) <float[6,5] w{extra}> {{ {nodes} }}".replace("[N", "[2"),
+        f"graph ({inputs}) => (float[2,5] y) <float[6,5] w{extra}> {{ {BODIES[op]} }}".replace("[N", "[2"),
         trips=np.array(2),
         go=np.array(True),
     )
@@ -128,7 +159,10 @@ def test_weights_of_types_we_cannot_compute_with(op: str, kind: int) -> None:
 
 def test_transpose_with_one_output_a_group_is_a_layer() -> None:
     """Groups of several channels and one output each are not depthwise."""
-    text = "graph (float[N,8,3,3] x) => (float[N,2,6,6] y) <float[8,1,2,2] w> { y = ConvTranspose <group = 2, strides = [2,2]> (x, w) }"
+    text = """
+    graph (float[N,8,3,3] x) => (float[N,2,6,6] y) <float[8,1,2,2] w> {
+        y = ConvTranspose <group = 2, strides = [2,2]> (x, w)
+    }"""
     _, layers = prepare(model(text))
     assert [(layer.groups, layer.channels) for layer in layers] == [(2, 4)]
     assert isinstance(layers[0], LinearLayer)

@@ -7,9 +7,10 @@ import onnx
 import pytest
 from generator import Builder, random_mask
 from models import assert_same, export_model, feed_for, mask, prepare, reduce, run
+
 from deftonnx.layers import LinearLayer
 
-CASES = 240
+CASES = 480
 CHUNK = 12
 
 

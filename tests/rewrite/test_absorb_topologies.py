@@ -62,8 +62,12 @@ ABSORBED = {
     "chain": Case(image("z = Relu (a)" + LAST, W2), {"last": HALF}, SMALL),
     "identity": Case(image("z = Identity (a)" + LAST, W2), {"last": HALF}, SMALL),
     "clip": Case(image("z = Clip (a, low, high)" + LAST, W2 + ", float low, float high"), {"last": HALF}, SMALL),
-    "constant_per_channel": Case(image("z = Mul (a, s)" + LAST, W2 + ", float[8,1,1] s"), {"last": HALF}, {**SMALL, "s": (4, 1, 1)}),
-    "constant_full_rank": Case(image("z = Add (s, a)" + LAST, W2 + ", float[1,8,1,1] s"), {"last": HALF}, {**SMALL, "s": (1, 4, 1, 1)}),
+    "constant_per_channel": Case(
+        image("z = Mul (a, s)" + LAST, W2 + ", float[8,1,1] s"), {"last": HALF}, {**SMALL, "s": (4, 1, 1)}
+    ),
+    "constant_full_rank": Case(
+        image("z = Add (s, a)" + LAST, W2 + ", float[1,8,1,1] s"), {"last": HALF}, {**SMALL, "s": (1, 4, 1, 1)}
+    ),
     "constant_scalar": Case(image("z = Mul (a, s)" + LAST, W2 + ", float[1] s"), {"last": HALF}, SMALL),
     "prelu": Case(image("z = PRelu (a, s)" + LAST, W2 + ", float[8,1,1] s"), {"last": HALF}, {**SMALL, "s": (4, 1, 1)}),
     "instance_norm": Case(
@@ -81,12 +85,18 @@ ABSORBED = {
         {"w1": (4, 3, 3, 3), "w2": (4, 4)},
     ),
     "global_pooling_squeeze": Case(
-        image("p = GlobalMaxPool (a) z = Squeeze (p, ax) [last] y = MatMul (z, w2)", "float[8,4] w2, int64[2] ax", "float[N,4] y"),
+        image(
+            "p = GlobalMaxPool (a) z = Squeeze (p, ax) [last] y = MatMul (z, w2)",
+            "float[8,4] w2, int64[2] ax",
+            "float[N,4] y",
+        ),
         {"last": HALF},
         {"w1": (4, 3, 3, 3), "w2": (4, 4)},
     ),
     "reduce_mean": Case(
-        image("z = ReduceMean <axes = [-1,2], keepdims = 0> (a) [last] y = Gemm (z, w2)", "float[8,4] w2", "float[N,4] y"),
+        image(
+            "z = ReduceMean <axes = [-1,2], keepdims = 0> (a) [last] y = Gemm (z, w2)", "float[8,4] w2", "float[N,4] y"
+        ),
         {"last": HALF},
         {"w1": (4, 3, 3, 3)},
     ),
@@ -106,8 +116,9 @@ ABSORBED = {
         {**SMALL, "w3": (4, 3, 1, 1)},
     ),
     "concat": Case(
-        image("[other] b = Conv (x, w3) z = Concat <axis = 1> (a, b)" + LAST, "float[5,12,1,1] w2, float[4,3,3,3] w3")
-        .replace("Conv (x, w3)", "Conv <pads = [1,1,1,1]> (x, w3)"),
+        image(
+            "[other] b = Conv (x, w3) z = Concat <axis = 1> (a, b)" + LAST, "float[5,12,1,1] w2, float[4,3,3,3] w3"
+        ).replace("Conv (x, w3)", "Conv <pads = [1,1,1,1]> (x, w3)"),
         {"last": every(2, 12)},
         {"w1": (4, 3, 3, 3), "w3": (2, 3, 3, 3), "w2": (5, 6, 1, 1)},
     ),
@@ -150,25 +161,29 @@ ABSORBED = {
         {"last": HALF, "squeeze": HALF},
         {**SMALL, "w3": (4, 4, 1, 1), "w4": (4, 4, 1, 1)},
     ),
-    "pad_spatial": Case(
-        image("z = Pad (a, amounts)" + LAST, W2 + ", int64[8] amounts"), {"last": HALF}, SMALL
-    ),
+    "pad_spatial": Case(image("z = Pad (a, amounts)" + LAST, W2 + ", int64[8] amounts"), {"last": HALF}, SMALL),
     "resize": Case(
-        image("z = Resize <mode = \"linear\"> (a, , scales)" + LAST, W2 + ", float[4] scales"), {"last": HALF}, SMALL
+        image('z = Resize <mode = "linear"> (a, , scales)' + LAST, W2 + ", float[4] scales"), {"last": HALF}, SMALL
     ),
     "channels_last": Case(
         image(
-            "t = Transpose <perm = [0,2,3,1]> (a) u = Add (t, s) v = Sigmoid (u) z = Transpose <perm = [0,3,1,2]> (v)" + LAST,
+            "t = Transpose <perm = [0,2,3,1]> (a) u = Add (t, s) v = Sigmoid (u) z = Transpose <perm = [0,3,1,2]> (v)"
+            + LAST,
             W2 + ", float[8] s",
         ),
         {"last": HALF},
         {**SMALL, "s": (4,)},
     ),
     "unsqueeze_and_squeeze": Case(
-        image("t = Unsqueeze (a, ax) u = Relu (t) z = Squeeze (u, ax)" + LAST, W2 + ", int64[1] ax"), {"last": HALF}, SMALL
+        image("t = Unsqueeze (a, ax) u = Relu (t) z = Squeeze (u, ax)" + LAST, W2 + ", int64[1] ax"),
+        {"last": HALF},
+        SMALL,
     ),
     "transposed_convolution": Case(
-        image("[up] u = ConvTranspose <strides = [2,2]> (a, w3, b3) z = Relu (u)" + LAST, W2 + ", float[8,8,2,2] w3, float[8] b3"),
+        image(
+            "[up] u = ConvTranspose <strides = [2,2]> (a, w3, b3) z = Relu (u)" + LAST,
+            W2 + ", float[8,8,2,2] w3, float[8] b3",
+        ),
         {"last": HALF, "up": HALF},
         {**SMALL, "w3": (4, 4, 2, 2), "b3": (4,)},
     ),
@@ -181,7 +196,8 @@ ABSORBED = {
     "option_a_shortcut": Case(
         """
         graph (float[N,4,6,6] x) => (float[N,5,3,3] y)
-        <float[8,4,3,3] w1, float[4,4,1,1] w0, float[5,8,1,1] w2, int64[2] from, int64[2] to, int64[2] ax, int64[2] by, int64[8] pads> {
+        <float[8,4,3,3] w1, float[4,4,1,1] w0, float[5,8,1,1] w2, int64[2] from, int64[2] to,
+         int64[2] ax, int64[2] by, int64[8] pads> {
             [stem] s = Conv (x, w0)
             [first] a = Conv <pads = [1,1,1,1], strides = [2,2]> (s, w1)
             b = Slice (s, from, to, ax, by)
@@ -321,7 +337,8 @@ def test_several_readers_with_different_choices_leave_their_union() -> None:
 
 def test_siblings_share_one_gather() -> None:
     text = """
-    graph (float[N,5,8] x) => (float[N,5,8] y, float[N,5,8] k, float[N,5,8] v) <float[8,8] wq, float[8,8] wk, float[8,8] wv> {
+    graph (float[N,5,8] x) => (float[N,5,8] y, float[N,5,8] k, float[N,5,8] v)
+    <float[8,8] wq, float[8,8] wk, float[8,8] wv> {
         z = Erf (x)
         [q] y = MatMul (z, wq) [k] k = MatMul (z, wk) [v] v = MatMul (z, wv)
     }"""
@@ -388,7 +405,10 @@ def test_loop_body_that_reads_an_outer_tensor_keeps_it_whole() -> None:
 @pytest.mark.parametrize("index", [0, 1, -3, -1])
 def test_reader_of_one_dimension_does_not_stop_it(index: int) -> None:
     nodes = "s = Shape (a) n = Gather (s, i)" + LAST.replace("(z", "(a")
-    case = Case(image(nodes, W2 + ", int64[1] i", "float[N,5,6,6] y, int64[1] n").replace("float[N,3,6,6]", "float[N,3,H,W]"), {"last": HALF})
+    case = Case(
+        image(nodes, W2 + ", int64[1] i", "float[N,5,6,6] y, int64[1] n").replace("float[N,3,6,6]", "float[N,3,H,W]"),
+        {"last": HALF},
+    )
     small = reduced(case, i=np.array([index]))
     assert shape_of(small, "w1") == (4, 3, 3, 3)
 
@@ -484,7 +504,9 @@ def test_gather_or_slice_at_every_opset(opset: int, kept: Array) -> None:
 @pytest.mark.parametrize("opset", [12, 17, 21, NEWEST_OPSET])
 def test_different_channels_at_different_taps_become_a_deft_conv(opset: int) -> None:
     kept = np.random.default_rng(1).random((1, 9, 8)) < 0.5
-    small = reduced(Case(image("z = Relu (a) [last] y = Conv (z, w2)", "float[5,8,3,3] w2"), {"last": kept}, opset=opset))
+    small = reduced(
+        Case(image("z = Relu (a) [last] y = Conv (z, w2)", "float[5,8,3,3] w2"), {"last": kept}, opset=opset)
+    )
     assert operators(small) == ["Conv", "Relu", "DeftConv"]
 
 
@@ -496,5 +518,10 @@ def test_channel_dead_at_every_tap_is_absorbed_before_a_deft_conv() -> None:
 
 
 def test_everything_dead_leaves_one_channel() -> None:
-    small = reduced(Case(image("z = Relu (a)" + LAST, W2 + ", float[5] b2").replace("(z, w2)", "(z, w2, b2)"), {"last": np.zeros(8, dtype=bool)}))
+    small = reduced(
+        Case(
+            image("z = Relu (a)" + LAST, W2 + ", float[5] b2").replace("(z, w2)", "(z, w2, b2)"),
+            {"last": np.zeros(8, dtype=bool)},
+        )
+    )
     assert shape_of(small, "w1")[0] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,7 @@ def gather(node: gs.Node, channels: ChannelMap) -> None:
         else:
             picked = atoms[index.values]
             channels.track(node.outputs[0], axis, picked)
-            channels.edits.append(lambda atoms=atoms, picked=picked: _reindex(node, channels, atoms, picked))
+            channels.edits.append(partial(_reindex, node, channels, atoms, picked))
 
 
 def _reindex(node: gs.Node, channels: ChannelMap, atoms: Array, picked: Array) -> None:

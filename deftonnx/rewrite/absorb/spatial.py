@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -46,12 +48,12 @@ def resize(node: gs.Node, channels: ChannelMap) -> None:
             continue
         channels.track(y, axis, atoms)
         if sizes is not None:
-            channels.edits.append(lambda axis=axis, atoms=atoms: _set_size(node, axis, len(channels.alive(atoms))))
+            channels.edits.append(partial(_set_size, node, channels, axis, atoms))
 
 
-def _set_size(node: gs.Node, axis: int, length: int) -> None:
+def _set_size(node: gs.Node, channels: ChannelMap, axis: int, atoms: np.ndarray) -> None:
     values = node.inputs[3].values.copy()
-    values[axis] = length
+    values[axis] = len(channels.alive(atoms))
     store_integers(node, "sizes", 3, values)
 
 
