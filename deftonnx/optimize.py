@@ -259,8 +259,9 @@ def _finish(graph: gs.Graph, origin: onnx.ModelProto, plan: Plan) -> onnx.ModelP
     model = export_model(graph, origin)
     del model.graph.value_info[:]
     if any(node.domain == functions.DOMAIN and node.op_type == "DeftConv" for node in model.graph.node):
-        if not any(f.domain == functions.DOMAIN and f.name == "DeftConv" for f in model.functions):
-            model.functions.append(functions.deft_conv_function(graph.opset))
+        others = [f for f in model.functions if f.domain != functions.DOMAIN]
+        del model.functions[:]
+        model.functions.extend([*others, functions.deft_conv_function(graph.opset)])
         model.ir_version = max(model.ir_version, functions.OLDEST_IR)
     for i, entry in enumerate(model.metadata_props):
         if entry.key == METADATA_KEY:

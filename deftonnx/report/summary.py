@@ -7,6 +7,7 @@ import statistics
 from deftonnx.report.report import Report, Size
 
 Row = tuple[str, str, str, str]
+NOISE = 0.05
 
 
 def rows(report: Report) -> list[Row]:
@@ -49,7 +50,10 @@ def _ratio(before: int, after: int) -> str:
 
 
 def _speed(old: float, new: float) -> str:
-    return f"{old / new:.2f}× faster" if new <= old else f"{new / old:.2f}× slower"
+    """The change of a latency in words; a few per cent are the noise of the machine."""
+    if abs(old - new) <= NOISE * old:
+        return "about the same"
+    return f"{old / new:.2f}× faster" if new < old else f"{new / old:.2f}× slower"
 
 
 def _count(value: int) -> str:

@@ -13,6 +13,8 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from deftonnx.calibration.activations import first_line
+from deftonnx.errors import UnsupportedError
 from deftonnx.layers import LinearLayer, Refusal, match
 from deftonnx.layers.conv import DEPTHWISE, ConvLayer
 from deftonnx.layers.linear import is_standard, unused_name
@@ -39,7 +41,10 @@ def quiet() -> Iterator[None]:
 def import_model(model: onnx.ModelProto) -> gs.Graph:
     """`model` as a graph whose nodes all have unique names."""
     with quiet():
-        graph = gs.import_onnx(model)
+        try:
+            graph = gs.import_onnx(model)
+        except Exception as error:
+            raise UnsupportedError(f"the model's graph cannot be read: {first_line(error)}") from error
         drop_unwritable(graph)
     taken = {n.name for n in graph.nodes}
     seen = {""}

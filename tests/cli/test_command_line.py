@@ -430,3 +430,33 @@ def test_python_and_command_line_agree(run: Run, folder: Path) -> None:
     assert (folder / "python.onnx").read_bytes() == (folder / "model.deft.onnx").read_bytes()
     with pytest.raises(deftonnx.DeftError, match="never touched"):
         result.save("model.onnx")
+
+
+@pytest.mark.parametrize("options", [("--granularity", "element"), ("--granularity", "channel"), ()], ids=" ".join)
+def test_convolutions_are_idempotent_and_replayed(run: Run, folder: Path, options: tuple[str, ...]) -> None:
+    """What is written with a local function, too."""
+    model = parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) {
+            a = Conv <pads: ints = [1, 1, 1, 1]> (x, w0)
+            b = Relu (a)
+            c = Conv <pads: ints = [1, 1, 1, 1]> (b, w1)
+            d = Relu (c)
+            y = Conv (d, w2)
+        }"""
+    )
+    rng = np.random.default_rng(0)
+    for serial, shape in enumerate(((16, 3, 3, 3), (16, 16, 3, 3), (4, 16, 3, 3))):
+        weight = rng.standard_normal(shape).astype(np.float32) / 8
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, f"w{serial}"))
+    onnx.save(model, folder / "conv.onnx")
+    np.savez(folder / "images.npz", x=rng.standard_normal((32, 3, 8, 8)).astype(np.float32))
+    arguments = ("--calib-data", "images.npz", "--density", "0.5", *options, "-q")
+    ok(run("optimize", "conv.onnx", *arguments, "-o", "once.onnx", "--plan-out", "plan.json"))
+    ok(run("optimize", "once.onnx", *arguments, "-o", "twice.onnx", "--plan-out", "again.json"))
+    replay = ("--calib-data", "images.npz", "--plan-in", "plan.json", "-q")
+    ok(run("optimize", "conv.onnx", *replay, "-o", "replayed.onnx"))
+    once = (folder / "once.onnx").read_bytes()
+    assert (folder / "twice.onnx").read_bytes() == once
+    assert (folder / "replayed.onnx").read_bytes() == once
+    assert (folder / "again.json").read_text() == (folder / "plan.json").read_text()
+    assert any(f.name == "DeftConv" for f in onnx.load("once.onnx").functions) is ("element" in options)
