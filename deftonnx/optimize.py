@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,18 @@ from deftonnx.elimination import sequential
 from deftonnx.elimination.choice import Choice, siblings
 from deftonnx.errors import DeftError, UnsupportedError, UsageError
 from deftonnx.layers import LinearLayer, Refusal, find_layers
-from deftonnx.plan import METADATA_KEY, LayerPlan, Plan
-from deftonnx.report.report import LayerRow, Report, Size
-from deftonnx.rewrite import functions
+from deftonnx.plan import METADATA_KEY, Plan, earlier_plan
+from deftonnx.report.measure import BATCH, one_sample, scored_data, size
+from deftonnx.report.measure import measure as measure_into
+from deftonnx.report.report import LayerRow, Report
 from deftonnx.rewrite.absorb import absorb as absorb_pass
 from deftonnx.rewrite.absorb import readers as readers_of
 from deftonnx.rewrite.eliminate import eliminate
+from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.normalise import export_model, import_model, normalise
-from deftonnx.selection import select
+from deftonnx.selection import record, select
 from deftonnx.settings import Settings
 
-BATCH = 64
-"""Samples run at once during calibration and evaluation, where the model's batch dimension is free."""
-VERIFY_SAMPLES = 64
 TOLERANCE = {np.dtype(np.float16): 2e-2}
 DEFAULT_TOLERANCE = 1e-3
 Progress = Callable[[str, int, int], None]
@@ -75,62 +75,56 @@ def optimize(
     """
     started = time.perf_counter()
     origin = model if isinstance(model, onnx.ModelProto) else model_file.load(model)
-    name = "the model" if isinstance(model, onnx.ModelProto) else str(model)
     model_file.check(origin, _quoted(model))
-    asked = Settings(**options)
     evaluation.check_metric(metric)
     evaluation.session(origin, _quoted(model))  # refuse now what ONNX Runtime cannot load
-    plan = Plan.read(plan) if isinstance(plan, (str, Path)) else plan
+    asked = Settings(**options)
     graph = import_model(origin)
     data = _calibration_data(calib_data, graph, asked)
+    plan = Plan.read(plan) if isinstance(plan, (str, Path)) else plan
     has_data = data is not None
-    settings = asked.resolve(has_data) if plan is None or asked != Settings() else _from_plan(plan, asked, has_data)
+    settings = asked.resolve(has_data) if plan is None or asked != Settings() else _of_plan(plan, has_data)
+    feeds = _feeds(data, graph.inputs, settings)
+    scored = scored_data(eval_data, graph.inputs, feeds, has_data)
+
     normalise(graph)
-    normal = export_model(graph, origin)
+    original = import_model(export_model(graph, origin))
     found = find_layers(graph)
-    layers = [f for f in found if isinstance(f, LinearLayer)]
     if not found:
         raise UnsupportedError(f"{_quoted(model)} has no MatMul, Gemm or Conv with constant weights to work on")
-    original = import_model(normal)
-    originals = [f for f in find_layers(original) if isinstance(f, LinearLayer)]
-    earlier = _earlier_plan(origin)
+    layers, originals = ([f for f in x if isinstance(f, LinearLayer)] for x in (found, find_layers(original)))
+    earlier = earlier_plan(origin)
     choices, refusals = select(graph, layers, originals, settings, plan, earlier)
     refusals = [f for f in found if isinstance(f, Refusal)] + refusals
+    before = {layer.name: (layer.macs(), layer.K) for layer in layers}
+
     reading = readers_of(original, originals)
     for choice in choices:
         choice.readers = reading.get(choice.layer.name, [])
-    before = {layer.name: (layer.macs(), layer.K) for layer in layers}
-    groups = siblings(choices)
-    batches = None
-    if data is not None:
-        batches = readers.batches(data, graph.inputs, settings.calib_samples, settings.seed, BATCH)
-    done: list[str] = []
+    counter = itertools.count(1)
 
     def finished(choice: Choice) -> None:
-        done.append(choice.layer.name)
-        progress(f"{choice.layer.op} {choice.layer.name}", len(done), len(choices))
+        progress(f"{choice.layer.op} {choice.layer.name}", next(counter), len(choices))
 
-    sequential.eliminate(graph, original, groups, batches, settings.seed, finished)
+    batches = feeds if has_data else None
+    sequential.eliminate(graph, original, siblings(choices), batches, settings.seed, finished)
     masked = export_model(graph, origin)
-    result_plan = _record(settings, found, choices, refusals, earlier)
-    small, rows, macs = _rewrite(graph, layers, choices, before, settings.absorb)
-    final = _finish(small, origin, result_plan)
-    feeds = batches or _made_up(graph.inputs, settings.seed)
-    warnings = _warnings(asked, settings, calib_data, has_data)
-    if feeds:
-        _verify(masked, final, feeds)
-    else:
-        warnings.append("the result was not run: the model's inputs have no fixed shape and there is no data")
+    result_plan = record(settings, found, choices, refusals, earlier)
+    rows, macs = _rewrite(graph, layers, choices, before, settings.absorb)
+    final = finish(graph, origin, {METADATA_KEY: result_plan.to_json()})
+
     report = Report(
-        model=name,
+        model="the model" if isinstance(model, onnx.ModelProto) else str(model),
         settings=settings.to_dict(),
-        before=_size(origin, sum(m for m, _ in before.values())),
-        after=_size(final, macs),
+        before=size(origin, sum(macs for macs, _ in before.values())),
+        after=size(final, macs),
         layers=rows,
         left_alone=refusals,
-        warnings=warnings,
+        warnings=_warnings(settings, calib_data, bool(feeds)),
     )
-    _measure(report, origin, final, feeds, data, eval_data, metric, measure, graph.inputs)
+    if feeds:
+        _verify(masked, final, feeds)
+        measure_into(report, origin, final, scored, metric, one_sample(feeds[0], graph.inputs) if measure else None)
     report.seconds = time.perf_counter() - started
     return Result(final, result_plan, report, masked)
 
@@ -147,8 +141,8 @@ def _calibration_data(source: Any, graph: gs.Graph, settings: Settings) -> reade
     return readers.read(source, graph.inputs)
 
 
-def _from_plan(plan: Plan, asked: Settings, has_data: bool) -> Settings:
-    """The settings a plan was made with, where the caller named none."""
+def _of_plan(plan: Plan, has_data: bool) -> Settings:
+    """The settings a plan was made with, for a caller who named none."""
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plan.settings.items()}
     try:
         return Settings(**known).resolve(has_data)
@@ -156,49 +150,14 @@ def _from_plan(plan: Plan, asked: Settings, has_data: bool) -> Settings:
         raise UsageError(f"the plan's settings cannot be read: {error}") from error
 
 
-def _earlier_plan(model: onnx.ModelProto) -> Plan | None:
-    """The plan that an earlier run left in the model's metadata."""
-    for entry in model.metadata_props:
-        if entry.key == METADATA_KEY:
-            return Plan.from_json(entry.value, "the plan in the model's metadata")
-    return None
-
-
-def _record(
-    settings: Settings,
-    found: list[LinearLayer | Refusal],
-    choices: list[Choice],
-    refusals: list[Refusal],
-    earlier: Plan | None,
-) -> Plan:
-    """The plan of this run, in graph order; layers that only an earlier run reduced or shrank keep its entry."""
-    chosen = {choice.layer.name: choice for choice in choices}
-    reasons = {refusal.name: refusal.reason for refusal in refusals}
-    known = {entry.name: entry for entry in earlier.layers} if earlier else {}
-    entries = []
-    for item in found:
-        choice = chosen.get(item.name)
-        if choice is None and item.name in known:  # whose sizes are those of the model before that run
-            entry = known[item.name]
-            entries.append(entry if entry.kept else replace(entry, reason=reasons[item.name]))
-            continue
-        entry = LayerPlan(item.name, item.op)
-        if isinstance(item, LinearLayer):
-            entry.K, entry.N, entry.groups = item.K, item.N, item.groups
-        if choice is None:
-            entry.reason = reasons[item.name]
-        else:
-            assert choice.units is not None
-            entry.granularity, entry.criterion, entry.refit = (
-                choice.granularity.name,
-                choice.criterion,
-                choice.refit,
-            )
-            entry.density = round(float(choice.layer.kept.mean()), 6)
-            entry.kept = [[int(unit) for unit in row] for row in choice.units]
-            entry.error = None if choice.error is None else float(f"{choice.error:.6g}")
-        entries.append(entry)
-    return Plan(settings.to_dict(), entries)
+def _feeds(data: readers.Dataset | None, inputs: list[gs.Variable], settings: Settings) -> list[readers.Feed]:
+    """Calibration batches; without data one small made-up batch to check the rewrite with, if the shapes allow it."""
+    if data is not None:
+        return readers.batches(data, inputs, settings.calib_samples, settings.seed, BATCH)
+    try:
+        return readers.random_data(inputs, 1, settings.seed).feeds
+    except DeftError:
+        return []
 
 
 def _rewrite(
@@ -207,7 +166,7 @@ def _rewrite(
     choices: list[Choice],
     before: dict[str, tuple[int, int]],
     absorb: bool,
-) -> tuple[gs.Graph, list[LayerRow], int]:
+) -> tuple[list[LayerRow], int]:
     """Absorb and eliminate in the masked graph; what each layer became, row by row, and the multiply-adds left."""
     chosen = {choice.layer.name: choice for choice in choices}
     kept = {layer.name: int(layer.kept.sum()) // layer.groups for layer in layers}
@@ -218,7 +177,7 @@ def _rewrite(
     ops = {layer.name: layer.op for layer in layers}
     eliminate(graph, layers)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    rows = []
+    rows: list[LayerRow] = []
     for layer in layers:
         choice = chosen.get(layer.name)
         if choice is None and macs[layer.name] == before[layer.name][0]:
@@ -236,7 +195,7 @@ def _rewrite(
                 macs_after=macs[layer.name],
             )
         )
-    return graph, rows, sum(macs.values())
+    return rows, sum(macs.values())
 
 
 def _form(layer: LinearLayer) -> str:
@@ -248,35 +207,6 @@ def _form(layer: LinearLayer) -> str:
     first = layer.kept[0, 0]
     prefix = layer.groups == 1 and bool(first[: int(first.sum())].all())
     return "Slice" if prefix else "Gather"
-
-
-def _finish(graph: gs.Graph, origin: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
-    """The final model: shapes inside are stale and go, functions and the plan come along."""
-    for tensor in graph.tensors().values():
-        if isinstance(tensor, gs.Variable) and tensor not in graph.inputs and tensor not in graph.outputs:
-            tensor.shape = None
-            tensor.dtype = None
-    model = export_model(graph, origin)
-    del model.graph.value_info[:]
-    if any(node.domain == functions.DOMAIN and node.op_type == "DeftConv" for node in model.graph.node):
-        others = [f for f in model.functions if f.domain != functions.DOMAIN]
-        del model.functions[:]
-        model.functions.extend([*others, functions.deft_conv_function(graph.opset)])
-        model.ir_version = max(model.ir_version, functions.OLDEST_IR)
-    for i, entry in enumerate(model.metadata_props):
-        if entry.key == METADATA_KEY:
-            del model.metadata_props[i]
-            break
-    model.metadata_props.add(key=METADATA_KEY, value=plan.to_json())
-    return model
-
-
-def _made_up(inputs: list[gs.Variable], seed: int) -> list[readers.Feed]:
-    """One small random batch, where the inputs' shapes allow it, to check the rewrite with."""
-    try:
-        return readers.random_data(inputs, 1, seed).feeds
-    except DeftError:
-        return []
 
 
 def _verify(masked: onnx.ModelProto, final: onnx.ModelProto, feeds: list[readers.Feed]) -> None:
@@ -295,53 +225,17 @@ def _verify(masked: onnx.ModelProto, final: onnx.ModelProto, feeds: list[readers
             )
 
 
-def _warnings(asked: Settings, settings: Settings, source: Any, has_data: bool) -> list[str]:
+def _warnings(settings: Settings, source: Any, ran: bool) -> list[str]:
     warnings = []
+    lossless = settings.density is None and settings.alpha is None
     if isinstance(source, str) and source == "random":
         warnings.append("calibrated on random data: expect a large loss of accuracy on real inputs")
-    if not has_data and settings.density is None and settings.alpha is None:
+    if source is None and lossless:
         warnings.append(
             "without --calib-data only lossless rewrites were done; with a few hundred samples, layers can be reduced"
         )
-    elif not has_data:
+    elif source is None:
         warnings.append("reduced from the weights alone, without calibration data: check the accuracy before use")
+    if not ran:
+        warnings.append("the result was not run: the model's inputs have no fixed shape and there is no data")
     return warnings
-
-
-def _size(model: onnx.ModelProto, macs: int) -> Size:
-    parameters = sum(int(np.prod(t.dims)) for t in model.graph.initializer if len(t.dims) > 0)
-    return Size(bytes=model.ByteSize(), parameters=parameters, macs=macs)
-
-
-def _measure(
-    report: Report,
-    origin: onnx.ModelProto,
-    final: onnx.ModelProto,
-    feeds: list[readers.Feed],
-    data: readers.Dataset | None,
-    eval_data: Any,
-    metric: str | None,
-    measure: bool,
-    inputs: list[gs.Variable],
-) -> None:
-    """Accuracy on the evaluation data (else on the calibration data) and latency of one sample on this CPU."""
-    if not feeds:
-        return
-    old, new = evaluation.session(origin), evaluation.session(final)
-    scored, labels, on = feeds, None, "calibration data"
-    if eval_data is not None:
-        dataset = readers.read(eval_data, inputs, "the evaluation data")
-        scored = readers.batches(dataset, inputs, None, 0, BATCH)
-        labels, on = dataset.labels_of(scored), "evaluation data"
-    elif data is None:
-        on = "made-up inputs"
-    chosen = metric or ("top1" if labels is not None else "rel-l2")
-    report.accuracy = evaluation.score(chosen, evaluation.run(new, scored), evaluation.run(old, scored), labels)
-    report.accuracy_on = on
-    if measure:
-        one = {name: value[:1] for name, value in feeds[0].items()} if _free_batch(inputs) else feeds[0]
-        report.before.latency_ms, report.after.latency_ms = evaluation.latencies([old, new], one)
-
-
-def _free_batch(inputs: list[gs.Variable]) -> bool:
-    return all(t.shape and not (isinstance(t.shape[0], int) and t.shape[0] > 0) for t in inputs)

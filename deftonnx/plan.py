@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from deftonnx.errors import UsageError
 
 FORMAT = "deftonnx-plan"
@@ -89,3 +91,11 @@ def _layer(entry: dict[str, Any], origin: str) -> LayerPlan:
     if any(not isinstance(row, list) or not all(type(unit) is int for unit in row) for row in layer.kept or []):
         raise UsageError(f"{origin}: the kept units of layer '{layer.name}' are not lists of numbers")
     return layer
+
+
+def earlier_plan(model: onnx.ModelProto) -> Plan | None:
+    """The plan that an earlier run left in a model's metadata."""
+    for entry in model.metadata_props:
+        if entry.key == METADATA_KEY:
+            return Plan.from_json(entry.value, "the plan in the model's metadata")
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -176,3 +177,40 @@ def _planned_units(entry: LayerPlan, layer: LinearLayer, units: int) -> list[np.
     if any(row[0] < 0 or row[-1] >= units for row in kept):
         raise UsageError(f"the plan keeps units of layer '{entry.name}' outside 0 to {units - 1}")
     return kept
+
+
+def record(
+    settings: Settings,
+    found: list[LinearLayer | Refusal],
+    choices: list[Choice],
+    refusals: list[Refusal],
+    earlier: Plan | None,
+) -> Plan:
+    """The plan of this run, in graph order; layers that only an earlier run reduced or shrank keep its entry."""
+    chosen = {choice.layer.name: choice for choice in choices}
+    reasons = {refusal.name: refusal.reason for refusal in refusals}
+    known = {entry.name: entry for entry in earlier.layers} if earlier else {}
+    entries = []
+    for item in found:
+        choice = chosen.get(item.name)
+        if choice is None and item.name in known:  # whose sizes are those of the model before that run
+            entry = known[item.name]
+            entries.append(entry if entry.kept else replace(entry, reason=reasons[item.name]))
+            continue
+        entry = LayerPlan(item.name, item.op)
+        if isinstance(item, LinearLayer):
+            entry.K, entry.N, entry.groups = item.K, item.N, item.groups
+        if choice is None:
+            entry.reason = reasons[item.name]
+        else:
+            assert choice.units is not None
+            entry.granularity, entry.criterion, entry.refit = (
+                choice.granularity.name,
+                choice.criterion,
+                choice.refit,
+            )
+            entry.density = round(float(choice.layer.kept.mean()), 6)
+            entry.kept = [[int(unit) for unit in row] for row in choice.units]
+            entry.error = None if choice.error is None else float(f"{choice.error:.6g}")
+        entries.append(entry)
+    return Plan(settings.to_dict(), entries)

@@ -1,0 +1,74 @@
+"""Fill the marked tables of the README from the result files.
+
+python benchmarks/tables.py            rewrite README.md
+python benchmarks/tables.py --check    fail if README.md is not what the result files say
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+ACCURACY = ROOT / "benchmarks" / "results" / "cpu" / "accuracy.json"
+
+
+def accuracy() -> str:
+    """The accuracy table as Markdown, and where it is from."""
+    content = json.loads(ACCURACY.read_text(encoding="utf-8"))
+    lines = [
+        "| model | density | granularity | top-1 | after | points lost | paper's | multiply-adds | parameters |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_accuracy_row(row) for row in content["rows"]]
+    source = (
+        f"Points lost with the paired 95% interval; multiply-adds and parameters of the whole model, after absorption. "
+        f"At most {content['calibration_samples_at_most']:,} unlabelled calibration samples. "
+        f"From `{ACCURACY.relative_to(ROOT)}` ({content['date']}, commit {content['commit']})."
+    )
+    return "\n".join([*lines, "", source])
+
+
+def _accuracy_row(row: dict[str, Any]) -> str:
+    ours, paper = row["ours"], row["paper"]
+    cells = [
+        row["model"],
+        f"{row['density']:g}",
+        row["granularity"],
+        f"{row['original_top1']:.2f}",
+        f"{ours['top1']:.2f}",
+        f"{ours['loss']:.2f} ± {ours['interval_95']:.2f}",
+        f"{paper['loss']:.2f} ± {paper['interval_95']:.2f}",
+        f"{ours['macs']:.0%}",
+        f"{ours['parameters']:.0%}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+TABLES = {"accuracy": accuracy}
+
+
+def filled(text: str) -> str:
+    """`text` with every marked table replaced."""
+    for name, make in TABLES.items():
+        pattern = rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)"
+        text, count = re.subn(pattern, rf"\g<1>{make()}\n\g<2>", text, flags=re.S)
+        if count != 1:
+            raise SystemExit(f"README.md has {count} tables called {name}")
+    return text
+
+
+def main() -> None:
+    """Write the README, or check it."""
+    text = README.read_text(encoding="utf-8")
+    if "--check" in sys.argv:
+        raise SystemExit(0 if filled(text) == text else "README.md is out of date: run python benchmarks/tables.py")
+    README.write_text(filled(text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

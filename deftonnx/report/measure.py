@@ -1,0 +1,56 @@
+"""Puts a model's size, latency and accuracy into its report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from deftonnx import evaluation
+from deftonnx.calibration import readers
+from deftonnx.report.report import Report, Size
+
+BATCH = 64
+"""Samples run at once, where the model's batch dimension is free."""
+
+
+def size(model: onnx.ModelProto, macs: int) -> Size:
+    """Bytes and parameters of `model`, and the multiply-adds counted elsewhere."""
+    parameters = sum(int(np.prod(t.dims)) for t in model.graph.initializer if len(t.dims) > 0)
+    return Size(bytes=model.ByteSize(), parameters=parameters, macs=macs)
+
+
+def scored_data(
+    eval_data: Any, inputs: list[gs.Variable], feeds: list[readers.Feed], calibrated: bool
+) -> tuple[list[readers.Feed], Any, str]:
+    """What to score on: the evaluation data with its labels, else what the run had; and its name."""
+    if eval_data is None:
+        return feeds, None, "calibration data" if calibrated else "made-up inputs"
+    dataset = readers.read(eval_data, inputs, "the evaluation data")
+    scored = readers.batches(dataset, inputs, None, 0, BATCH)
+    return scored, dataset.labels_of(scored), "evaluation data"
+
+
+def measure(
+    report: Report,
+    origin: onnx.ModelProto,
+    final: onnx.ModelProto,
+    scored: tuple[list[readers.Feed], Any, str],
+    metric: str | None,
+    latency_of: readers.Feed | None,
+) -> None:
+    """Score `final` against `origin`, and time both on this CPU with the feed `latency_of`, if there is one."""
+    feeds, labels, report.accuracy_on = scored
+    old, new = evaluation.session(origin), evaluation.session(final)
+    chosen = metric or ("top1" if labels is not None else "rel-l2")
+    report.accuracy = evaluation.score(chosen, evaluation.run(new, feeds), evaluation.run(old, feeds), labels)
+    if latency_of is not None:
+        report.before.latency_ms, report.after.latency_ms = evaluation.latencies([old, new], latency_of)
+
+
+def one_sample(feed: readers.Feed, inputs: list[gs.Variable]) -> readers.Feed:
+    """The first sample of `feed`, or all of it where the model fixes its batch."""
+    free = all(t.shape and not (isinstance(t.shape[0], int) and t.shape[0] > 0) for t in inputs)
+    return {name: value[:1] for name, value in feed.items()} if free else feed
