@@ -11,9 +11,10 @@ Inputs
 Output
     Y: (..., N), of type `output_type`; arithmetic is float32.
 Attributes
-    format, layout: how W is packed. K, N: kept input features and output features. block: features a kept
-    block has, 0 when all features are kept. activation, with alpha and beta: see activation.py.
-    output_type: TensorProto element type. compute: "auto", or "simt" for the paper's kernel.
+    format, layout: how W is packed. features, K, N: X's features, those that are kept, output features.
+    block: features a kept block has, a power of two; 0 when all features are kept.
+    activation, with alpha and beta: see activation.py. output_type: TensorProto element type.
+    compute: "auto", or the name of the one CUDA kernel to use.
 
 A function cannot leave an input out, and its operators depend on the attributes, so every combination used
 in a model has a body of its own, kept apart by the overload field of ONNX IR version 10.
@@ -35,7 +36,19 @@ DOMAIN = "ai.deftonnx"
 OPERATOR = "DeftGemm"
 OLDEST_OPSET = 13  # Cast of bfloat16
 _INPUTS = ("X", "W", "scale", "bias", "kept", "residual")
-_ATTRIBUTES = ("format", "layout", "K", "N", "block", "activation", "alpha", "beta", "output_type", "compute")
+_ATTRIBUTES = (
+    "format",
+    "layout",
+    "features",
+    "K",
+    "N",
+    "block",
+    "activation",
+    "alpha",
+    "beta",
+    "output_type",
+    "compute",
+)
 _IR_VERSION_WITH_OVERLOADS = 10
 
 
@@ -45,6 +58,7 @@ def gemm_node(
     packed: PackedWeight,
     *,
     name: str = "",
+    features: int | None = None,
     block: int = 0,
     activation: str = "none",
     alpha: float = 0.0,
@@ -61,6 +75,7 @@ def gemm_node(
         domain=DOMAIN,
         format=packed.format,
         layout=LAYOUT_VERSION,
+        features=packed.K if features is None else features,
         K=packed.K,
         N=packed.N,
         block=block,

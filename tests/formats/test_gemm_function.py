@@ -72,7 +72,7 @@ def test_elimination(features, block, kept):
     index = np.concatenate([np.arange(b * block, min(b * block + block, features)) for b in kept])
     packed = pack_weight(rng.standard_normal((index.size, 6)).astype(np.float32), "deft16")
     bias = rng.standard_normal(6).astype(np.float32)
-    Y = run_gemm(gemm_model(X, packed, bias, block=block, kept=kept), X)
+    Y = run_gemm(gemm_model(X, packed, bias, features=features, block=block, kept=kept), X)
     expected = reference(X[..., index], packed, bias)
     assert np.linalg.norm(Y - expected) <= 1e-6 * np.linalg.norm(expected)
 

@@ -1,0 +1,95 @@
+#include "kernel_choice.h"
+
+#include <algorithm>
+
+#include "error.h"
+
+namespace deftonnx {
+namespace {
+
+int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Machine code runs on devices of the same major version and the same or a newer minor one.
+int CodeArchitecture(int capability) {
+  int best = 0;
+  for (size_t i = 0; i < kKernelImageCount; ++i) {
+    const int architecture = kKernelImages[i].architecture;
+    if (architecture / 10 == capability / 10 && architecture <= capability)
+      best = std::max(best, architecture);
+  }
+  return best;
+}
+
+struct Route {
+  Operands operands;
+  int terms;
+};
+
+// How X and W meet on the tensor core. deft8 with 6 or 7 exponent bits leaves float16's range.
+Route ChooseRoute(const GemmSpec& spec) {
+  const bool half_x = spec.x_type == ElementType::kFloat16;
+  const int split = spec.x_type == ElementType::kFloat ? 3 : half_x ? 2 : 1;
+  switch (spec.format) {
+    case Format::kHalf:
+      if (half_x) return {Operands::kNative, 1};
+      break;
+    case Format::kDeft16: return {split == 1 ? Operands::kNative : Operands::kSplit, split};
+    case Format::kDeft8: return {Operands::kDeft8, half_x && spec.exponent_bits <= 5 ? 1 : split};
+    case Format::kDeft16q: break;
+  }
+  throw InvalidNode(
+      "DeftGemm node '" + spec.node +
+      "': no CUDA kernel multiplies this format with X's type: half goes with float16, and deft16q is "
+      "not supported yet");
+}
+
+bool LoaderFits(const GemmSpec& spec, const KernelImage& image) {
+  const bool even = spec.features % 16 == 0 && spec.K % 16 == 0 && spec.N % 16 == 0;
+  switch (image.loader) {
+    case Loader::kTma: return even && (spec.block == 0 || spec.block >= image.block_k);
+    case Loader::kAligned: return even && (spec.block == 0 || spec.block >= 8);
+    case Loader::kElement: break;
+  }
+  return true;
+}
+
+}  // namespace
+
+std::vector<const KernelImage*> Candidates(const GemmSpec& spec, int capability) {
+  const Route route = ChooseRoute(spec);
+  const int architecture = CodeArchitecture(capability);
+  std::vector<const KernelImage*> found;
+  for (size_t i = 0; i < kKernelImageCount; ++i) {
+    const KernelImage& image = kKernelImages[i];
+    if (image.architecture != architecture || image.x_type != static_cast<int>(spec.x_type)) continue;
+    if (image.operands != route.operands || image.terms != route.terms || !LoaderFits(spec, image)) continue;
+    if (!spec.kernel.empty() && spec.kernel != image.name) continue;
+    found.push_back(&image);
+  }
+  if (found.empty()) {
+    throw InvalidNode("DeftGemm node '" + spec.node + "': no kernel '" + spec.kernel +
+                      "' for compute capability " + std::to_string(capability) + " and this shape");
+  }
+  if (spec.kernel.empty()) {
+    const Loader best = (*std::min_element(found.begin(), found.end(), [](auto* a, auto* b) {
+                          return a->loader < b->loader;
+                        }))->loader;
+    found.erase(
+        std::remove_if(found.begin(), found.end(), [&](auto* image) { return image->loader != best; }),
+        found.end());
+  }
+  return found;
+}
+
+const KernelImage* Choose(const std::vector<const KernelImage*>& candidates, const GemmSpec& spec, int64_t M,
+                          int multiprocessors) {
+  const auto time = [&](const KernelImage* image) {
+    const int64_t tiles = CeilDivide(M, image->block_m) * CeilDivide(spec.N, image->block_n);
+    const int64_t waves = CeilDivide(tiles, int64_t{multiprocessors} * image->blocks_per_multiprocessor);
+    return waves * (image->fixed_ns + CeilDivide(spec.K, image->block_k) * image->step_ns);
+  };
+  return *std::min_element(candidates.begin(), candidates.end(),
+                           [&](auto* a, auto* b) { return time(a) < time(b); });
+}
+
+}  // namespace deftonnx
