@@ -2,7 +2,7 @@
 
     python custom_ops/build.py [--arch 90 ...] [--jobs 2] [--output PATH]
 
-Needs Triton and a C++17 compiler (CXX, or c++), no GPU. Compiled kernels are kept by content in
+Needs Triton, nvcc (NVCC, or the package nvidia-cuda-nvcc) and a C++17 compiler (CXX, or c++); no GPU. Compiled kernels are kept by content in
 custom_ops/build/cache, so that a second build takes seconds.
 """
 
@@ -13,20 +13,29 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from compile_triton import CompiledKernel, TensorBox, compile_cached  # noqa: E402
-from variants import Variant, load_variants  # noqa: E402
+import compile_cuda  # noqa: E402
+import compile_triton  # noqa: E402
+from compile_triton import CompiledKernel, TensorBox  # noqa: E402
+from variants import SmallM, Variant, load_variants, small_m_kernels  # noqa: E402
 
 BUILD = HERE / "build"
 LIBRARY = HERE.parent / "deftonnx" / "runtime" / "libdeftonnx_ops.so"
 _ONNX_TYPE = {"fp32": 1, "fp16": 10, "bf16": 16}
 _OPERANDS = {"native": "kNative", "deft8": "kDeft8", "deft8_split": "kDeft8", "split": "kSplit"}
-_LOADERS = {"tma": "kTma", "aligned": "kAligned", "element": "kElement"}
+_LOADERS = {
+    "tma": "kTma",
+    "persistent": "kPersistent",
+    "tma_kept": "kTmaKept",
+    "aligned": "kAligned",
+    "element": "kElement",
+}
 _SHARED_MEMORY = {80: 164, 90: 228, 100: 228, 120: 100}  # KiB a multiprocessor has
 _RESERVED_SHARED_MEMORY = 1  # KiB a block costs beside its own
 _MAX_BLOCKS_BY_REGISTERS = {4: 4, 8: 2}  # warps a block → blocks, at 128 registers a thread
@@ -42,45 +51,86 @@ def blocks_per_multiprocessor(variant: Variant, kernel: CompiledKernel) -> int:
     return max(1, min(int(by_memory), by_registers))
 
 
+@dataclass(frozen=True)
+class Row:
+    """One row of the kernel table: the fields of KernelImage in runtime/kernel_image.h, but for the code."""
+
+    code: bytes
+    fields: tuple[str, ...]  # name, entry, architecture
+    rest: tuple[object, ...]
+
+
 def _box(box: TensorBox | None) -> str:
     values = (box.rows, box.columns, box.type, box.element_bytes, box.swizzle) if box else (0, 0, 0, 0, 0)
     return "{" + ", ".join(map(str, values)) + "}"
 
 
-def _table_row(index: int, variant: Variant, kernel: CompiledKernel) -> str:
+def _head(kernel: Variant | SmallM, entry: str) -> tuple[str, ...]:
+    return f'"{kernel.name}"', f'"{entry}"', str(kernel.architecture)
+
+
+def triton_row(variant: Variant, kernel: CompiledKernel) -> Row:
+    """The row of a Triton kernel."""
     x_box, w_box = kernel.boxes if kernel.boxes else (None, None)
-    m, n, k = variant.tile
-    return (
-        f'    {{"{variant.name}", "{kernel.entry}", {variant.architecture}, cubin_{index}, '
-        f"{kernel.shared_bytes}, {kernel.threads}, {_ONNX_TYPE[variant.x_type]}, Operands::{_OPERANDS[variant.operands]}, "
-        f"{variant.terms}, Loader::{_LOADERS[variant.loader]}, {m}, {n}, {k}, {_box(x_box)}, {_box(w_box)}, "
-        f"{variant.step_ns}, {variant.fixed_ns}, {blocks_per_multiprocessor(variant, kernel)}}},"
+    rest = (
+        kernel.shared_bytes,
+        kernel.threads,
+        _ONNX_TYPE[variant.x_type],
+        f"Operands::{_OPERANDS[variant.operands]}",
+        variant.terms,
+        f"Loader::{_LOADERS[variant.loader]}",
+        *variant.tile,
+        _box(x_box),
+        _box(w_box),
+        variant.step_ns,
+        variant.fixed_ns,
+        blocks_per_multiprocessor(variant, kernel),
     )
+    return Row(kernel.cubin, _head(variant, kernel.entry), rest)
 
 
-def write_table(variants: list[Variant], kernels: list[CompiledKernel], folder: Path) -> tuple[Path, Path]:
-    """Write the machine code as an assembler file and the table as C++; returns both paths."""
+def small_m_row(kernel: SmallM, code: bytes) -> Row:
+    """The row of a kernel of gemm_small_m.cu, which has static shared memory and no tuned times."""
+    operands = "kDeft8" if kernel.w_type == "u8" else "kNative"
+    sizes = (8 * kernel.m_tiles, 16 * kernel.row_tiles, 1)
+    rest = (
+        0,
+        256,
+        _ONNX_TYPE[kernel.x_type],
+        f"Operands::{operands}",
+        kernel.terms,
+        "Loader::kSmallM",
+        *sizes,
+    )
+    return Row(code, _head(kernel, kernel.entry), (*rest, _box(None), _box(None), 0, 0, 1))
+
+
+def write_table(rows: list[Row], folder: Path) -> tuple[Path, Path]:
+    """Write the machine code as an assembler file and the table as C++; returns both paths.
+
+    Rows of the same code share it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    index = {code: i for i, code in enumerate(dict.fromkeys(row.code for row in rows))}
     assembly = ['.section .rodata, "a"']
-    for index, kernel in enumerate(kernels):
-        path = folder / f"{index}.cubin"
-        path.write_bytes(kernel.cubin)
-        assembly += [".balign 64", f".hidden cubin_{index}", f".global cubin_{index}", f"cubin_{index}:"]
-        assembly += [f'.incbin "{path}"']
+    for code, i in index.items():
+        (folder / f"{i}.cubin").write_bytes(code)
+        assembly += [".balign 64", f".hidden cubin_{i}", f".global cubin_{i}", f"cubin_{i}:"]
+        assembly += [f'.incbin "{folder / f"{i}.cubin"}"']
     assembly.append('.section .note.GNU-stack, "", @progbits')
-    code = folder / "kernel_images.S"
-    code.write_text("\n".join(assembly) + "\n")
-    rows = [_table_row(i, v, k) for i, (v, k) in enumerate(zip(variants, kernels, strict=True))]
+    code_file = folder / "kernel_images.S"
+    code_file.write_text("\n".join(assembly) + "\n")
+    lines = [", ".join([*row.fields, f"cubin_{index[row.code]}", *map(str, row.rest)]) for row in rows]
     table = folder / "kernel_images.cpp"
     table.write_text(
         '#include "kernel_image.h"\n'
         'extern "C" {\n'
-        + "".join(f"extern const unsigned char cubin_{i}[];\n" for i in range(len(rows)))
+        + "".join(f"extern const unsigned char cubin_{i}[];\n" for i in index.values())
         + "}\nnamespace deftonnx {\nconst KernelImage kKernelImages[] = {\n"
-        + "\n".join(rows)
-        + f"\n}};\nconst size_t kKernelImageCount = {len(rows)};\n}}  // namespace deftonnx\n"
+        + "".join(f"    {{{line}}},\n" for line in lines)
+        + f"}};\nconst size_t kKernelImageCount = {len(rows)};\n}}  // namespace deftonnx\n"
     )
-    return code, table
+    return code_file, table
 
 
 def link(sources: list[Path], output: Path) -> None:
@@ -103,14 +153,19 @@ def link(sources: list[Path], output: Path) -> None:
 def build(architectures: list[int] | None, jobs: int, output: Path) -> None:
     """Compile what the cache lacks and link the library at `output`."""
     variants = load_variants(architectures)
-    compile_one = partial(compile_cached, cache=BUILD / "cache")
+    cache = BUILD / "cache"
+    compile_one = partial(compile_triton.compile_cached, cache=cache)
     if jobs > 1:
         with ProcessPoolExecutor(jobs) as pool:
             kernels = list(pool.map(compile_one, variants))
     else:
         kernels = [compile_one(variant) for variant in variants]
-    link(list(write_table(variants, kernels, BUILD / "table")), output)
-    print(f"{output}: {len(kernels)} kernels, {output.stat().st_size / 2**20:.1f} MiB")
+    rows = [triton_row(v, k) for v, k in zip(variants, kernels, strict=True)]
+    for kernel in small_m_kernels(architectures):
+        code = compile_cuda.compile_cached("gemm_small_m.cu", kernel.architecture, cache)
+        rows.append(small_m_row(kernel, code))
+    link(list(write_table(rows, BUILD / "table")), output)
+    print(f"{output}: {len(rows)} kernels, {output.stat().st_size / 2**20:.1f} MiB")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 TUNING = Path(__file__).parent / "tuning"
+ARCHITECTURES = (80, 90, 100, 120)  # machine code of 80 also runs on 86 and 89
 
 # operands of a table row → (X's type, W's type, bfloat16 terms of X) of its variants
 _OPERANDS: dict[str, list[tuple[str, str, int]]] = {
@@ -46,6 +47,11 @@ class Variant:
         """The tensor core's operand type."""
         return "fp16" if self.x_type == "fp16" and self.terms == 1 else "bf16"
 
+    @property
+    def uses_maps(self) -> bool:
+        """Whether tiles come through tensor maps."""
+        return self.loader in ("tma", "persistent", "tma_kept")
+
     def signature(self, arguments: list[str]) -> tuple[dict[str, str], dict[str, Any], set[str]]:
         """Return types, compile-time constants and the arguments that are multiples of 16."""
         m, n, k = self.tile
@@ -53,7 +59,7 @@ class Variant:
         types |= dict.fromkeys(("slope", "offset", "low", "high", "accumulator_scale"), "fp32")
         types |= {"scale": "*fp32", "bias": "*fp32", "kept": "*i32", "residual": "*i8", "y": "*i8"}
         types |= {"x": f"*{self.x_type}", "w": f"*{self.w_type}"}
-        if self.loader == "tma":
+        if self.uses_maps:
             types |= {
                 "x": f"tensordesc<{self.x_type}[{m}, {k}]>",
                 "w": f"tensordesc<{self.w_type}[{n}, {k}]>",
@@ -69,7 +75,7 @@ class Variant:
             "SWAP": self.swap,
         }
         multiples = {"scale", "bias", "kept", "residual", "y", "padded_K"}
-        multiples |= set() if self.loader == "tma" else {"x", "w"}
+        multiples |= set() if self.uses_maps else {"x", "w"}
         multiples |= set() if self.loader == "element" else {"N", "K", "features"}
         return types | dict.fromkeys(constants, "constexpr"), constants, multiples
 
@@ -91,3 +97,38 @@ def load_variants(architectures: list[int] | None = None) -> list[Variant]:
                     Variant(table["architecture"], x_type=x, w_type=w, terms=terms, tile=tile, **options)
                 )
     return variants
+
+
+@dataclass(frozen=True)
+class SmallM:
+    """One kernel of gemm_small_m.cu: 8 * m_tiles rows of X, 16 * row_tiles output features a block."""
+
+    architecture: int
+    x_type: str
+    w_type: str
+    terms: int
+    m_tiles: int
+    row_tiles: int
+
+    @property
+    def entry(self) -> str:
+        """The function's name in the machine code."""
+        return f"{self.x_type}_{self.w_type}_{self.terms}_{self.m_tiles}_{self.row_tiles}"
+
+    @property
+    def name(self) -> str:
+        """What users and result files call it."""
+        return f"{self.x_type}_{self.w_type}_small_m_{8 * self.m_tiles}x{16 * self.row_tiles}"
+
+
+def small_m_kernels(architectures: list[int] | None = None) -> list[SmallM]:
+    """Return the kernels of gemm_small_m.cu for the given compute capabilities, or for all."""
+    operands = [*_OPERANDS["native"], *_OPERANDS["deft8"], _OPERANDS["deft8_split"][0]]
+    tiles = [(m, rows) for m in (1, 2) for rows in (1, 2, 4)]
+    return [
+        SmallM(architecture, *operand, *tile)
+        for architecture in ARCHITECTURES
+        if architectures is None or architecture in architectures
+        for operand in operands
+        for tile in tiles
+    ]

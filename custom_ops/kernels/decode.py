@@ -1,7 +1,7 @@
 """Unpacking deft8 codes to 16 bits, four codes at a time, without branches, for every E at run time.
 
 The code's bits, moved to the top of a 16-bit word and its magnitude shifted right until the exponent's lowest
-bit meets the target's, are a 16-bit float that is too small by 2^(target bias - code bias), subnormals included:
+bit meets the target's, are a 16-bit float too small by 2^(target bias - code bias), subnormals included:
 
   float16 (E <= 5)   shift 5 - E; the factor is left to the float32 accumulator's scale.
   bfloat16           shift 8 - E; the products would leave float32's range, so the factor, a power of two, is

@@ -1,7 +1,7 @@
 """DeftGemm on tensor cores: Y = activation(X · (value(W)ᵀ * scale) + bias + residual), sums in float32.
 
-X is (M, features) row-major, W the codes (N, Kp) of layout version 1, Y and residual (M, N). One program makes
-one (BLOCK_M, BLOCK_N) tile of Y; its K loop walks all features or the kept blocks alone.
+X is (M, features) row-major, W the codes (N, Kp) of layout version 1, Y and residual (M, N). One program
+makes one (BLOCK_M, BLOCK_N) tile of Y; its K loop walks all features or the kept blocks alone.
 
 W is multiplied in 16 bits, exactly:
   * codes that are of X's own type go straight to the tensor core;
@@ -10,7 +10,9 @@ W is multiplied in 16 bits, exactly:
     whose sum it is (two for float16, three for float32), one multiplication each.
 
 LOADER tells how tiles reach shared memory:
-  tma         tensor maps; K, features and N multiples of 16; kept blocks of whole K steps.
+  tma         tensor maps; K, features and N multiples of 16; all features.
+  persistent  the same by one program a multiprocessor, which loads its next tile while it ends the last.
+  tma_kept    tensor maps; kept blocks of whole K steps.
   aligned     pointers, 16-byte loads; K, features and N multiples of 16; kept blocks multiples of 8 features.
   element     pointers, any shape, any kept block.
 """
@@ -22,16 +24,15 @@ from epilogue import finish, store_tile
 
 
 @triton.jit
-def _tile_index(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The tile of this program: columns of 8 row tiles, so that neighbours in time share rows of W in L2."""
+def _tile_index(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Row and column of a tile: columns of 8 row tiles, so that neighbours in time share rows of W in L2."""
     GROUP: tl.constexpr = 8
     rows = tl.cdiv(M, BLOCK_M)
     columns = tl.cdiv(N, BLOCK_N)
-    program = tl.program_id(0)
-    group = program // (GROUP * columns)
+    group = tile // (GROUP * columns)
     first = group * GROUP
     height = tl.minimum(rows - first, GROUP)
-    within = program % (GROUP * columns)
+    within = tile % (GROUP * columns)
     return first + within % height, within // height
 
 
@@ -40,15 +41,19 @@ def _multiply(x, w, acc, TERMS: tl.constexpr, COMPUTE: tl.constexpr, SWAP: tl.co
     """acc + x · wᵀ, or its transpose if SWAP; x (BLOCK_M, BLOCK_K) in TERMS parts, smallest first."""
     high = x.to(COMPUTE)
     if TERMS == 3:
+        # Tensor cores cut the sum off at each step where float32 addition rounds it: over a long K that is too
+        # much for float32 results, so every K step is summed apart and added with rounding.
         rest = x.to(tl.float32) - high.to(tl.float32)
         middle = rest.to(COMPUTE)
         low = (rest - middle.to(tl.float32)).to(COMPUTE)
-        acc = _dot(low, w, acc, SWAP)
-        acc = _dot(middle, w, acc, SWAP)
-    elif TERMS == 2:
+        part = _dot(low, w, tl.zeros_like(acc), SWAP)
+        part = _dot(middle, w, part, SWAP)
+        return acc + _dot(high, w, part, SWAP)
+    elif TERMS == 2:  # noqa: RET505  (a compile-time return does not end the function)
         low = (x.to(tl.float32) - high.to(tl.float32)).to(COMPUTE)
-        acc = _dot(low, w, acc, SWAP)
-    return _dot(high, w, acc, SWAP)
+        return _dot(high, w, _dot(low, w, acc, SWAP), SWAP)
+    else:
+        return _dot(high, w, acc, SWAP)
 
 
 @triton.jit
@@ -70,6 +75,81 @@ def _kept_columns(k, kept, block_shift, K, LOADER: tl.constexpr):
     if LOADER == "aligned":
         columns = tl.max_contiguous(tl.multiple_of(columns, 8), 8)
     return columns
+
+
+@triton.jit
+def _product_by_maps(
+    x, w, kept, row, column, K, block_shift, decode_shift, decode_factor,
+    KEPT: tl.constexpr, TERMS: tl.constexpr, DECODE: tl.constexpr, COMPUTE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr,
+):  # fmt: skip
+    """The tile at (row, column), or its transpose if SWAP, through tensor maps x and w."""
+    ROWS: tl.constexpr = BLOCK_N if SWAP else BLOCK_M
+    COLUMNS: tl.constexpr = BLOCK_M if SWAP else BLOCK_N
+    LOG_K: tl.constexpr = BLOCK_K.bit_length() - 1
+    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for step in range(tl.cdiv(K, BLOCK_K)):
+        x_column = step * BLOCK_K
+        if KEPT:
+            log_steps = block_shift - LOG_K  # of the K steps a kept block has
+            first = tl.load(kept + (step >> log_steps)) << log_steps
+            x_column = (first + (step & ((1 << log_steps) - 1))) << LOG_K
+        x_tile = x.load([row, x_column])
+        w_tile = w.load([column, step * BLOCK_K])
+        if DECODE:
+            w_tile = decode_deft8(w_tile, decode_shift, decode_factor, COMPUTE)
+        acc = _multiply(x_tile, w_tile, acc, TERMS, COMPUTE, SWAP)
+    return acc
+
+
+@triton.jit
+def _product_by_pointers(
+    x, w, kept, row, column, M, N, K, features, padded_K, block_shift, decode_shift, decode_factor,
+    LOADER: tl.constexpr, TERMS: tl.constexpr, DECODE: tl.constexpr, COMPUTE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr,
+):  # fmt: skip
+    """The tile at (row, column), or its transpose if SWAP, through pointers x and w."""
+    ROWS: tl.constexpr = BLOCK_N if SWAP else BLOCK_M
+    COLUMNS: tl.constexpr = BLOCK_M if SWAP else BLOCK_N
+    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    # rows beyond the end read the last row: their results are not stored
+    x_rows = tl.minimum(row + tl.arange(0, BLOCK_M), M - 1).to(tl.int64)[:, None] * features
+    w_rows = tl.minimum(column + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)[:, None] * padded_K
+    for step in range(tl.cdiv(K, BLOCK_K)):
+        k = step * BLOCK_K + tl.arange(0, BLOCK_K)
+        inside = (k < K)[None, :]
+        x_columns = _kept_columns(k, kept, block_shift, K, LOADER)
+        x_tile = tl.load(x + x_rows + x_columns[None, :], mask=inside, other=0.0)
+        w_tile = tl.load(w + w_rows + k[None, :], mask=inside, other=0)
+        if DECODE:
+            w_tile = decode_deft8(w_tile, decode_shift, decode_factor, COMPUTE)
+        acc = _multiply(x_tile, w_tile, acc, TERMS, COMPUTE, SWAP)
+    return acc
+
+
+@triton.jit
+def _finish_tile(
+    acc, row, column, scale, bias, residual, y, M, N, accumulator_scale,
+    curve, gated, slope, offset, low, high, y_type, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Scale, bias, residual, activation and store of the tile acc (BLOCK_M, BLOCK_N) at (row, column)."""
+    rows = row + tl.arange(0, BLOCK_M)
+    if BLOCK_M * BLOCK_N > 8192:
+        # in halves: the whole tile and its addresses would not fit the registers
+        left, right = acc.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
+    else:
+        left = acc
+    HALF: tl.constexpr = left.shape[1]
+    for part in tl.static_range(BLOCK_N // HALF):
+        columns = column + part * HALF + tl.arange(0, HALF)
+        z = left if part == 0 else right
+        scales = tl.load(scale + columns, mask=columns < N, other=0.0) * accumulator_scale
+        biases = tl.load(bias + columns, mask=columns < N, other=0.0)
+        z = z * scales[None, :] + biases[None, :]
+        inside = (rows < M)[:, None] & (columns < N)[None, :]
+        offsets = rows.to(tl.int64)[:, None] * N + columns[None, :]
+        z = finish(z, residual, offsets, inside, y_type, curve, gated, slope, offset, low, high)
+        store_tile(y, offsets, z, inside, y_type)
 
 
 @triton.jit
@@ -106,54 +186,48 @@ def gemm_tensor_core(
     BLOCK_K: tl.constexpr,
     SWAP: tl.constexpr,
 ):
-    row_tile, column_tile = _tile_index(M, N, BLOCK_M, BLOCK_N)
-    rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    ROWS: tl.constexpr = BLOCK_N if SWAP else BLOCK_M
-    COLUMNS: tl.constexpr = BLOCK_M if SWAP else BLOCK_N
-    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
-
-    if LOADER == "tma":
-        for step in range(tl.cdiv(K, BLOCK_K)):
-            x_column = step * BLOCK_K
-            if kept.to(tl.int64) != 0:
-                per_block = block_shift - tl.constexpr(BLOCK_K.bit_length() - 1)
-                x_column = (
-                    (tl.load(kept + (step >> per_block)) << per_block) + (step & ((1 << per_block) - 1))
-                ) * BLOCK_K
-            x_tile = x.load([row_tile * BLOCK_M, x_column])
-            w_tile = w.load([column_tile * BLOCK_N, step * BLOCK_K])
-            w_tile = decode_deft8(w_tile, decode_shift, decode_factor, COMPUTE) if DECODE else w_tile
+    if LOADER == "persistent":
+        # the loops over tiles and over K are one, so that loads of the next tile are under way at a tile's end
+        tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+        steps = tl.cdiv(K, BLOCK_K)
+        programs = tl.num_programs(0)
+        tile = tl.program_id(0) - programs
+        row = 0
+        column = 0
+        step = -1
+        acc = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
+        for _ in range(steps * ((tiles - tl.program_id(0) + programs - 1) // programs)):
+            step = tl.where(step == steps - 1, 0, step + 1)
+            if step == 0:
+                tile += programs
+                row_tile, column_tile = _tile_index(tile, M, N, BLOCK_M, BLOCK_N)
+                row = row_tile * BLOCK_M
+                column = column_tile * BLOCK_N
+            x_tile = x.load([row, step * BLOCK_K])
+            w_tile = w.load([column, step * BLOCK_K])
+            if DECODE:
+                w_tile = decode_deft8(w_tile, decode_shift, decode_factor, COMPUTE)
             acc = _multiply(x_tile, w_tile, acc, TERMS, COMPUTE, SWAP)
+            if step == steps - 1:
+                _finish_tile(
+                    acc.T if SWAP else acc, row, column, scale, bias, residual, y, M, N, accumulator_scale,
+                    curve, gated, slope, offset, low, high, y_type, BLOCK_M, BLOCK_N,
+                )  # fmt: skip
+                acc = tl.zeros_like(acc)
     else:
-        # rows beyond the end read the last row: their results are not stored
-        x_rows = tl.minimum(rows, M - 1).to(tl.int64)[:, None] * features
-        w_rows = tl.minimum(columns, N - 1).to(tl.int64)[:, None] * padded_K
-        for step in range(tl.cdiv(K, BLOCK_K)):
-            k = step * BLOCK_K + tl.arange(0, BLOCK_K)
-            inside = (k < K)[None, :]
-            x_columns = _kept_columns(k, kept, block_shift, K, LOADER)
-            x_tile = tl.load(x + x_rows + x_columns[None, :], mask=inside, other=0.0)
-            w_tile = tl.load(w + w_rows + k[None, :], mask=inside, other=0)
-            w_tile = decode_deft8(w_tile, decode_shift, decode_factor, COMPUTE) if DECODE else w_tile
-            acc = _multiply(x_tile, w_tile, acc, TERMS, COMPUTE, SWAP)
-
-    if SWAP:
-        acc = acc.T
-    first = column_tile * BLOCK_N
-    if BLOCK_M * BLOCK_N > 8192:
-        # in halves: the whole tile and its addresses would not fit the registers
-        left, right = acc.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
-    else:
-        left = acc
-    HALF: tl.constexpr = left.shape[1]
-    for part in tl.static_range(BLOCK_N // HALF):
-        part_columns = first + part * HALF + tl.arange(0, HALF)
-        z = left if part == 0 else right
-        scales = tl.load(scale + part_columns, mask=part_columns < N, other=0.0) * accumulator_scale
-        biases = tl.load(bias + part_columns, mask=part_columns < N, other=0.0)
-        z = z * scales[None, :] + biases[None, :]
-        inside = (rows < M)[:, None] & (part_columns < N)[None, :]
-        offsets = rows.to(tl.int64)[:, None] * N + part_columns[None, :]
-        z = finish(z, residual, offsets, inside, y_type, curve, gated, slope, offset, low, high)
-        store_tile(y, offsets, z, inside, y_type)
+        row_tile, column_tile = _tile_index(tl.program_id(0), M, N, BLOCK_M, BLOCK_N)
+        row, column = row_tile * BLOCK_M, column_tile * BLOCK_N
+        if LOADER == "tma" or LOADER == "tma_kept":
+            acc = _product_by_maps(
+                x, w, kept, row, column, K, block_shift, decode_shift, decode_factor,
+                LOADER == "tma_kept", TERMS, DECODE, COMPUTE, BLOCK_M, BLOCK_N, BLOCK_K, SWAP,
+            )  # fmt: skip
+        else:
+            acc = _product_by_pointers(
+                x, w, kept, row, column, M, N, K, features, padded_K, block_shift, decode_shift, decode_factor,
+                LOADER, TERMS, DECODE, COMPUTE, BLOCK_M, BLOCK_N, BLOCK_K, SWAP,
+            )  # fmt: skip
+        _finish_tile(
+            acc.T if SWAP else acc, row, column, scale, bias, residual, y, M, N, accumulator_scale,
+            curve, gated, slope, offset, low, high, y_type, BLOCK_M, BLOCK_N,
+        )  # fmt: skip

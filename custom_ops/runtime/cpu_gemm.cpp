@@ -80,22 +80,20 @@ CpuGemm::CpuGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, Eleme
 }
 
 void CpuGemm::Compute(const Ort& ort, OrtKernelContext* context) const {
-  const GemmShape shape = ComputeShape(spec_, ort, context);
-  void* y = ort.Output(context, 0, shape.y);
-  const Tensor x = ort.Input(context, 0);
-  const Tensor residual = ort.InputCount(context) > 5 ? ort.Input(context, 5) : Tensor{};
+  const GemmInputs inputs = ReadInputs(spec_, ort, context);
+  void* y = ort.Output(context, 0, inputs.y_shape);
   std::vector<float> sum(spec_.N);
-  for (int64_t m = 0; m < shape.M; ++m) {
+  for (int64_t m = 0; m < inputs.M; ++m) {
     std::fill(sum.begin(), sum.end(), 0.0f);
     for (int64_t k = 0; k < spec_.K; ++k) {
-      const float factor = Load(x.data, spec_.x_type, m * spec_.features + column_[k]);
+      const float factor = Load(inputs.x, spec_.x_type, m * spec_.features + column_[k]);
       const float* row = &weight_[k * spec_.N];
       for (int64_t n = 0; n < spec_.N; ++n) sum[n] += factor * row[n];
     }
     for (int64_t n = 0; n < spec_.N; ++n) {
       const int64_t index = m * spec_.N + n;
       float z = sum[n] + bias_[n];
-      if (residual.data != nullptr) z += Load(residual.data, spec_.y_type, index);
+      if (inputs.residual != nullptr) z += Load(inputs.residual, spec_.y_type, index);
       Store(y, spec_.y_type, index, Activate(spec_.activation, z));
     }
   }

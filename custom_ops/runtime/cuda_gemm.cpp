@@ -22,11 +22,11 @@ class Parameters {
     std::memcpy(&slot, &value, sizeof value);
     pointers_[count_++] = &slot;
   }
-  void AddMatrix(const TensorMap& map, int64_t rows, int64_t columns, int64_t stride) {
+  void AddMatrix(const TensorMap& map, int64_t rows, int64_t columns) {
     Add(map);
     Add(static_cast<int32_t>(rows));
     Add(static_cast<int32_t>(columns));
-    Add(stride);
+    Add(columns);  // strides
     Add(int64_t{1});
   }
   void** Pointers() { return pointers_; }
@@ -67,6 +67,16 @@ int32_t TypeCode(ElementType type) {
   return type == ElementType::kFloat ? 0 : type == ElementType::kFloat16 ? 1 : 2;  // as kernels/epilogue.py
 }
 
+int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool UsesMaps(const KernelImage& image) { return image.x_box.rows != 0; }
+
+TensorMap EncodeBox(const CudaDriver& driver, const void* data, const Box& box, int64_t rows,
+                    int64_t columns) {
+  return driver.EncodeMatrix(data, box.type, box.element_bytes, rows, columns, columns, box.rows, box.columns,
+                             box.swizzle);
+}
+
 }  // namespace
 
 CudaGemm::CudaGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType weight,
@@ -74,59 +84,57 @@ CudaGemm::CudaGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, Ele
     : spec_(ReadGemmSpec(ort, info, x, weight, y)), driver_(CudaDriver::Get()) {
   const CUdevice device = driver_.CurrentDevice();
   multiprocessors_ = driver_.MultiprocessorCount(device);
-  if (spec_.block > 0) CheckKeptOnDevice(ort, info);
+  const auto constant = [&](size_t index) {
+    Tensor tensor;
+    ort.ConstantInput(info, index, &tensor);
+    return tensor;
+  };
+  weight_ = constant(1).data;
+  scale_ = constant(2).data;
+  bias_ = constant(3).data;
+  if (spec_.block > 0) {
+    const Tensor kept = constant(4);
+    kept_ = kept.data;
+    std::vector<int32_t> blocks(kept.shape[0]);
+    driver_.CopyToHost(blocks.data(), kept.data, blocks.size() * sizeof(int32_t));
+    CheckKept(spec_, blocks.data(), blocks.size());
+  }
   images_ = Candidates(spec_, driver_.ComputeCapability(device));
-  for (const KernelImage* image : images_) kernels_.push_back({image, LoadKernel(driver_, *image, device)});
-}
-
-void CudaGemm::CheckKeptOnDevice(const Ort& ort, const OrtKernelInfo* info) const {
-  Tensor kept;
-  ort.ConstantInput(info, 4, &kept);
-  std::vector<int32_t> blocks(kept.shape[0]);
-  driver_.CopyToHost(blocks.data(), kept.data, blocks.size() * sizeof(int32_t));
-  CheckKept(spec_, blocks.data(), blocks.size());
+  for (const KernelImage* image : images_) {
+    loaded_.push_back({LoadKernel(driver_, *image, device), {}});
+    if (UsesMaps(*image)) {
+      loaded_.back().weight_map = EncodeBox(driver_, weight_, image->w_box, spec_.N, spec_.padded_K);
+    }
+  }
 }
 
 void CudaGemm::Compute(const Ort& ort, OrtKernelContext* context) const {
-  const GemmShape shape = ComputeShape(spec_, ort, context);
-  void* y = ort.Output(context, 0, shape.y);
-  if (shape.M == 0) return;
-  const KernelImage* image = Choose(images_, spec_, shape.M, multiprocessors_);
-  const auto loaded =
-      std::find_if(kernels_.begin(), kernels_.end(), [&](auto& k) { return k.image == image; });
+  const GemmInputs inputs = ReadInputs(spec_, ort, context);
+  void* y = ort.Output(context, 0, inputs.y_shape);
+  if (inputs.M == 0) return;
+  const KernelImage* image = Choose(images_, spec_, inputs.M, multiprocessors_);
+  const Loaded& loaded = loaded_[std::find(images_.begin(), images_.end(), image) - images_.begin()];
 
-  const int64_t tiles =
-      (shape.M + image->block_m - 1) / image->block_m * ((spec_.N + image->block_n - 1) / image->block_n);
-  if (shape.M > std::numeric_limits<int32_t>::max() - 1024 || tiles > std::numeric_limits<int32_t>::max()) {
+  const int64_t tiles = CeilDivide(inputs.M, image->block_m) * CeilDivide(spec_.N, image->block_n);
+  if (inputs.M > std::numeric_limits<int32_t>::max() - 1024 || tiles > std::numeric_limits<int32_t>::max()) {
     throw InvalidNode("DeftGemm node '" + spec_.node + "': X has too many rows");
   }
-  const Tensor x = ort.Input(context, 0);
-  const Tensor weight = ort.Input(context, 1);
-  const size_t inputs = ort.InputCount(context);
-  const void* kept = spec_.block > 0 ? ort.Input(context, 4).data : nullptr;
-  const void* residual = inputs > 5 ? ort.Input(context, 5).data : nullptr;
   const Decoding decoding = MakeDecoding(spec_, *image);
   const Activation& activation = spec_.activation;
 
   Parameters parameters;
-  if (image->loader == Loader::kTma) {
-    const auto add = [&](const void* data, const Box& box, int64_t rows, int64_t columns, int64_t stride) {
-      parameters.AddMatrix(driver_.EncodeMatrix(data, box.type, box.element_bytes, rows, columns, stride,
-                                                box.rows, box.columns, box.swizzle),
-                           rows, columns, stride);
-    };
-    add(x.data, image->x_box, shape.M, spec_.features, spec_.features);
-    add(weight.data, image->w_box, spec_.N, spec_.padded_K, spec_.padded_K);
+  if (UsesMaps(*image)) {
+    parameters.AddMatrix(EncodeBox(driver_, inputs.x, image->x_box, inputs.M, spec_.features), inputs.M,
+                         spec_.features);
+    parameters.AddMatrix(loaded.weight_map, spec_.N, spec_.padded_K);
   } else {
-    parameters.Add(x.data);
-    parameters.Add(weight.data);
+    parameters.Add(inputs.x);
+    parameters.Add(weight_);
   }
-  parameters.Add(ort.Input(context, 2).data);
-  parameters.Add(ort.Input(context, 3).data);
-  parameters.Add(kept);
-  parameters.Add(residual);
-  parameters.Add(y);
-  for (int64_t size : {shape.M, spec_.N, spec_.K, spec_.features, spec_.padded_K}) {
+  for (const void* pointer : {scale_, bias_, kept_, inputs.residual, static_cast<const void*>(y)}) {
+    parameters.Add(pointer);
+  }
+  for (int64_t size : {inputs.M, spec_.N, spec_.K, spec_.features, spec_.padded_K}) {
     parameters.Add(static_cast<int32_t>(size));
   }
   parameters.Add(static_cast<int32_t>(spec_.block_shift));
@@ -140,7 +148,9 @@ void CudaGemm::Compute(const Ort& ort, OrtKernelContext* context) const {
   parameters.Add(TypeCode(spec_.y_type));
   parameters.Add(static_cast<void*>(nullptr));  // Triton's global scratch and profiling scratch, both unused
   parameters.Add(static_cast<void*>(nullptr));
-  driver_.Launch(loaded->kernel, static_cast<unsigned>(tiles), image->threads, image->shared_bytes,
+  const int64_t resident = int64_t{multiprocessors_} * image->blocks_per_multiprocessor;
+  const int64_t blocks = image->loader == Loader::kPersistent ? std::min(tiles, resident) : tiles;
+  driver_.Launch(loaded.kernel, static_cast<unsigned>(blocks), image->threads, image->shared_bytes,
                  ort.ComputeStream(context), parameters.Pointers());
 }
 

@@ -19,17 +19,16 @@ class CudaGemm {
 
  private:
   struct Loaded {
-    const KernelImage* image;
     CUkernel kernel;
+    TensorMap weight_map;  // if the kernel reads W through one
   };
-
-  void CheckKeptOnDevice(const Ort& ort, const OrtKernelInfo* info) const;
 
   GemmSpec spec_;
   const CudaDriver& driver_;
   int multiprocessors_;
-  std::vector<Loaded> kernels_;
+  const void *weight_, *scale_, *bias_, *kept_ = nullptr;  // initializers stay where they are
   std::vector<const KernelImage*> images_;
+  std::vector<Loaded> loaded_;  // of each image
 };
 
 }  // namespace deftonnx

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <utility>
 
 #include "error.h"
 
@@ -135,6 +136,7 @@ GemmSpec ReadGemmSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, 
   CheckConstant(ort, info, spec, 3, "bias", {spec.N});
   Tensor kept;
   const bool has_kept = ort.InputCount(info) > 4;
+  spec.has_residual = ort.InputCount(info) > 5;
   if (has_kept && !ort.ConstantInput(info, 4, &kept)) Refuse(spec, "input kept must be an initializer");
   const int64_t expected = spec.block == 0 ? 0 : (spec.K + spec.block - 1) / spec.block;
   if ((has_kept || expected > 0) && kept.shape != std::vector<int64_t>{expected}) {
@@ -143,21 +145,22 @@ GemmSpec ReadGemmSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, 
   return spec;
 }
 
-GemmShape ComputeShape(const GemmSpec& spec, const Ort& ort, const OrtKernelContext* context) {
-  GemmShape shape{1, ort.Input(context, 0).shape};
-  if (shape.y.empty() || shape.y.back() != spec.features) {
+GemmInputs ReadInputs(const GemmSpec& spec, const Ort& ort, const OrtKernelContext* context) {
+  Tensor x = ort.Input(context, 0);
+  if (x.shape.empty() || x.shape.back() != spec.features) {
     Refuse(spec,
-           "X has shape " + Shape(shape.y) + ", its last axis must have " + std::to_string(spec.features));
+           "X has shape " + Shape(x.shape) + ", its last axis must have " + std::to_string(spec.features));
   }
-  shape.y.back() = spec.N;
-  for (size_t i = 0; i + 1 < shape.y.size(); ++i) shape.M *= shape.y[i];
-  if (ort.InputCount(context) > 5) {
-    const Tensor residual = ort.Input(context, 5);
-    if (residual.type != ElementType::kUndefined && residual.shape != shape.y) {
-      Refuse(spec, "residual has shape " + Shape(residual.shape) + ", Y has " + Shape(shape.y));
-    }
+  GemmInputs inputs{1, x.data, nullptr, std::move(x.shape)};
+  inputs.y_shape.back() = spec.N;
+  for (size_t i = 0; i + 1 < inputs.y_shape.size(); ++i) inputs.M *= inputs.y_shape[i];
+  if (!spec.has_residual) return inputs;
+  const Tensor residual = ort.Input(context, 5);
+  if (residual.shape != inputs.y_shape) {
+    Refuse(spec, "residual has shape " + Shape(residual.shape) + ", Y has " + Shape(inputs.y_shape));
   }
-  return shape;
+  inputs.residual = residual.data;
+  return inputs;
 }
 
 void CheckKept(const GemmSpec& spec, const int32_t* kept, size_t count) {

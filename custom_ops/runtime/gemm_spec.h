@@ -27,6 +27,7 @@ struct GemmSpec {
   int64_t block = 0;  // features of a kept block, 0: all features are kept
   int block_shift = 0;
   Activation activation;
+  bool has_residual = false;
   ElementType x_type, weight_type, y_type;
   std::string kernel;  // the one kernel to use, or empty: choose by shape
 };
@@ -38,12 +39,15 @@ GemmSpec ReadGemmSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, 
 // Checks the kept block indices against spec.features and spec.K. Throws InvalidNode.
 void CheckKept(const GemmSpec& spec, const int32_t* kept, size_t count);
 
-struct GemmShape {
-  int64_t M;               // rows of X
-  std::vector<int64_t> y;  // shape of Y
+// The inputs of one run that are not constant.
+struct GemmInputs {
+  int64_t M;  // rows of X
+  const void* x;
+  const void* residual;  // null if there is none
+  std::vector<int64_t> y_shape;
 };
 
-// Shapes of this run, checked against the node. Throws InvalidNode.
-GemmShape ComputeShape(const GemmSpec& spec, const Ort& ort, const OrtKernelContext* context);
+// Reads them and checks their shapes against the node. Throws InvalidNode.
+GemmInputs ReadInputs(const GemmSpec& spec, const Ort& ort, const OrtKernelContext* context);
 
 }  // namespace deftonnx

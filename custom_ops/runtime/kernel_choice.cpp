@@ -44,13 +44,40 @@ Route ChooseRoute(const GemmSpec& spec) {
 }
 
 bool LoaderFits(const GemmSpec& spec, const KernelImage& image) {
-  const bool even = spec.features % 16 == 0 && spec.K % 16 == 0 && spec.N % 16 == 0;
+  const bool even = spec.features % 16 == 0 && spec.K % 16 == 0;
   switch (image.loader) {
-    case Loader::kTma: return even && (spec.block == 0 || spec.block >= image.block_k);
-    case Loader::kAligned: return even && (spec.block == 0 || spec.block >= 8);
+    case Loader::kSmallM: return even && (spec.block == 0 || spec.block >= 16);
+    case Loader::kTma:
+    case Loader::kPersistent: return even && spec.N % 16 == 0 && spec.block == 0;
+    case Loader::kTmaKept: return even && spec.N % 16 == 0 && spec.block >= image.block_k;
+    case Loader::kAligned: return even && spec.N % 16 == 0 && (spec.block == 0 || spec.block >= 8);
     case Loader::kElement: break;
   }
   return true;
+}
+
+// Loaders of the same rank compete by estimated time; a lower rank goes first.
+int Rank(const KernelImage& image) {
+  switch (image.loader) {
+    case Loader::kSmallM: return 0;
+    case Loader::kTma:
+    case Loader::kPersistent:
+    case Loader::kTmaKept: return 1;
+    case Loader::kAligned: return 2;
+    case Loader::kElement: break;
+  }
+  return 3;
+}
+
+// Of the kernels for few rows: no more rows than needed, then the most output features a block (they share
+// the rows of X) that still leave every multiprocessor two blocks.
+bool BetterSmallM(const KernelImage& a, const KernelImage& b, const GemmSpec& spec, int multiprocessors) {
+  if (a.block_m != b.block_m) return a.block_m < b.block_m;
+  const auto fills = [&](const KernelImage& image) {
+    return CeilDivide(spec.N, image.block_n) >= 2 * int64_t{multiprocessors};
+  };
+  if (fills(a) != fills(b)) return fills(a);
+  return fills(a) ? a.block_n > b.block_n : a.block_n < b.block_n;
 }
 
 }  // namespace
@@ -70,14 +97,16 @@ std::vector<const KernelImage*> Candidates(const GemmSpec& spec, int capability)
     throw InvalidNode("DeftGemm node '" + spec.node + "': no kernel '" + spec.kernel +
                       "' for compute capability " + std::to_string(capability) + " and this shape");
   }
-  if (spec.kernel.empty()) {
-    const Loader best = (*std::min_element(found.begin(), found.end(), [](auto* a, auto* b) {
-                          return a->loader < b->loader;
-                        }))->loader;
-    found.erase(
-        std::remove_if(found.begin(), found.end(), [&](auto* image) { return image->loader != best; }),
-        found.end());
+  if (!spec.kernel.empty()) return found;
+  // of the kernels for any M, only those of the best rank
+  int best = Rank(*found.front());
+  for (const KernelImage* image : found) {
+    if (image->loader != Loader::kSmallM) best = best == 0 ? Rank(*image) : std::min(best, Rank(*image));
   }
+  found.erase(
+      std::remove_if(found.begin(), found.end(),
+                     [&](auto* image) { return image->loader != Loader::kSmallM && Rank(*image) != best; }),
+      found.end());
   return found;
 }
 
@@ -88,8 +117,21 @@ const KernelImage* Choose(const std::vector<const KernelImage*>& candidates, con
     const int64_t waves = CeilDivide(tiles, int64_t{multiprocessors} * image->blocks_per_multiprocessor);
     return waves * (image->fixed_ns + CeilDivide(spec.K, image->block_k) * image->step_ns);
   };
-  return *std::min_element(candidates.begin(), candidates.end(),
-                           [&](auto* a, auto* b) { return time(a) < time(b); });
+  const KernelImage* best = nullptr;
+  for (const KernelImage* image : candidates) {
+    if (image->loader == Loader::kSmallM) {
+      if (M > image->block_m) continue;
+      const bool first = best == nullptr || best->loader != Loader::kSmallM;
+      if (first || BetterSmallM(*image, *best, spec, multiprocessors)) best = image;
+    } else if (best == nullptr || (best->loader != Loader::kSmallM && time(image) < time(best))) {
+      best = image;
+    }
+  }
+  if (best == nullptr) {
+    throw InvalidNode("DeftGemm node '" + spec.node + "': kernel '" + spec.kernel +
+                      "' takes fewer rows than " + std::to_string(M));
+  }
+  return best;
 }
 
 }  // namespace deftonnx

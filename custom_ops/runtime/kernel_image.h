@@ -6,7 +6,8 @@
 namespace deftonnx {
 
 enum class Operands { kNative, kDeft8, kSplit };  // W is of X's type; deft8 codes; bfloat16 W under a wider X
-enum class Loader { kTma, kAligned, kElement };   // see kernels/gemm_tensor_core.py
+// See kernels/gemm_tensor_core.py; kSmallM is kernels/gemm_small_m.cu.
+enum class Loader { kSmallM, kTma, kPersistent, kTmaKept, kAligned, kElement };
 
 struct Box {
   int rows, columns, type, element_bytes, swizzle;  // type and swizzle: the driver's enumerators
@@ -23,7 +24,7 @@ struct KernelImage {
   int terms;  // bfloat16 terms that X is split into
   Loader loader;
   int block_m, block_n, block_k;
-  Box x_box, w_box;         // Loader::kTma only
+  Box x_box, w_box;         // of the loaders with tensor maps
   float step_ns, fixed_ns;  // tuning: a K step of one block on a full GPU; the rest of a block
   int blocks_per_multiprocessor;
 };

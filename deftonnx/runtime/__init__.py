@@ -21,7 +21,7 @@ def get_library_path() -> str:
     path = Path(__file__).parent / _LIBRARY
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} was not built: run custom_ops/build.py. Models also run without it, by standard operators"
+            f"{path} was not built: run custom_ops/build.py. Models run without it, by standard operators"
         )
     return str(path)
 

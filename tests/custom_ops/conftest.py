@@ -21,7 +21,7 @@ def library(tmp_path_factory):
 
         folder = tmp_path_factory.mktemp("library")
         output = folder / "libdeftonnx_ops.so"
-        build.link(list(build.write_table([], [], folder / "table")), output)
+        build.link(list(build.write_table([], folder / "table")), output)
         return str(output)
 
 

@@ -72,12 +72,12 @@ def test_epilogue(options, dtype, name, activation):
 @pytest.mark.parametrize("block", [1, 2, 8, 16, 32, 64, 128])
 @pytest.mark.parametrize(("dtype", "name"), OPERANDS[:3] + OPERANDS[-2:], ids=ids)
 def test_elimination(options, dtype, name, block):
-    for features, N in itertools.product((256, 400, 1000, 129), (48, 33)):
+    for features, N, M in itertools.product((256, 400, 1000, 129), (48, 33), (4, 70)):
         blocks = -(-features // block)
         kept = np.random.default_rng(block).permutation(blocks)[: max(1, blocks // 2)]
         kept = np.sort(kept)  # a short last block stays last
         index = np.concatenate([np.arange(b * block, min(b * block + block, features)) for b in kept])
-        X, packed, bias = case((70, index.size, N), name, dtype, features)
+        X, packed, bias = case((M, index.size, N), name, dtype, features)
         model = gemm_model(X, packed, bias, features=features, block=block, kept=kept.tolist())
         Y = run_gemm(model, X, None, options, CUDA)
         check(Y, reference(X[:, index], packed, bias), dtype)
