@@ -90,19 +90,18 @@ def triton_row(variant: Variant, kernel: CompiledKernel) -> Row:
 
 
 def small_m_row(kernel: SmallM, code: bytes) -> Row:
-    """The row of a kernel of gemm_small_m.cu, which has static shared memory and no tuned times."""
-    operands = "kDeft8" if kernel.w_type == "u8" else "kNative"
-    sizes = (8 * kernel.m_tiles, 16 * kernel.row_tiles, 1)
+    """The row of a kernel for few rows, which has no tuned times."""
     rest = (
-        0,
+        kernel.shared_bytes,
         256,
         _ONNX_TYPE[kernel.x_type],
-        f"Operands::{operands}",
+        "Operands::kDeft8" if kernel.w_type == "u8" else "Operands::kNative",
         kernel.terms,
-        "Loader::kSmallM",
-        *sizes,
+        "Loader::kSmallMCluster" if kernel.cluster else "Loader::kSmallM",
+        *(8 * kernel.m_tiles, 16 * kernel.row_tiles, kernel.step),
+        *(_box(None), _box(None), 0, 0, 1),
     )
-    return Row(code, _head(kernel, kernel.entry), (*rest, _box(None), _box(None), 0, 0, 1))
+    return Row(code, _head(kernel, kernel.entry), rest)
 
 
 def write_table(rows: list[Row], folder: Path) -> tuple[Path, Path]:
@@ -162,7 +161,7 @@ def build(architectures: list[int] | None, jobs: int, output: Path) -> None:
         kernels = [compile_one(variant) for variant in variants]
     rows = [triton_row(v, k) for v, k in zip(variants, kernels, strict=True)]
     for kernel in small_m_kernels(architectures):
-        code = compile_cuda.compile_cached("gemm_small_m.cu", kernel.architecture, cache)
+        code = compile_cuda.compile_cached(kernel.source, kernel.architecture, cache)
         rows.append(small_m_row(kernel, code))
     link(list(write_table(rows, BUILD / "table")), output)
     print(f"{output}: {len(rows)} kernels, {output.stat().st_size / 2**20:.1f} MiB")

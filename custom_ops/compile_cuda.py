@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -29,12 +30,16 @@ def find_nvcc() -> str:
     raise FileNotFoundError("no CUDA compiler: install nvidia-cuda-nvcc, or set NVCC")
 
 
+@functools.cache
+def _version(nvcc: str) -> str:
+    return subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+
+
 def compile_cached(source: str, architecture: int, cache: Path) -> bytes:
     """Return the machine code of kernels/`source`, from the folder `cache` if it is there."""
     nvcc = find_nvcc()
-    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    digest = hashlib.sha256(f"{source} {architecture} {_OPTIONS} {version}".encode())
-    for name in (source, "epilogue.cuh"):
+    digest = hashlib.sha256(f"{source} {architecture} {_OPTIONS} {_version(nvcc)}".encode())
+    for name in (source, "epilogue.cuh", "mma_operands.cuh"):
         digest.update((KERNELS / name).read_bytes())
     code = cache / f"{digest.hexdigest()[:32]}.cubin"
     if not code.exists():

@@ -45,8 +45,10 @@ class CompiledKernel:
 def cache_key(variant: Variant) -> str:
     """A digest of everything the machine code depends on."""
     options = {k: v for k, v in asdict(variant).items() if not k.endswith("_ns")}
-    digest = hashlib.sha256(json.dumps([options, version("triton")], sort_keys=True).encode())
-    for name in (*_SOURCES, "../compile_triton.py", "../variants.py"):
+    types, constants, multiples = variant.signature([])
+    inputs = [options, types, constants, sorted(multiples), version("triton")]
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
+    for name in (*_SOURCES, "../compile_triton.py"):
         digest.update((KERNELS / name).read_bytes())
     return digest.hexdigest()[:32]
 

@@ -101,7 +101,10 @@ def load_variants(architectures: list[int] | None = None) -> list[Variant]:
 
 @dataclass(frozen=True)
 class SmallM:
-    """One kernel of gemm_small_m.cu: 8 * m_tiles rows of X, 16 * row_tiles output features a block."""
+    """One kernel of gemm_small_m.cu, or of gemm_small_m_cluster.cu: for 8 * m_tiles rows of X or fewer.
+
+    row_tiles: 16 of the output features a block makes, each.
+    """
 
     architecture: int
     x_type: str
@@ -109,26 +112,45 @@ class SmallM:
     terms: int
     m_tiles: int
     row_tiles: int
+    cluster: bool = False
+
+    @property
+    def source(self) -> str:
+        """The file in kernels/."""
+        return "gemm_small_m_cluster.cu" if self.cluster else "gemm_small_m.cu"
 
     @property
     def entry(self) -> str:
         """The function's name in the machine code."""
-        return f"{self.x_type}_{self.w_type}_{self.terms}_{self.m_tiles}_{self.row_tiles}"
+        name = f"{self.x_type}_{self.w_type}_{self.terms}_{self.m_tiles}"
+        return name if self.cluster else f"{name}_{self.row_tiles}"
 
     @property
     def name(self) -> str:
         """What users and result files call it."""
-        return f"{self.x_type}_{self.w_type}_small_m_{8 * self.m_tiles}x{16 * self.row_tiles}"
+        kind = "small_m_cluster" if self.cluster else "small_m"
+        return f"{self.x_type}_{self.w_type}_{kind}_{8 * self.m_tiles}x{16 * self.row_tiles}"
+
+    @property
+    def step(self) -> int:
+        """Input features a step of a block: those of 128 bytes of W."""
+        return 128 if self.w_type == "u8" else 64
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory: four stages of 128 rows of W and of the rows of X."""
+        return 4 * (128 * 128 + 8 * self.m_tiles * self.step * 2) if self.cluster else 0
 
 
 def small_m_kernels(architectures: list[int] | None = None) -> list[SmallM]:
-    """Return the kernels of gemm_small_m.cu for the given compute capabilities, or for all."""
+    """Return the kernels for few rows for the given compute capabilities, or for all."""
     operands = [*_OPERANDS["native"], *_OPERANDS["deft8"], _OPERANDS["deft8_split"][0]]
-    tiles = [(m, rows) for m in (1, 2) for rows in (1, 2, 4)]
+    tiles: list[tuple[int, int, bool]] = [(m, rows, False) for m in (1, 2) for rows in (1, 2, 4)]
+    clusters = [(m, 8, True) for m in (1, 2)]
     return [
         SmallM(architecture, *operand, *tile)
         for architecture in ARCHITECTURES
         if architectures is None or architecture in architectures
         for operand in operands
-        for tile in tiles
+        for tile in tiles + (clusters if architecture >= 90 else [])
     ]

@@ -11,52 +11,11 @@
 #include <cstdint>
 
 #include "epilogue.cuh"
+#include "mma_operands.cuh"
 
 namespace {
 
 constexpr int kWarps = 8;
-
-struct HalfOperand {
-  static __device__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-        "{%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  }
-  // the value is left 2^(15 - bias) too small, for the accumulator's scale to mend
-  static __device__ uint32_t rescale(uint32_t pair, uint32_t) { return pair; }
-};
-
-struct Bfloat16Operand {
-  static __device__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-        "{%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  }
-  static __device__ uint32_t rescale(uint32_t pair, uint32_t factor) {
-    uint32_t result;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(pair), "r"(factor), "r"(0x80008000u));
-    return result;
-  }
-};
-
-// Two deft8 codes in the upper bytes of two 16-bit halves to two 16-bit floats; see decode.py.
-template <class Operand>
-__device__ uint32_t decode(uint32_t upper_bytes, int shift, uint32_t factor) {
-  const uint32_t magnitude = (upper_bytes & 0x7f007f00u) >> shift;
-  return Operand::rescale((upper_bytes & 0x80008000u) | magnitude, factor);
-}
-
-// The bfloat16 nearest to two halves, and what is left of them, which bfloat16 holds exactly.
-__device__ void split(uint32_t halves, uint32_t& high, uint32_t& low) {
-  const float2 value = __half22float2(reinterpret_cast<const __half2&>(halves));
-  const __nv_bfloat162 near = __floats2bfloat162_rn(value.x, value.y);
-  const float2 rounded = __bfloat1622float2(near);
-  const __nv_bfloat162 rest = __floats2bfloat162_rn(value.x - rounded.x, value.y - rounded.y);
-  high = reinterpret_cast<const uint32_t&>(near);
-  low = reinterpret_cast<const uint32_t&>(rest);
-}
 
 struct Problem {
   const char* x;
@@ -75,7 +34,6 @@ struct Problem {
 template <class Operand, int CODE_BYTES, int TERMS, int M_TILES, int ROW_TILES>
 __device__ void gemm(const Problem& p) {
   constexpr int kPiece = 16 / CODE_BYTES;                               // k of 16 bytes of W
-  constexpr int kProducts = kPiece / 4;                                 // mma of one piece
   constexpr int kStages = ROW_TILES == 4 ? 2 : ROW_TILES == 2 ? 4 : 8;  // pieces in flight: 64 registers
   constexpr int kStep = 4 * kPiece;                                     // k of one warp's step
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -129,38 +87,9 @@ __device__ void gemm(const Problem& p) {
         }
       }
 #pragma unroll
-      for (int j = 0; j < kProducts; ++j) {
-        uint32_t b[TERMS][M_TILES][2];
-#pragma unroll
-        for (int m = 0; m < M_TILES; ++m) {
-          for (int i = 0; i < 2; ++i) {
-            if constexpr (TERMS == 2) {
-              split(x[m][j * 2 + i], b[0][m][i], b[1][m][i]);
-            } else {
-              b[0][m][i] = x[m][j * 2 + i];
-            }
-          }
-        }
-#pragma unroll
-        for (int r = 0; r < ROW_TILES; ++r) {
-          uint32_t a[4];
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            const uint32_t* words = reinterpret_cast<const uint32_t*>(&pieces[s][r][h]);
-            if constexpr (CODE_BYTES == 1) {
-              a[h] = decode<Operand>(__byte_perm(words[j], 0, 0x1404), p.decode_shift, p.decode_factor);
-              a[h + 2] = decode<Operand>(__byte_perm(words[j], 0, 0x3424), p.decode_shift, p.decode_factor);
-            } else {
-              a[h] = words[j * 2];
-              a[h + 2] = words[j * 2 + 1];
-            }
-          }
-#pragma unroll
-          for (int term = TERMS - 1; term >= 0; --term) {
-#pragma unroll
-            for (int m = 0; m < M_TILES; ++m) Operand::multiply(sums[r][m], a, b[term][m]);
-          }
-        }
+      for (int r = 0; r < ROW_TILES; ++r) {
+        multiply_piece<Operand, CODE_BYTES, TERMS, M_TILES>(sums[r], pieces[s][r], x, p.decode_shift,
+                                                            p.decode_factor);
       }
       load(base + s + kStages, pieces[s]);
     }

@@ -14,6 +14,22 @@ constexpr int kCapabilityMajor = 75;
 constexpr int kCapabilityMinor = 76;
 constexpr int kMaxDynamicSharedBytes = 8;
 constexpr int kPromoteToL2In128Bytes = 2;
+constexpr int kClusterDimension = 4;
+
+struct LaunchAttribute {
+  int id;
+  int padding;
+  unsigned value[16];  // a union of 64 bytes
+};
+
+struct LaunchConfig {
+  unsigned grid[3];
+  unsigned block[3];
+  unsigned shared_bytes;
+  CUstream stream;
+  LaunchAttribute* attributes;
+  unsigned attribute_count;
+};
 
 }  // namespace
 
@@ -25,8 +41,7 @@ struct CudaDriver::Functions {
   int (*cuLibraryLoadData)(CUlibrary*, const void*, void*, void*, unsigned, void*, void*, unsigned);
   int (*cuLibraryGetKernel)(CUkernel*, CUlibrary, const char*);
   int (*cuKernelSetAttribute)(int, int, CUkernel, CUdevice);
-  int (*cuLaunchKernel)(CUkernel, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
-                        CUstream, void**, void**);
+  int (*cuLaunchKernelEx)(const LaunchConfig*, CUkernel, void**, void**);
   int (*cuMemcpyDtoH_v2)(void*, CUdeviceptr, size_t);
   int (*cuTensorMapEncodeTiled)(TensorMap*, int, uint32_t, void*, const uint64_t*, const uint64_t*,
                                 const uint32_t*, const uint32_t*, int, int, int, int);
@@ -52,7 +67,7 @@ CudaDriver::CudaDriver() {
   find(functions.cuLibraryLoadData, "cuLibraryLoadData");
   find(functions.cuLibraryGetKernel, "cuLibraryGetKernel");
   find(functions.cuKernelSetAttribute, "cuKernelSetAttribute");
-  find(functions.cuLaunchKernel, "cuLaunchKernel");
+  find(functions.cuLaunchKernelEx, "cuLaunchKernelEx");
   find(functions.cuMemcpyDtoH_v2, "cuMemcpyDtoH_v2");
   find(functions.cuTensorMapEncodeTiled, "cuTensorMapEncodeTiled");
   functions_ = &functions;
@@ -104,11 +119,11 @@ void CudaDriver::SetSharedMemory(CUkernel kernel, CUdevice device, int bytes) co
         "cuKernelSetAttribute");
 }
 
-void CudaDriver::Launch(CUkernel kernel, unsigned blocks, unsigned threads, unsigned shared_bytes,
+void CudaDriver::Launch(CUkernel kernel, unsigned blocks, unsigned cluster, unsigned threads, unsigned shared_bytes,
                         CUstream stream, void** parameters) const {
-  Check(functions_->cuLaunchKernel(kernel, blocks, 1, 1, threads, 1, 1, shared_bytes, stream, parameters,
-                                   nullptr),
-        "cuLaunchKernel");
+  LaunchAttribute attribute{kClusterDimension, 0, {cluster, 1, 1}};
+  const LaunchConfig config{{blocks, 1, 1}, {threads, 1, 1}, shared_bytes, stream, &attribute, cluster > 1 ? 1u : 0u};
+  Check(functions_->cuLaunchKernelEx(&config, kernel, parameters, nullptr), "cuLaunchKernelEx");
 }
 
 void CudaDriver::CopyToHost(void* host, const void* device, size_t bytes) const {

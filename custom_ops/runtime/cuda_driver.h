@@ -29,8 +29,9 @@ class CudaDriver {
   CUlibrary LoadLibrary(const void* image) const;
   CUkernel GetKernel(CUlibrary library, const char* name) const;
   void SetSharedMemory(CUkernel kernel, CUdevice device, int bytes) const;
-  void Launch(CUkernel kernel, unsigned blocks, unsigned threads, unsigned shared_bytes, CUstream stream,
-              void** parameters) const;
+  // `cluster` blocks at a time form a cluster; 1 on devices without clusters.
+  void Launch(CUkernel kernel, unsigned blocks, unsigned cluster, unsigned threads, unsigned shared_bytes,
+              CUstream stream, void** parameters) const;
   void CopyToHost(void* host, const void* device, size_t bytes) const;
 
   // A row-major matrix (rows, columns) of `stride` elements a row, read in boxes. type and swizzle are the

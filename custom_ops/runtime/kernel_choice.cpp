@@ -46,7 +46,8 @@ Route ChooseRoute(const GemmSpec& spec) {
 bool LoaderFits(const GemmSpec& spec, const KernelImage& image) {
   const bool even = spec.features % 16 == 0 && spec.K % 16 == 0;
   switch (image.loader) {
-    case Loader::kSmallM: return even && (spec.block == 0 || spec.block >= 16);
+    case Loader::kSmallM:
+    case Loader::kSmallMCluster: return even && (spec.block == 0 || spec.block >= 16);
     case Loader::kTma:
     case Loader::kPersistent: return even && spec.N % 16 == 0 && spec.block == 0;
     case Loader::kTmaKept: return even && spec.N % 16 == 0 && spec.block >= image.block_k;
@@ -59,7 +60,8 @@ bool LoaderFits(const GemmSpec& spec, const KernelImage& image) {
 // Loaders of the same rank compete by estimated time; a lower rank goes first.
 int Rank(const KernelImage& image) {
   switch (image.loader) {
-    case Loader::kSmallM: return 0;
+    case Loader::kSmallM:
+    case Loader::kSmallMCluster: return 0;
     case Loader::kTma:
     case Loader::kPersistent:
     case Loader::kTmaKept: return 1;
@@ -69,10 +71,13 @@ int Rank(const KernelImage& image) {
   return 3;
 }
 
-// Of the kernels for few rows: no more rows than needed, then the most output features a block (they share
+bool ForFewRows(const KernelImage& image) { return Rank(image) == 0; }
+
+// Of the kernels for few rows: clusters where there are any, no more rows than needed, then the most output features a block (they share
 // the rows of X) that still leave every multiprocessor two blocks.
 bool BetterSmallM(const KernelImage& a, const KernelImage& b, const GemmSpec& spec, int multiprocessors) {
   if (a.block_m != b.block_m) return a.block_m < b.block_m;
+  if (a.loader != b.loader) return a.loader == Loader::kSmallMCluster;
   const auto fills = [&](const KernelImage& image) {
     return CeilDivide(spec.N, image.block_n) >= 2 * int64_t{multiprocessors};
   };
@@ -101,11 +106,11 @@ std::vector<const KernelImage*> Candidates(const GemmSpec& spec, int capability)
   // of the kernels for any M, only those of the best rank
   int best = Rank(*found.front());
   for (const KernelImage* image : found) {
-    if (image->loader != Loader::kSmallM) best = best == 0 ? Rank(*image) : std::min(best, Rank(*image));
+    if (!ForFewRows(*image)) best = best == 0 ? Rank(*image) : std::min(best, Rank(*image));
   }
   found.erase(
       std::remove_if(found.begin(), found.end(),
-                     [&](auto* image) { return image->loader != Loader::kSmallM && Rank(*image) != best; }),
+                     [&](auto* image) { return !ForFewRows(*image) && Rank(*image) != best; }),
       found.end());
   return found;
 }
@@ -119,11 +124,11 @@ const KernelImage* Choose(const std::vector<const KernelImage*>& candidates, con
   };
   const KernelImage* best = nullptr;
   for (const KernelImage* image : candidates) {
-    if (image->loader == Loader::kSmallM) {
+    if (ForFewRows(*image)) {
       if (M > image->block_m) continue;
-      const bool first = best == nullptr || best->loader != Loader::kSmallM;
+      const bool first = best == nullptr || !ForFewRows(*best);
       if (first || BetterSmallM(*image, *best, spec, multiprocessors)) best = image;
-    } else if (best == nullptr || (best->loader != Loader::kSmallM && time(image) < time(best))) {
+    } else if (best == nullptr || (!ForFewRows(*best) && time(image) < time(best))) {
       best = image;
     }
   }
@@ -132,6 +137,15 @@ const KernelImage* Choose(const std::vector<const KernelImage*>& candidates, con
                       "' takes fewer rows than " + std::to_string(M));
   }
   return best;
+}
+
+int ClusterSize(const KernelImage& image, const GemmSpec& spec, int multiprocessors) {
+  if (image.loader != Loader::kSmallMCluster) return 1;
+  const int64_t tiles = CeilDivide(spec.N, image.block_n);
+  const int64_t steps = CeilDivide(spec.K, image.block_k);
+  int size = 1;
+  while (size < 8 && 2 * tiles * size < 3 * int64_t{multiprocessors} && steps >= 4 * size) size *= 2;
+  return size;
 }
 
 }  // namespace deftonnx

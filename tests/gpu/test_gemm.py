@@ -58,6 +58,31 @@ def test_every_route_and_shape(options, dtype, name):
         )
 
 
+FEW_ROWS = [f"{kind}_{tile}" for kind, tiles in (
+    ("small_m", ("8x16", "8x32", "8x64", "16x16", "16x32", "16x64")), ("small_m_cluster", ("8x128", "16x128"))
+) for tile in tiles]  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel", FEW_ROWS)
+@pytest.mark.parametrize(
+    ("dtype", "name", "prefix"),
+    [
+        (np.float16, "half", "fp16_fp16"),
+        (ml_dtypes.bfloat16, "deft16", "bf16_bf16"),
+        (np.float16, "deft8:2", "fp16_u8"),
+        (np.float16, "deft8:7", "fp16_u8"),
+        (ml_dtypes.bfloat16, "deft8:5", "bf16_u8"),
+    ],
+    ids=ids,
+)
+def test_each_kernel_for_few_rows(options, dtype, name, prefix, kernel):
+    most_rows = int(kernel.split("_")[-1].split("x")[0])
+    for M, K, N in [(1, 16, 1), (most_rows, 2064, 130), (most_rows - 3, 8192, 65), (3, 4096, 300)]:
+        X, packed, bias = case((M, K, N), name, dtype)
+        model = gemm_model(X, packed, bias, compute=f"{prefix}_{kernel}")
+        check(run_gemm(model, X, None, options, CUDA), reference(X, packed, bias), dtype)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("dtype", "name"), OPERANDS[:3] + OPERANDS[-2:], ids=ids)
 def test_epilogue(options, dtype, name, activation):
