@@ -203,15 +203,18 @@ def _show(row: dict[str, Any]) -> None:
     print(row["shape"], row.get("cuda_graph", ""), {k: v[0] for k, v in row["us"].items()}, flush=True)
 
 
-def environment() -> dict[str, str]:
+def head_commit() -> str:
+    """The commit of this checkout, if it is one."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def environment(commit: str) -> dict[str, str]:
     """What a figure depends on."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    commit = subprocess.run(
-        ["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit,
         "gpu": torch.cuda.get_device_name(),
         "driver": subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip(),
         "onnxruntime": onnxruntime.__version__,
@@ -227,9 +230,10 @@ def main() -> None:
     )
     parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--output", type=Path, default=Path("gemm_speed.json"))
+    parser.add_argument("--commit", help="what was built, where this is no checkout")
     arguments = parser.parse_args()
     result: dict[str, Any] = {
-        "environment": environment(),
+        "environment": environment(arguments.commit or head_commit()),
         "unit": "microseconds a layer: median, least, greatest",
     }
     for part in arguments.part or PARTS:
