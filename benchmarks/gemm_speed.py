@@ -121,11 +121,7 @@ def measure_kernels(save: Save) -> list[dict[str, Any]]:
     """Every dense kernel that takes float16, at every shape: what the tuning tables are made from."""
     major, minor = torch.cuda.get_device_capability()
     kernels: list[Variant | SmallM] = []
-    kernels += [
-        v
-        for v in load_variants([major * 10 + minor])
-        if v.x_type == "fp16" and v.loader in ("tma", "persistent")
-    ]
+    kernels += [v for v in load_variants([major * 10 + minor]) if v.x_type == "fp16" and v.loader == "tma"]
     kernels += [k for k in small_m_kernels([major * 10 + minor]) if k.x_type == "fp16"]
     formats = {("fp16", 1): "half", ("u8", 1): "deft8:4", ("u8", 2): "deft8:7", ("bf16", 2): "deft16"}
     rows = []

@@ -2,8 +2,8 @@
 
     python custom_ops/build.py [--arch 90 ...] [--jobs 2] [--output PATH]
 
-Needs Triton, nvcc (NVCC, or the package nvidia-cuda-nvcc) and a C++17 compiler (CXX, or c++); no GPU. Compiled kernels are kept by content in
-custom_ops/build/cache, so that a second build takes seconds.
+Needs Triton, nvcc (NVCC, or the package nvidia-cuda-nvcc) and a C++17 compiler (CXX, or c++), but no GPU.
+Compiled kernels are kept by content in custom_ops/build/cache, so that a second build takes seconds.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _ONNX_TYPE = {"fp32": 1, "fp16": 10, "bf16": 16}
 _OPERANDS = {"native": "kNative", "deft8": "kDeft8", "deft8_split": "kDeft8", "split": "kSplit"}
 _LOADERS = {
     "tma": "kTma",
-    "persistent": "kPersistent",
     "tma_kept": "kTmaKept",
     "aligned": "kAligned",
+    "aligned_kept": "kAlignedKept",
     "element": "kElement",
 }
 _SHARED_MEMORY = {80: 164, 90: 228, 100: 228, 120: 100}  # KiB a multiprocessor has

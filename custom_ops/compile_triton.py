@@ -95,7 +95,8 @@ def _compile(variant: Variant) -> CompiledKernel:
         raise RuntimeError(f"{variant.name}: the launcher passes no scratch memory, but the kernel needs it")
     boxes = tuple(
         TensorBox(
-            *meta["block_size"],
+            meta["block_size"][0],
+            meta["block_size"][1],
             _TO_DRIVER_TYPE.get(meta["elem_type"], meta["elem_type"]),
             meta["elem_size"],
             meta["swizzle"],

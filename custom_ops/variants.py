@@ -50,7 +50,7 @@ class Variant:
     @property
     def uses_maps(self) -> bool:
         """Whether tiles come through tensor maps."""
-        return self.loader in ("tma", "persistent", "tma_kept")
+        return self.loader in ("tma", "tma_kept")
 
     def signature(self, arguments: list[str]) -> tuple[dict[str, str], dict[str, Any], set[str]]:
         """Return types, compile-time constants and the arguments that are multiples of 16."""

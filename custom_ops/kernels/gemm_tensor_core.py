@@ -11,9 +11,9 @@ W is multiplied in 16 bits, exactly:
 
 LOADER tells how tiles reach shared memory:
   tma         tensor maps; K, features and N multiples of 16; all features.
-  persistent  the same by one program a multiprocessor, which loads its next tile while it ends the last.
   tma_kept    tensor maps; kept blocks of whole K steps.
-  aligned     pointers, 16-byte loads; K, features and N multiples of 16; kept blocks multiples of 8 features.
+  aligned     pointers, 16-byte loads; K, features and N multiples of 16; all features.
+  aligned_kept  the same; kept blocks of 8 features or more.
   element     pointers, any shape, any kept block.
 """
 
@@ -41,8 +41,8 @@ def _multiply(x, w, acc, TERMS: tl.constexpr, COMPUTE: tl.constexpr, SWAP: tl.co
     """acc + x · wᵀ, or its transpose if SWAP; x (BLOCK_M, BLOCK_K) in TERMS parts, smallest first."""
     high = x.to(COMPUTE)
     if TERMS == 3:
-        # Tensor cores cut the sum off at each step where float32 addition rounds it: over a long K that is too
-        # much for float32 results, so every K step is summed apart and added with rounding.
+        # Tensor cores cut the sum off at each step where float32 addition rounds it: over a long K that is
+        # too much for float32 results, so every K step is summed apart and added with rounding.
         rest = x.to(tl.float32) - high.to(tl.float32)
         middle = rest.to(COMPUTE)
         low = (rest - middle.to(tl.float32)).to(COMPUTE)
@@ -66,15 +66,24 @@ def _dot(x, w, acc, SWAP: tl.constexpr):
 
 
 @triton.jit
-def _kept_columns(k, kept, block_shift, K, LOADER: tl.constexpr):
-    """Columns of X of the features k of the shortened K, by the list of kept blocks, unless it is null."""
-    columns = k
-    if kept.to(tl.int64) != 0:
-        within = k & ((1 << block_shift) - 1)
-        columns = (tl.load(kept + (k >> block_shift), mask=k < K, other=0) << block_shift) + within
+def _kept_columns(k, kept, block_shift, K):
+    """Columns of X of the features k of the shortened K, by the list of kept blocks."""
+    block = tl.load(kept + (k >> block_shift), mask=k < K, other=0)
+    return (block << block_shift) + (k & ((1 << block_shift) - 1))
+
+
+@triton.jit
+def _columns(k, kept, block_shift, K, LOADER: tl.constexpr):
+    """Columns of X of the features k that are multiplied."""
     if LOADER == "aligned":
-        columns = tl.max_contiguous(tl.multiple_of(columns, 8), 8)
-    return columns
+        return k
+    elif LOADER == "aligned_kept":  # noqa: RET505  (a compile-time return does not end the function)
+        return tl.max_contiguous(tl.multiple_of(_kept_columns(k, kept, block_shift, K), 8), 8)
+    else:
+        columns = k
+        if kept.to(tl.int64) != 0:
+            columns = _kept_columns(k, kept, block_shift, K)
+        return columns
 
 
 @triton.jit
@@ -118,7 +127,7 @@ def _product_by_pointers(
     for step in range(tl.cdiv(K, BLOCK_K)):
         k = step * BLOCK_K + tl.arange(0, BLOCK_K)
         inside = (k < K)[None, :]
-        x_columns = _kept_columns(k, kept, block_shift, K, LOADER)
+        x_columns = _columns(k, kept, block_shift, K, LOADER)
         x_tile = tl.load(x + x_rows + x_columns[None, :], mask=inside, other=0.0)
         w_tile = tl.load(w + w_rows + k[None, :], mask=inside, other=0)
         if DECODE:
@@ -186,48 +195,19 @@ def gemm_tensor_core(
     BLOCK_K: tl.constexpr,
     SWAP: tl.constexpr,
 ):
-    if LOADER == "persistent":
-        # the loops over tiles and over K are one, so that loads of the next tile are under way at a tile's end
-        tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
-        steps = tl.cdiv(K, BLOCK_K)
-        programs = tl.num_programs(0)
-        tile = tl.program_id(0) - programs
-        row = 0
-        column = 0
-        step = -1
-        acc = tl.zeros((BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N), tl.float32)
-        for _ in range(steps * ((tiles - tl.program_id(0) + programs - 1) // programs)):
-            step = tl.where(step == steps - 1, 0, step + 1)
-            if step == 0:
-                tile += programs
-                row_tile, column_tile = _tile_index(tile, M, N, BLOCK_M, BLOCK_N)
-                row = row_tile * BLOCK_M
-                column = column_tile * BLOCK_N
-            x_tile = x.load([row, step * BLOCK_K])
-            w_tile = w.load([column, step * BLOCK_K])
-            if DECODE:
-                w_tile = decode_deft8(w_tile, decode_shift, decode_factor, COMPUTE)
-            acc = _multiply(x_tile, w_tile, acc, TERMS, COMPUTE, SWAP)
-            if step == steps - 1:
-                _finish_tile(
-                    acc.T if SWAP else acc, row, column, scale, bias, residual, y, M, N, accumulator_scale,
-                    curve, gated, slope, offset, low, high, y_type, BLOCK_M, BLOCK_N,
-                )  # fmt: skip
-                acc = tl.zeros_like(acc)
-    else:
-        row_tile, column_tile = _tile_index(tl.program_id(0), M, N, BLOCK_M, BLOCK_N)
-        row, column = row_tile * BLOCK_M, column_tile * BLOCK_N
-        if LOADER == "tma" or LOADER == "tma_kept":
-            acc = _product_by_maps(
-                x, w, kept, row, column, K, block_shift, decode_shift, decode_factor,
-                LOADER == "tma_kept", TERMS, DECODE, COMPUTE, BLOCK_M, BLOCK_N, BLOCK_K, SWAP,
-            )  # fmt: skip
-        else:
-            acc = _product_by_pointers(
-                x, w, kept, row, column, M, N, K, features, padded_K, block_shift, decode_shift, decode_factor,
-                LOADER, TERMS, DECODE, COMPUTE, BLOCK_M, BLOCK_N, BLOCK_K, SWAP,
-            )  # fmt: skip
-        _finish_tile(
-            acc.T if SWAP else acc, row, column, scale, bias, residual, y, M, N, accumulator_scale,
-            curve, gated, slope, offset, low, high, y_type, BLOCK_M, BLOCK_N,
+    row_tile, column_tile = _tile_index(tl.program_id(0), M, N, BLOCK_M, BLOCK_N)
+    row, column = row_tile * BLOCK_M, column_tile * BLOCK_N
+    if LOADER == "tma" or LOADER == "tma_kept":
+        acc = _product_by_maps(
+            x, w, kept, row, column, K, block_shift, decode_shift, decode_factor,
+            LOADER == "tma_kept", TERMS, DECODE, COMPUTE, BLOCK_M, BLOCK_N, BLOCK_K, SWAP,
         )  # fmt: skip
+    else:
+        acc = _product_by_pointers(
+            x, w, kept, row, column, M, N, K, features, padded_K, block_shift, decode_shift, decode_factor,
+            LOADER, TERMS, DECODE, COMPUTE, BLOCK_M, BLOCK_N, BLOCK_K, SWAP,
+        )  # fmt: skip
+    _finish_tile(
+        acc.T if SWAP else acc, row, column, scale, bias, residual, y, M, N, accumulator_scale,
+        curve, gated, slope, offset, low, high, y_type, BLOCK_M, BLOCK_N,
+    )  # fmt: skip

@@ -119,10 +119,11 @@ void CudaDriver::SetSharedMemory(CUkernel kernel, CUdevice device, int bytes) co
         "cuKernelSetAttribute");
 }
 
-void CudaDriver::Launch(CUkernel kernel, unsigned blocks, unsigned cluster, unsigned threads, unsigned shared_bytes,
-                        CUstream stream, void** parameters) const {
+void CudaDriver::Launch(CUkernel kernel, unsigned blocks, unsigned cluster, unsigned threads,
+                        unsigned shared_bytes, CUstream stream, void** parameters) const {
   LaunchAttribute attribute{kClusterDimension, 0, {cluster, 1, 1}};
-  const LaunchConfig config{{blocks, 1, 1}, {threads, 1, 1}, shared_bytes, stream, &attribute, cluster > 1 ? 1u : 0u};
+  const LaunchConfig config{{blocks, 1, 1}, {threads, 1, 1}, shared_bytes,
+                            stream,         &attribute,      cluster > 1 ? 1u : 0u};
   Check(functions_->cuLaunchKernelEx(&config, kernel, parameters, nullptr), "cuLaunchKernelEx");
 }
 

@@ -148,11 +148,9 @@ void CudaGemm::Compute(const Ort& ort, OrtKernelContext* context) const {
   parameters.Add(TypeCode(spec_.y_type));
   parameters.Add(static_cast<void*>(nullptr));  // Triton's global scratch and profiling scratch, both unused
   parameters.Add(static_cast<void*>(nullptr));
-  const int64_t resident = int64_t{multiprocessors_} * image->blocks_per_multiprocessor;
-  const int64_t blocks = image->loader == Loader::kPersistent ? std::min(tiles, resident) : tiles;
   const int cluster = ClusterSize(*image, spec_, multiprocessors_);
-  driver_.Launch(loaded.kernel, static_cast<unsigned>(blocks * cluster), cluster, image->threads, image->shared_bytes,
-                 ort.ComputeStream(context), parameters.Pointers());
+  driver_.Launch(loaded.kernel, static_cast<unsigned>(tiles * cluster), cluster, image->threads,
+                 image->shared_bytes, ort.ComputeStream(context), parameters.Pointers());
 }
 
 }  // namespace deftonnx

@@ -48,10 +48,10 @@ bool LoaderFits(const GemmSpec& spec, const KernelImage& image) {
   switch (image.loader) {
     case Loader::kSmallM:
     case Loader::kSmallMCluster: return even && (spec.block == 0 || spec.block >= 16);
-    case Loader::kTma:
-    case Loader::kPersistent: return even && spec.N % 16 == 0 && spec.block == 0;
+    case Loader::kTma: return even && spec.N % 16 == 0 && spec.block == 0;
     case Loader::kTmaKept: return even && spec.N % 16 == 0 && spec.block >= image.block_k;
-    case Loader::kAligned: return even && spec.N % 16 == 0 && (spec.block == 0 || spec.block >= 8);
+    case Loader::kAligned: return even && spec.N % 16 == 0 && spec.block == 0;
+    case Loader::kAlignedKept: return even && spec.N % 16 == 0 && spec.block >= 8;
     case Loader::kElement: break;
   }
   return true;
@@ -63,9 +63,9 @@ int Rank(const KernelImage& image) {
     case Loader::kSmallM:
     case Loader::kSmallMCluster: return 0;
     case Loader::kTma:
-    case Loader::kPersistent:
     case Loader::kTmaKept: return 1;
-    case Loader::kAligned: return 2;
+    case Loader::kAligned:
+    case Loader::kAlignedKept: return 2;
     case Loader::kElement: break;
   }
   return 3;
@@ -73,11 +73,14 @@ int Rank(const KernelImage& image) {
 
 bool ForFewRows(const KernelImage& image) { return Rank(image) == 0; }
 
-// Of the kernels for few rows: clusters where there are any, no more rows than needed, then the most output features a block (they share
-// the rows of X) that still leave every multiprocessor two blocks.
+// Of the kernels for few rows: clusters for 16-bit codes (unpacking 8-bit ones is faster without), no more
+// rows than needed, then the most output features a block (they share the rows of X) that still leave every
+// multiprocessor two blocks.
 bool BetterSmallM(const KernelImage& a, const KernelImage& b, const GemmSpec& spec, int multiprocessors) {
   if (a.block_m != b.block_m) return a.block_m < b.block_m;
-  if (a.loader != b.loader) return a.loader == Loader::kSmallMCluster;
+  if (a.loader != b.loader) return (a.loader == Loader::kSmallMCluster) == (a.operands == Operands::kNative);
+  // two terms and 64 output features take too many registers
+  if (a.terms == 2 && (a.block_n > 32) != (b.block_n > 32)) return a.block_n <= 32;
   const auto fills = [&](const KernelImage& image) {
     return CeilDivide(spec.N, image.block_n) >= 2 * int64_t{multiprocessors};
   };
@@ -108,10 +111,9 @@ std::vector<const KernelImage*> Candidates(const GemmSpec& spec, int capability)
   for (const KernelImage* image : found) {
     if (!ForFewRows(*image)) best = best == 0 ? Rank(*image) : std::min(best, Rank(*image));
   }
-  found.erase(
-      std::remove_if(found.begin(), found.end(),
-                     [&](auto* image) { return !ForFewRows(*image) && Rank(*image) != best; }),
-      found.end());
+  found.erase(std::remove_if(found.begin(), found.end(),
+                             [&](auto* image) { return !ForFewRows(*image) && Rank(*image) != best; }),
+              found.end());
   return found;
 }
 

@@ -19,7 +19,8 @@ std::vector<const KernelImage*> Candidates(const GemmSpec& spec, int capability)
 const KernelImage* Choose(const std::vector<const KernelImage*>& candidates, const GemmSpec& spec, int64_t M,
                           int multiprocessors);
 
-// How many blocks share the K axis of a tile, as a cluster: enough to give each multiprocessor a block and a half.
+// How many blocks share the K axis of a tile, as a cluster: enough to give each multiprocessor a block and a
+// half.
 int ClusterSize(const KernelImage& image, const GemmSpec& spec, int multiprocessors);
 
 }  // namespace deftonnx

@@ -7,7 +7,7 @@ namespace deftonnx {
 
 enum class Operands { kNative, kDeft8, kSplit };  // W is of X's type; deft8 codes; bfloat16 W under a wider X
 // See kernels/gemm_tensor_core.py; the first two are kernels/gemm_small_m.cu and gemm_small_m_cluster.cu.
-enum class Loader { kSmallM, kSmallMCluster, kTma, kPersistent, kTmaKept, kAligned, kElement };
+enum class Loader { kSmallM, kSmallMCluster, kTma, kTmaKept, kAligned, kAlignedKept, kElement };
 
 struct Box {
   int rows, columns, type, element_bytes, swizzle;  // type and swizzle: the driver's enumerators

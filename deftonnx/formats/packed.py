@@ -46,8 +46,13 @@ class PackedWeight:
 class Format(Protocol):
     """One packed format."""
 
-    name: str
-    onnx_type: int  # TensorProto element type of the codes
+    @property
+    def name(self) -> str:
+        """What models call it."""
+
+    @property
+    def onnx_type(self) -> int:
+        """TensorProto element type of the codes."""
 
     def pack(self, weight: np.ndarray) -> PackedWeight:
         """Pack a finite (K, N) weight; raises FormatError otherwise."""
