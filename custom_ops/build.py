@@ -38,16 +38,16 @@ _LOADERS = {
 }
 _SHARED_MEMORY = {80: 164, 90: 228, 100: 228, 120: 100}  # KiB a multiprocessor has
 _RESERVED_SHARED_MEMORY = 1  # KiB a block costs beside its own
-_MAX_BLOCKS_BY_REGISTERS = {4: 4, 8: 2}  # warps a block → blocks, at 128 registers a thread
+_REGISTERS = 65536  # of a multiprocessor
+_OTHER_REGISTERS = 64  # of a thread, beside its accumulators
 
 
 def blocks_per_multiprocessor(variant: Variant, kernel: CompiledKernel) -> int:
     """An estimate of how many blocks run at once on a multiprocessor."""
     by_memory = _SHARED_MEMORY[variant.architecture] // (kernel.shared_bytes / 1024 + _RESERVED_SHARED_MEMORY)
-    accumulator_registers = variant.tile[0] * variant.tile[1] // (32 * variant.warps)
-    by_registers = (
-        1 if accumulator_registers >= 128 and variant.warps == 8 else _MAX_BLOCKS_BY_REGISTERS[variant.warps]
-    )
+    threads = 32 * variant.warps
+    registers = variant.tile[0] * variant.tile[1] // threads + _OTHER_REGISTERS
+    by_registers = _REGISTERS // (threads * min(registers, 255))
     return max(1, min(int(by_memory), by_registers))
 
 

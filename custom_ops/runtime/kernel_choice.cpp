@@ -73,12 +73,16 @@ int Rank(const KernelImage& image) {
 
 bool ForFewRows(const KernelImage& image) { return Rank(image) == 0; }
 
-// Of the kernels for few rows: clusters for 16-bit codes (unpacking 8-bit ones is faster without), no more
-// rows than needed, then the most output features a block (they share the rows of X) that still leave every
-// multiprocessor two blocks.
+// Of the kernels for few rows: no more rows than needed; the one made for clusters for 16-bit codes
+// (unpacking 8-bit ones is faster without) if its tiles fill the GPU; the most output features a block (they
+// share the rows of X) that still leave every multiprocessor two blocks.
 bool BetterSmallM(const KernelImage& a, const KernelImage& b, const GemmSpec& spec, int multiprocessors) {
   if (a.block_m != b.block_m) return a.block_m < b.block_m;
-  if (a.loader != b.loader) return (a.loader == Loader::kSmallMCluster) == (a.operands == Operands::kNative);
+  if (a.loader != b.loader) {
+    const KernelImage& cluster = a.loader == Loader::kSmallMCluster ? a : b;
+    const bool fills = 2 * CeilDivide(spec.N, cluster.block_n) >= 3 * int64_t{multiprocessors};
+    return (&a == &cluster) == (fills && cluster.operands == Operands::kNative);
+  }
   // two terms and 64 output features take too many registers
   if (a.terms == 2 && (a.block_n > 32) != (b.block_n > 32)) return a.block_n <= 32;
   const auto fills = [&](const KernelImage& image) {
@@ -119,10 +123,14 @@ std::vector<const KernelImage*> Candidates(const GemmSpec& spec, int capability)
 
 const KernelImage* Choose(const std::vector<const KernelImage*>& candidates, const GemmSpec& spec, int64_t M,
                           int multiprocessors) {
+  // blocks that share a multiprocessor share its speed: fewer of them are faster each
   const auto time = [&](const KernelImage* image) {
     const int64_t tiles = CeilDivide(M, image->block_m) * CeilDivide(spec.N, image->block_n);
-    const int64_t waves = CeilDivide(tiles, int64_t{multiprocessors} * image->blocks_per_multiprocessor);
-    return waves * (image->fixed_ns + CeilDivide(spec.K, image->block_k) * image->step_ns);
+    const int64_t most = image->blocks_per_multiprocessor;
+    const int64_t waves = CeilDivide(tiles, multiprocessors * most);
+    const int64_t resident = std::min(most, CeilDivide(tiles, multiprocessors));
+    const float step_ns = image->step_ns * resident / most;
+    return waves * (image->fixed_ns + CeilDivide(spec.K, image->block_k) * step_ns);
   };
   const KernelImage* best = nullptr;
   for (const KernelImage* image : candidates) {

@@ -1,5 +1,6 @@
 """DeftGemm on the GPU against float64 arithmetic on the same unpacked operands."""
 
+import ctypes
 import itertools
 import threading
 
@@ -41,6 +42,15 @@ def case(shape, name, dtype, features=None):
     X = rng.standard_normal((M, features or K)).astype(dtype)
     packed = pack_weight(rng.standard_normal((K, N)).astype(np.float32), name)
     return X, packed, rng.standard_normal(N).astype(np.float32)
+
+
+def gpu_capability():
+    """Major and minor compute capability of the first GPU, asked of the driver."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    driver.cuDeviceGetAttribute(ctypes.byref(major), 75, 0)
+    driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, 0)
+    return major.value, minor.value
 
 
 def check(Y, expected, dtype):
@@ -106,6 +116,28 @@ def test_elimination(options, dtype, name, block):
         model = gemm_model(X, packed, bias, features=features, block=block, kept=kept.tolist())
         Y = run_gemm(model, X, None, options, CUDA)
         check(Y, reference(X[:, index], packed, bias), dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "block"),
+    [
+        ("half", "fp16_fp16_tma_kept_128x256x64", 64),
+        ("half", "fp16_fp16_tma_kept_64x64x64", 128),
+        ("half", "fp16_fp16_tma_kept_128x256x32", 32),
+        ("half", "fp16_fp16_tma_kept_128x128x16", 16),
+        ("deft8:3", "fp16_u8_tma_kept_128x128x64", 64),
+        ("deft8:3", "fp16_u8_tma_kept_128x128x32", 32),
+    ],
+)
+def test_each_kernel_for_kept_blocks(options, name, kernel, block):
+    if gpu_capability() != (9, 0):
+        pytest.skip("these kernels are compiled for compute capability 9.0")
+    features = 2048
+    kept = np.sort(np.random.default_rng(block).permutation(features // block)[: features // block // 2])
+    index = (kept[:, None] * block + np.arange(block)).ravel()
+    X, packed, bias = case((300, index.size, 528), name, np.float16, features)
+    model = gemm_model(X, packed, bias, features=features, block=block, kept=kept.tolist(), compute=kernel)
+    check(run_gemm(model, X, None, options, CUDA), reference(X[:, index], packed, bias), np.float16)
 
 
 @pytest.mark.parametrize("shape", [(64,), (2, 3, 64), (2, 1, 5, 64), (1, 0, 64)], ids=str)
