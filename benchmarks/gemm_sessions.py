@@ -1,0 +1,153 @@
+"""Models and sessions of many equal linear layers, so that what is timed is layers and not calls.
+
+`parallel` layers all read one X and have weights of their own: more than the L2 cache together where weights
+are what costs. `chain` layers feed each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from deftonnx import runtime
+from deftonnx.formats import PackedWeight, get_format
+from deftonnx.formats.deft8 import Deft8
+from deftonnx.formats.deft16 import round_to_bfloat16
+from deftonnx.formats.gemm_function import attach_gemm_functions, gemm_node, weight_tensors
+from deftonnx.formats.packed import padded
+
+ONNX_TYPE = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+
+
+@dataclass(frozen=True)
+class Layers:
+    """`count` linear layers of (M, K) by (K, N) with an activation, in `dtype`, chained or side by side."""
+
+    M: int
+    K: int
+    N: int
+    dtype: str = "float16"
+    activation: str = "relu"
+    count: int = 1
+    chained: bool = False
+    kept_block: int = 0
+    features: int | None = None  # of X, where kept_block selects K of them
+
+
+def random_packed(name: str, K: int, N: int, seed: int) -> PackedWeight:
+    """A weight of random codes, N(0, 1 / K) or about; made from a smaller random block, repeated."""
+    rng = np.random.default_rng(seed)
+    sample = rng.standard_normal(1 << 20).astype(np.float32)
+    scale = np.full(N, K**-0.5, np.float32)
+    if name == "half":
+        codes = sample.astype(np.float16).view(np.uint16)
+    elif name == "deft16":
+        codes = round_to_bfloat16(sample)
+    else:
+        packing = get_format(name)
+        assert isinstance(packing, Deft8)
+        one = packing.pack(sample[:, None])
+        codes, scale = one.codes[0], scale * one.scale[0]
+    return PackedWeight(name, np.resize(np.roll(codes, seed * 997), (N, padded(K))), scale, K)
+
+
+def packed_model(layers: Layers, name: str, compute: str = "auto") -> onnx.ModelProto:
+    """The layers as DeftGemm nodes in format `name`."""
+    element = ONNX_TYPE[layers.dtype]
+    features = layers.features or layers.K
+    nodes, initializers = [], [numpy_helper.from_array(np.full(layers.N, 0.1, np.float32), "bias")]
+    kept = np.arange(0, features // layers.kept_block, 2, dtype=np.int32) if layers.kept_block else None
+    if kept is not None:
+        initializers.append(numpy_helper.from_array(kept, "kept"))
+    for i in range(layers.count):
+        packed = random_packed(name, layers.K, layers.N, i)
+        initializers += weight_tensors(packed, f"W{i}")
+        source = f"Y{i - 1}" if layers.chained and i else "X"
+        inputs = [source, f"W{i}", f"W{i}_scale", "bias", *(["kept"] if kept is not None else [])]
+        options: dict[str, Any] = {"features": features, "block": layers.kept_block, "output_type": element}
+        nodes.append(
+            gemm_node(
+                inputs,
+                f"Y{i}",
+                packed,
+                name=f"n{i}",
+                activation=layers.activation,
+                compute=compute,
+                **options,
+            )
+        )
+    return attach_gemm_functions(_model(layers, nodes, initializers, features))
+
+
+def stock_model(layers: Layers) -> onnx.ModelProto:
+    """The layers as MatMul, Add and Relu or Gelu in `dtype`."""
+    element = ONNX_TYPE[layers.dtype]
+    nodes, initializers = [], [_cast(np.full(layers.N, 0.1, np.float32), "bias", element)]
+    operator = {"relu": "Relu", "gelu": "Gelu", "none": "Identity"}[layers.activation]
+    for i in range(layers.count):
+        sample = np.random.default_rng(i).standard_normal(1 << 20).astype(np.float32) * layers.K**-0.5
+        initializers.append(_cast(np.resize(np.roll(sample, i * 997), (layers.K, layers.N)), f"W{i}", element))
+        source = f"Y{i - 1}" if layers.chained and i else "X"
+        nodes.append(helper.make_node("MatMul", [source, f"W{i}"], [f"P{i}"]))
+        nodes.append(helper.make_node("Add", [f"P{i}", "bias"], [f"Z{i}"]))
+        nodes.append(helper.make_node(operator, [f"Z{i}"], [f"Y{i}"]))
+    return _model(layers, nodes, initializers, layers.K)
+
+
+def session_runner(model: onnx.ModelProto, layers: Layers, *, packed: bool, graph: bool) -> Callable[[], None]:
+    """Return a function that enqueues one run of `model` on the GPU, with inputs and outputs there."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if packed:
+        runtime.register(options)
+    provider = ("CUDAExecutionProvider", {"enable_cuda_graph": str(int(graph)), "use_tf32": "1"})
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=[provider])
+    rows = np.random.default_rng(5).standard_normal((layers.M, layers.features or layers.K)).astype(np.float32)
+    x = ort.OrtValue.ortvalue_from_numpy(rows.astype(np.float16), "cuda", 0)
+    if layers.dtype != "float16":
+        raise ValueError("sessions are timed in float16")
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("X", x)
+    outputs = []
+    for output in session.get_outputs():
+        outputs.append(ort.OrtValue.ortvalue_from_shape_and_type([layers.M, layers.N], np.float16, "cuda", 0))
+        binding.bind_ortvalue_output(output.name, outputs[-1])
+    run_options = ort.RunOptions()
+    run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def run(keep: object = (x, outputs)) -> None:
+        session.run_with_iobinding(binding, run_options)
+
+    return run
+
+
+def _model(
+    layers: Layers, nodes: list[onnx.NodeProto], initializers: list[TensorProto], features: int
+) -> onnx.ModelProto:
+    element = ONNX_TYPE[layers.dtype]
+    ends = [layers.count - 1] if layers.chained else range(layers.count)
+    graph = helper.make_graph(
+        nodes,
+        "layers",
+        [helper.make_tensor_value_info("X", element, [layers.M, features])],
+        [helper.make_tensor_value_info(f"Y{i}", element, [layers.M, layers.N]) for i in ends],
+        initializers,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def _cast(array: np.ndarray, name: str, element: int) -> TensorProto:
+    if element == TensorProto.FLOAT16:
+        return numpy_helper.from_array(array.astype(np.float16), name)
+    if element == TensorProto.FLOAT:
+        return numpy_helper.from_array(array, name)
+    tensor = TensorProto(name=name, data_type=element, dims=array.shape)
+    tensor.raw_data = round_to_bfloat16(array).tobytes()
+    return tensor

@@ -1,0 +1,232 @@
+"""DeftGemm against cuBLASLt (through PyTorch) and ONNX Runtime's own float16 operators.
+
+    python benchmarks/gemm_speed.py [--part shapes|chains|kernels|elimination ...] [--output FILE]
+
+Candidates alternate in one process, seven rounds each; figures are microseconds a layer, median and range.
+Needs PyTorch with CUDA and ONNX Runtime's CUDA provider.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch  # before onnxruntime: it brings the CUDA libraries into the process
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "custom_ops")]
+
+import onnxruntime  # noqa: E402
+from gemm_sessions import Layers, packed_model, session_runner, stock_model  # noqa: E402
+from variants import SmallM, Variant, load_variants, small_m_kernels  # noqa: E402
+
+ROUNDS = 7
+SHAPES = [
+    (1, 4096, 4096), (16, 8192, 28672), (64, 1024, 1024), (128, 4096, 4096), (1024, 1024, 1024),
+    (2048, 2048, 2048), (4096, 4096, 4096), (8192, 8192, 8192), (8192, 768, 3072), (8192, 3072, 768),
+    (12608, 768, 3072), (12608, 3072, 768),
+]  # fmt: skip
+CHAINS = [(16, 256), (64, 1024), (1024, 1024)]
+Run = Callable[[], None]
+Save = Callable[[list[dict[str, Any]]], None]  # keeps what has been measured so far
+
+
+def time_together(candidates: dict[str, Run], layers: int) -> dict[str, list[float]]:
+    """Return for each candidate [median, least, greatest] microseconds a layer."""
+    repeats = {}
+    for name, run in candidates.items():
+        for _ in range(3):
+            run()
+        repeats[name] = max(3, min(500, int(0.02 / _seconds(run, 3))))
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(ROUNDS):
+        for name, run in candidates.items():
+            samples[name].append(_seconds(run, repeats[name]) / layers * 1e6)
+    return {k: [round(f, 3) for f in (statistics.median(v), min(v), max(v))] for k, v in samples.items()}
+
+
+def _seconds(run: Run, repeats: int) -> float:
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def torch_runner(layers: Layers, fused: bool) -> Run:
+    """A CUDA graph of the layers in PyTorch: cuBLASLt with its fused epilogue, or activation apart."""
+    dtype = getattr(torch, layers.dtype)
+    x = torch.randn(layers.M, layers.K, device="cuda", dtype=dtype)
+    weights = [torch.randn(layers.N, layers.K, device="cuda", dtype=dtype) for _ in range(layers.count)]
+    bias = torch.randn(layers.N, device="cuda", dtype=dtype)
+
+    def compute() -> list[torch.Tensor]:
+        if fused:
+            return [torch._addmm_activation(bias, x, w.T, use_gelu=layers.activation == "gelu") for w in weights]
+        products = [torch.addmm(bias, x, w.T) for w in weights]
+        return [torch.relu_(p) if layers.activation == "relu" else torch.nn.functional.gelu(p) for p in products]
+
+    compute()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = compute()
+
+    def run(keep: object = (x, weights, bias, outputs)) -> None:
+        graph.replay()
+
+    return run
+
+
+def cold_layers(M: int, K: int, N: int, **options: Any) -> Layers:
+    """Layers side by side, with more weight than the L2 cache holds wherever that is affordable."""
+    return Layers(M, K, N, count=max(1, min(32, -(-100 * 2**20 // (K * N)))), **options)
+
+
+def measure_shapes(save: Save) -> list[dict[str, Any]]:
+    """Every shape: packed formats, cuBLASLt, ONNX Runtime."""
+    rows = []
+    for M, K, N in SHAPES:
+        layers = cold_layers(M, K, N)
+        candidates = {
+            f"deft {name}": session_runner(packed_model(layers, name), layers, packed=True, graph=True)
+            for name in (("half", "deft8:1", "deft8:4", "deft8:7") if M <= 16 else ("half", "deft8:4"))
+        }
+        candidates["ort float16"] = session_runner(stock_model(layers), layers, packed=False, graph=True)
+        for dtype in ("float16", "bfloat16"):
+            base = cold_layers(M, K, N, dtype=dtype)
+            candidates[f"cublaslt fused {dtype}"] = torch_runner(base, fused=True)
+            candidates[f"cublas + relu {dtype}"] = torch_runner(base, fused=False)
+        rows.append({"shape": [M, K, N], "layers": layers.count, "us": time_together(candidates, layers.count)})
+        _show(rows[-1])
+        save(rows)
+    return rows
+
+
+def measure_kernels(save: Save) -> list[dict[str, Any]]:
+    """Every dense kernel that takes float16, at every shape: what the tuning tables are made from."""
+    major, minor = torch.cuda.get_device_capability()
+    kernels: list[Variant | SmallM] = []
+    kernels += [v for v in load_variants([major * 10 + minor]) if v.x_type == "fp16" and v.loader == "tma"]
+    kernels += [k for k in small_m_kernels([major * 10 + minor]) if k.x_type == "fp16"]
+    formats = {("fp16", 1): "half", ("u8", 1): "deft8:4", ("u8", 2): "deft8:7", ("bf16", 2): "deft16"}
+    rows = []
+    for M, K, N in SHAPES:
+        if M * K * N > 2**36:
+            continue  # nothing new to learn there, and slow
+        layers = cold_layers(M, K, N)
+        candidates = {}
+        for kernel in kernels:
+            if not _sensible(kernel, M):
+                continue
+            model = packed_model(layers, formats[kernel.w_type, kernel.terms], kernel.name)
+            name = f"{kernel.name}_{kernel.terms}"
+            candidates[name] = session_runner(model, layers, packed=True, graph=True)
+        rows.append({"shape": [M, K, N], "layers": layers.count, "us": time_together(candidates, layers.count)})
+        _show(rows[-1])
+        save(rows)
+    return rows
+
+
+def _sensible(kernel: Variant | SmallM, M: int) -> bool:
+    """Whether measuring `kernel` at M rows could tell anything."""
+    if isinstance(kernel, SmallM):
+        return 8 * (kernel.m_tiles - 1) < M <= 8 * kernel.m_tiles
+    return kernel.terms == 1 and 32 * kernel.tile[0] >= M
+
+
+def measure_chains(save: Save) -> list[dict[str, Any]]:
+    """32 layers that feed each other, in sessions, with and without CUDA graphs."""
+    rows = []
+    for M, K in CHAINS:
+        layers = Layers(M, K, K, count=32, chained=True)
+        for graph in (False, True):
+            candidates = {
+                f"deft {name}": session_runner(packed_model(layers, name), layers, packed=True, graph=graph)
+                for name in ("half", "deft8:4")
+            }
+            candidates["ort float16"] = session_runner(stock_model(layers), layers, packed=False, graph=graph)
+            rows.append({"shape": [M, K, K], "cuda_graph": graph, "us": time_together(candidates, layers.count)})
+            _show(rows[-1])
+            save(rows)
+    return rows
+
+
+def measure_elimination(save: Save) -> list[dict[str, Any]]:
+    """Density 0.5 inside the kernel, by size of the kept block."""
+    rows = []
+    for size in (4096, 8192):
+        dense = cold_layers(size, size, size)
+        candidates = {"dense": session_runner(packed_model(dense, "half"), dense, packed=True, graph=True)}
+        for block in (8, 16, 32, 64):
+            half = Layers(size, size // 2, size, count=dense.count, kept_block=block, features=size)
+            candidates[f"block:{block}"] = session_runner(packed_model(half, "half"), half, packed=True, graph=True)
+        rows.append({"shape": [size] * 3, "density": 0.5, "us": time_together(candidates, dense.count)})
+        _show(rows[-1])
+        save(rows)
+    return rows
+
+
+PARTS = {
+    "shapes": measure_shapes,
+    "chains": measure_chains,
+    "kernels": measure_kernels,
+    "elimination": measure_elimination,
+}
+
+
+def _show(row: dict[str, Any]) -> None:
+    print(row["shape"], row.get("cuda_graph", ""), {k: v[0] for k, v in row["us"].items()}, flush=True)
+
+
+def head_commit() -> str:
+    """The commit of this checkout, if it is one."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def environment(commit: str) -> dict[str, str]:
+    """What a figure depends on."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "gpu": torch.cuda.get_device_name(),
+        "driver": subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip(),
+        "onnxruntime": onnxruntime.__version__,
+        "torch": str(torch.__version__),
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+def main() -> None:
+    """Measure the asked parts and write one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, action="append")
+    parser.add_argument("--output", type=Path, default=Path("gemm_speed.json"))
+    parser.add_argument("--commit", help="what was built, where this is no checkout")
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {
+        "environment": environment(arguments.commit or head_commit()),
+        "unit": "microseconds a layer: median, least, greatest",
+    }
+    for part in arguments.part or PARTS:
+        torch.cuda.empty_cache()
+
+        def save(rows: list[dict[str, Any]], part: str = part) -> None:
+            result[part] = rows
+            arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+
+        PARTS[part](save)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""DeftGemm on tensor cores: Y = activation(X · (value(W)ᵀ * scale) + bias + residual), sums in float32.
+
+X is (M, features) row-major, W the codes (N, Kp) of layout version 1, Y and residual (M, N). One program
+makes one (BLOCK_M, BLOCK_N) tile of Y; its K loop walks all features or the kept blocks alone.
+
+W is multiplied in 16 bits, exactly:
+  * codes that are of X's own type go straight to the tensor core;
+  * deft8 codes are unpacked in registers, two or four an instruction, with E a run-time value (decode.py);
+  * where the weights need bfloat16's range and X is wider than that, X is split into TERMS bfloat16 values
+    whose sum it is (two for float16, three for float32), one multiplication each.
+
+LOADER tells how tiles reach shared memory:
+  tma         tensor maps; K, features and N multiples of 16; all features.
+  tma_kept    tensor maps; kept blocks of whole K steps.
+  aligned     pointers, 16-byte loads; K, features and N multiples of 16; all features.
+  aligned_kept  the same; kept blocks of 8 features or more.
+  element     pointers, any shape, any kept block.
+"""
+
+import triton
+import triton.language as tl
+from decode import decode_deft8
+from epilogue import finish, store_tile
+
+
+@triton.jit
+def _tile_index(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Row and column of a tile: columns of 8 row tiles, so that neighbours in time share rows of W in L2."""
+    GROUP: tl.constexpr = 8
+    rows = tl.cdiv(M, BLOCK_M)
+    columns = tl.cdiv(N, BLOCK_N)
+    group = tile // (GROUP * columns)
+    first = group * GROUP
+    height = tl.minimum(rows - first, GROUP)
+    within = tile % (GROUP * columns)
+    return first + within % height, within // height
+
+
+@triton.jit
+def _multiply(x, w, acc, TERMS: tl.constexpr, COMPUTE: tl.constexpr, SWAP: tl.constexpr):
+    """acc + x · wᵀ, or its transpose if SWAP; x (BLOCK_M, BLOCK_K) in TERMS parts, smallest first."""
+    high = x.to(COMPUTE)
+    if TERMS == 3:
+        # Tensor cores cut the sum off at each step where float32 addition rounds it: over a long K that is
+        # too much for float32 results, so every K step is summed apart and added with rounding.
+        rest = x.to(tl.float32) - high.to(tl.float32)
+        middle = rest.to(COMPUTE)
+        low = (rest - middle.to(tl.float32)).to(COMPUTE)
+        part = _dot(low, w, tl.zeros_like(acc), SWAP)
+        part = _dot(middle, w, part, SWAP)
+        return acc + _dot(high, w, part, SWAP)
+    elif TERMS == 2:  # noqa: RET505  (a compile-time return does not end the function)
+        low = (x.to(tl.float32) - high.to(tl.float32)).to(COMPUTE)
+        return _dot(high, w, _dot(low, w, acc, SWAP), SWAP)
+    else:
+        return _dot(high, w, acc, SWAP)
+
+
+@triton.jit
+def _dot(x, w, acc, SWAP: tl.constexpr):
+    # both returns need their branch: a compile-time return does not end the function
+    if SWAP:
+        return tl.dot(w, x.T, acc)
+    else:  # noqa: RET505
+        return tl.dot(x, w.T, acc)
+
+
+@triton.jit
+def _kept_columns(k, kept, block_shift, K):
+    """Columns of X of the features k of the shortened K, by the list of kept blocks."""
+    block = tl.load(kept + (k >> block_shift), mask=k < K, other=0)
+    return (block << block_shift) + (k & ((1 << block_shift) - 1))
+
+
+@triton.jit
+def _columns(k, kept, block_shift, K, LOADER: tl.constexpr):
+    """Columns of X of the features k that are multiplied."""
+    if LOADER == "aligned":
+        return k
+    elif LOADER == "aligned_kept":  # noqa: RET505  (a compile-time return does not end the function)
+        return tl.max_contiguous(tl.multiple_of(_kept_columns(k, kept, block_shift, K), 8), 8)
+    else:
+        columns = k
+        if kept.to(tl.int64) != 0:
+            columns = _kept_columns(k, kept, block_shift, K)
+        return columns
+
+
+@triton.jit
+def _product_by_maps(
+    x, w, kept, row, column, K, block_shift, decode_shift, decode_factor,
+    KEPT: tl.constexpr, TERMS: tl.constexpr, DECODE: tl.constexpr, COMPUTE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr,
+):  # fmt: skip
+    """The tile at (row, column), or its transpose if SWAP, through tensor maps x and w."""
+    ROWS: tl.constexpr = BLOCK_N if SWAP else BLOCK_M
+    COLUMNS: tl.constexpr = BLOCK_M if SWAP else BLOCK_N
+    LOG_K: tl.constexpr = BLOCK_K.bit_length() - 1
+    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for step in range(tl.cdiv(K, BLOCK_K)):
+        x_column = step * BLOCK_K
+        if KEPT:
+            log_steps = block_shift - LOG_K  # of the K steps a kept block has
+            first = tl.load(kept + (step >> log_steps)) << log_steps
+            x_column = (first + (step & ((1 << log_steps) - 1))) << LOG_K
+        x_tile = x.load([row, x_column])
+        w_tile = w.load([column, step * BLOCK_K])
+        if DECODE:
+            w_tile = decode_deft8(w_tile, decode_shift, decode_factor, COMPUTE)
+        acc = _multiply(x_tile, w_tile, acc, TERMS, COMPUTE, SWAP)
+    return acc
+
+
+@triton.jit
+def _product_by_pointers(
+    x, w, kept, row, column, M, N, K, features, padded_K, block_shift, decode_shift, decode_factor,
+    LOADER: tl.constexpr, TERMS: tl.constexpr, DECODE: tl.constexpr, COMPUTE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr,
+):  # fmt: skip
+    """The tile at (row, column), or its transpose if SWAP, through pointers x and w."""
+    ROWS: tl.constexpr = BLOCK_N if SWAP else BLOCK_M
+    COLUMNS: tl.constexpr = BLOCK_M if SWAP else BLOCK_N
+    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    # rows beyond the end read the last row: their results are not stored
+    x_rows = tl.minimum(row + tl.arange(0, BLOCK_M), M - 1).to(tl.int64)[:, None] * features
+    w_rows = tl.minimum(column + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)[:, None] * padded_K
+    for step in range(tl.cdiv(K, BLOCK_K)):
+        k = step * BLOCK_K + tl.arange(0, BLOCK_K)
+        inside = (k < K)[None, :]
+        x_columns = _columns(k, kept, block_shift, K, LOADER)
+        x_tile = tl.load(x + x_rows + x_columns[None, :], mask=inside, other=0.0)
+        w_tile = tl.load(w + w_rows + k[None, :], mask=inside, other=0)
+        if DECODE:
+            w_tile = decode_deft8(w_tile, decode_shift, decode_factor, COMPUTE)
+        acc = _multiply(x_tile, w_tile, acc, TERMS, COMPUTE, SWAP)
+    return acc
+
+
+@triton.jit
+def _finish_tile(
+    acc, row, column, scale, bias, residual, y, M, N, accumulator_scale,
+    curve, gated, slope, offset, low, high, y_type, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Scale, bias, residual, activation and store of the tile acc (BLOCK_M, BLOCK_N) at (row, column)."""
+    rows = row + tl.arange(0, BLOCK_M)
+    if BLOCK_M * BLOCK_N > 8192:
+        # in halves: the whole tile and its addresses would not fit the registers
+        left, right = acc.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
+    else:
+        left = acc
+    HALF: tl.constexpr = left.shape[1]
+    for part in tl.static_range(BLOCK_N // HALF):
+        columns = column + part * HALF + tl.arange(0, HALF)
+        z = left if part == 0 else right
+        scales = tl.load(scale + columns, mask=columns < N, other=0.0) * accumulator_scale
+        biases = tl.load(bias + columns, mask=columns < N, other=0.0)
+        z = z * scales[None, :] + biases[None, :]
+        inside = (rows < M)[:, None] & (columns < N)[None, :]
+        offsets = rows.to(tl.int64)[:, None] * N + columns[None, :]
+        z = finish(z, residual, offsets, inside, y_type, curve, gated, slope, offset, low, high)
+        store_tile(y, offsets, z, inside, y_type)
+
+
+@triton.jit
+def gemm_tensor_core(
+    x,  # (M, features) pointer or tensor map
+    w,  # (N, Kp) pointer or tensor map
+    scale,  # (N,) float32
+    bias,  # (N,) float32
+    kept,  # (blocks,) int32 or null
+    residual,  # (M, N) of Y's type or null
+    y,  # (M, N)
+    M,
+    N,
+    K,  # features that are multiplied
+    features,  # row length of X
+    padded_K,  # row length of W
+    block_shift,  # log2 of the features a kept block has
+    decode_shift,  # see decode.py
+    decode_factor,
+    accumulator_scale,
+    curve,  # activation, see epilogue.py
+    gated,
+    slope,
+    offset,
+    low,
+    high,
+    y_type,
+    LOADER: tl.constexpr,
+    TERMS: tl.constexpr,
+    DECODE: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SWAP: tl.constexpr,
+):
+    row_tile, column_tile = _tile_index(tl.program_id(0), M, N, BLOCK_M, BLOCK_N)
+    row, column = row_tile * BLOCK_M, column_tile * BLOCK_N
+    if LOADER == "tma" or LOADER == "tma_kept":
+        acc = _product_by_maps(
+            x, w, kept, row, column, K, block_shift, decode_shift, decode_factor,
+            LOADER == "tma_kept", TERMS, DECODE, COMPUTE, BLOCK_M, BLOCK_N, BLOCK_K, SWAP,
+        )  # fmt: skip
+    else:
+        acc = _product_by_pointers(
+            x, w, kept, row, column, M, N, K, features, padded_K, block_shift, decode_shift, decode_factor,
+            LOADER, TERMS, DECODE, COMPUTE, BLOCK_M, BLOCK_N, BLOCK_K, SWAP,
+        )  # fmt: skip
+    _finish_tile(
+        acc.T if SWAP else acc, row, column, scale, bias, residual, y, M, N, accumulator_scale,
+        curve, gated, slope, offset, low, high, y_type, BLOCK_M, BLOCK_N,
+    )  # fmt: skip

@@ -1,0 +1,148 @@
+#include "cuda_driver.h"
+
+#include <dlfcn.h>
+
+#include <string>
+
+#include "error.h"
+
+namespace deftonnx {
+namespace {
+
+constexpr int kMultiprocessorCount = 16;
+constexpr int kCapabilityMajor = 75;
+constexpr int kCapabilityMinor = 76;
+constexpr int kMaxDynamicSharedBytes = 8;
+constexpr int kPromoteToL2In128Bytes = 2;
+constexpr int kClusterDimension = 4;
+
+struct LaunchAttribute {
+  int id;
+  int padding;
+  unsigned value[16];  // a union of 64 bytes
+};
+
+struct LaunchConfig {
+  unsigned grid[3];
+  unsigned block[3];
+  unsigned shared_bytes;
+  CUstream stream;
+  LaunchAttribute* attributes;
+  unsigned attribute_count;
+};
+
+}  // namespace
+
+struct CudaDriver::Functions {
+  int (*cuGetErrorString)(int, const char**);
+  int (*cuInit)(unsigned);
+  int (*cuCtxGetDevice)(CUdevice*);
+  int (*cuDeviceGetAttribute)(int*, int, CUdevice);
+  int (*cuLibraryLoadData)(CUlibrary*, const void*, void*, void*, unsigned, void*, void*, unsigned);
+  int (*cuLibraryGetKernel)(CUkernel*, CUlibrary, const char*);
+  int (*cuKernelSetAttribute)(int, int, CUkernel, CUdevice);
+  int (*cuLaunchKernelEx)(const LaunchConfig*, CUkernel, void**, void**);
+  int (*cuMemcpyDtoH_v2)(void*, CUdeviceptr, size_t);
+  int (*cuTensorMapEncodeTiled)(TensorMap*, int, uint32_t, void*, const uint64_t*, const uint64_t*,
+                                const uint32_t*, const uint32_t*, int, int, int, int);
+};
+
+const CudaDriver& CudaDriver::Get() {
+  static const CudaDriver driver;
+  return driver;
+}
+
+CudaDriver::CudaDriver() {
+  void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) throw CudaError("no NVIDIA driver: libcuda.so.1 cannot be loaded");
+  static Functions functions;
+  const auto find = [&](auto& function, const char* name) {
+    function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, name));
+    if (function == nullptr) throw CudaError(std::string("the NVIDIA driver is too old: it lacks ") + name);
+  };
+  find(functions.cuGetErrorString, "cuGetErrorString");
+  find(functions.cuInit, "cuInit");
+  find(functions.cuCtxGetDevice, "cuCtxGetDevice");
+  find(functions.cuDeviceGetAttribute, "cuDeviceGetAttribute");
+  find(functions.cuLibraryLoadData, "cuLibraryLoadData");
+  find(functions.cuLibraryGetKernel, "cuLibraryGetKernel");
+  find(functions.cuKernelSetAttribute, "cuKernelSetAttribute");
+  find(functions.cuLaunchKernelEx, "cuLaunchKernelEx");
+  find(functions.cuMemcpyDtoH_v2, "cuMemcpyDtoH_v2");
+  find(functions.cuTensorMapEncodeTiled, "cuTensorMapEncodeTiled");
+  functions_ = &functions;
+  Check(functions.cuInit(0), "cuInit");
+}
+
+void CudaDriver::Check(int result, const char* what) const {
+  if (result == 0) return;
+  const char* message = nullptr;
+  functions_->cuGetErrorString(result, &message);
+  throw CudaError(std::string(what) + ": " + (message != nullptr ? message : "unknown CUDA error"));
+}
+
+int CudaDriver::DeviceAttribute(CUdevice device, int attribute) const {
+  int value = 0;
+  Check(functions_->cuDeviceGetAttribute(&value, attribute, device), "cuDeviceGetAttribute");
+  return value;
+}
+
+CUdevice CudaDriver::CurrentDevice() const {
+  CUdevice device = 0;
+  Check(functions_->cuCtxGetDevice(&device), "cuCtxGetDevice");
+  return device;
+}
+
+int CudaDriver::ComputeCapability(CUdevice device) const {
+  return DeviceAttribute(device, kCapabilityMajor) * 10 + DeviceAttribute(device, kCapabilityMinor);
+}
+
+int CudaDriver::MultiprocessorCount(CUdevice device) const {
+  return DeviceAttribute(device, kMultiprocessorCount);
+}
+
+CUlibrary CudaDriver::LoadLibrary(const void* image) const {
+  CUlibrary library = nullptr;
+  Check(functions_->cuLibraryLoadData(&library, image, nullptr, nullptr, 0, nullptr, nullptr, 0),
+        "cuLibraryLoadData");
+  return library;
+}
+
+CUkernel CudaDriver::GetKernel(CUlibrary library, const char* name) const {
+  CUkernel kernel = nullptr;
+  Check(functions_->cuLibraryGetKernel(&kernel, library, name), name);
+  return kernel;
+}
+
+void CudaDriver::SetSharedMemory(CUkernel kernel, CUdevice device, int bytes) const {
+  Check(functions_->cuKernelSetAttribute(kMaxDynamicSharedBytes, bytes, kernel, device),
+        "cuKernelSetAttribute");
+}
+
+void CudaDriver::Launch(CUkernel kernel, unsigned blocks, unsigned cluster, unsigned threads,
+                        unsigned shared_bytes, CUstream stream, void** parameters) const {
+  LaunchAttribute attribute{kClusterDimension, 0, {cluster, 1, 1}};
+  const LaunchConfig config{{blocks, 1, 1}, {threads, 1, 1}, shared_bytes,
+                            stream,         &attribute,      cluster > 1 ? 1u : 0u};
+  Check(functions_->cuLaunchKernelEx(&config, kernel, parameters, nullptr), "cuLaunchKernelEx");
+}
+
+void CudaDriver::CopyToHost(void* host, const void* device, size_t bytes) const {
+  Check(functions_->cuMemcpyDtoH_v2(host, reinterpret_cast<CUdeviceptr>(device), bytes), "cuMemcpyDtoH");
+}
+
+TensorMap CudaDriver::EncodeMatrix(const void* data, int type, int element_bytes, uint64_t rows,
+                                   uint64_t columns, uint64_t stride, uint32_t box_rows, uint32_t box_columns,
+                                   int swizzle) const {
+  TensorMap map;
+  const uint64_t size[] = {columns, rows};
+  const uint64_t strides[] = {stride * element_bytes};
+  const uint32_t box[] = {box_columns, box_rows};
+  const uint32_t steps[] = {1, 1};
+  Check(functions_->cuTensorMapEncodeTiled(&map, type, 2, const_cast<void*>(data), size, strides, box, steps,
+                                           0, swizzle, kPromoteToL2In128Bytes, 0),
+        "cuTensorMapEncodeTiled");
+  return map;
+}
+
+}  // namespace deftonnx

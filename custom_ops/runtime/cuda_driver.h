@@ -1,0 +1,51 @@
+// The part of the CUDA driver API that the library uses, found at run time: nothing of CUDA is linked, so the
+// library also loads where there is no GPU. Declarations follow the driver's stable ABI.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace deftonnx {
+
+using CUdevice = int;
+using CUlibrary = void*;
+using CUkernel = void*;
+using CUstream = void*;
+using CUdeviceptr = uint64_t;
+
+struct alignas(64) TensorMap {
+  uint64_t opaque[16];
+};
+
+// The driver's functions; every call throws CudaError with the driver's message on failure.
+class CudaDriver {
+ public:
+  // Throws CudaError if there is no driver.
+  static const CudaDriver& Get();
+
+  CUdevice CurrentDevice() const;
+  int ComputeCapability(CUdevice device) const;  // 90 for 9.0
+  int MultiprocessorCount(CUdevice device) const;
+  CUlibrary LoadLibrary(const void* image) const;
+  CUkernel GetKernel(CUlibrary library, const char* name) const;
+  void SetSharedMemory(CUkernel kernel, CUdevice device, int bytes) const;
+  // `cluster` blocks at a time form a cluster; 1 on devices without clusters.
+  void Launch(CUkernel kernel, unsigned blocks, unsigned cluster, unsigned threads, unsigned shared_bytes,
+              CUstream stream, void** parameters) const;
+  void CopyToHost(void* host, const void* device, size_t bytes) const;
+
+  // A row-major matrix (rows, columns) of `stride` elements a row, read in boxes. type and swizzle are the
+  // driver's enumerators. Throws CudaError if the address or the stride is not a multiple of 16 bytes.
+  TensorMap EncodeMatrix(const void* data, int type, int element_bytes, uint64_t rows, uint64_t columns,
+                         uint64_t stride, uint32_t box_rows, uint32_t box_columns, int swizzle) const;
+
+ private:
+  CudaDriver();
+  void Check(int result, const char* what) const;
+  int DeviceAttribute(CUdevice device, int attribute) const;
+
+  struct Functions;
+  const Functions* functions_;
+};
+
+}  // namespace deftonnx

@@ -1,0 +1,119 @@
+// DeftGemm as ONNX Runtime sees it: names, types, and the border between exceptions and OrtStatus.
+//
+// ONNX Runtime gathers custom operators of one name into one schema and finds the kernel by types, so there
+// is one OrtCustomOp for each combination of the types of X, W and Y.
+#include "gemm_op.h"
+
+#include <exception>
+
+#include "cpu_gemm.h"
+#include "cuda_gemm.h"
+#include "error.h"
+
+namespace deftonnx {
+namespace {
+
+enum Input : size_t { kX, kWeight, kScale, kBias, kKept, kResidual, kInputCount };
+
+struct GemmOp : OrtCustomOp {
+  ElementType x_type, weight_type, y_type;
+};
+
+template <class Kernel>
+struct State {
+  Ort ort;
+  Kernel kernel;
+};
+
+const GemmOp& Self(const OrtCustomOp* op) { return *static_cast<const GemmOp*>(op); }
+
+ElementType InputType(const OrtCustomOp* op, size_t index) {
+  switch (index) {
+    case kX: return Self(op).x_type;
+    case kWeight: return Self(op).weight_type;
+    case kKept: return ElementType::kInt32;
+    case kResidual: return Self(op).y_type;
+    default: return ElementType::kFloat;
+  }
+}
+
+template <class Body>
+OrtStatus* AsStatus(const Ort& ort, Body body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const InvalidNode& error) {
+    return ort.CreateStatus(ErrorCode::kInvalidArgument, error.what());
+  } catch (const std::exception& error) {
+    return ort.CreateStatus(ErrorCode::kFail, error.what());
+  }
+}
+
+template <class Kernel>
+OrtStatus* CreateKernel(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
+  Ort ort(api);
+  return AsStatus(ort, [&] {
+    *kernel =
+        new State<Kernel>{ort, Kernel(ort, info, Self(op).x_type, Self(op).weight_type, Self(op).y_type)};
+  });
+}
+
+template <class Kernel>
+OrtStatus* Compute(void* kernel, OrtKernelContext* context) {
+  auto* state = static_cast<State<Kernel>*>(kernel);
+  return AsStatus(state->ort, [&] { state->kernel.Compute(state->ort, context); });
+}
+
+template <class Kernel>
+GemmOp MakeOp(ElementType x, ElementType weight, ElementType y, const char* (*provider)(const OrtCustomOp*)) {
+  GemmOp op{};
+  op.version = kApiVersion;
+  op.GetName = [](const OrtCustomOp*) { return "DeftGemm"; };
+  op.GetExecutionProviderType = provider;
+  op.GetInputType = InputType;
+  op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputCount; };
+  op.GetOutputType = [](const OrtCustomOp* self, size_t) { return Self(self).y_type; };
+  op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
+  op.KernelDestroy = [](void* kernel) { delete static_cast<State<Kernel>*>(kernel); };
+  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t i) -> int {
+    return i < kKept ? kRequired : kOptional;
+  };
+  op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) -> int { return kRequired; };
+  op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };
+  op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
+  op.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 1; };
+  op.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
+  op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
+  op.CreateKernelV2 = CreateKernel<Kernel>;
+  op.KernelComputeV2 = Compute<Kernel>;
+  op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
+  op.GetEndVersion = [](const OrtCustomOp*) { return 1; };
+  op.x_type = x;
+  op.weight_type = weight;
+  op.y_type = y;
+  return op;
+}
+
+const char* CudaProvider(const OrtCustomOp*) { return "CUDAExecutionProvider"; }
+const char* CpuProvider(const OrtCustomOp*) { return "CPUExecutionProvider"; }
+
+}  // namespace
+
+std::vector<OrtCustomOp*> GemmOps() {
+  static std::vector<GemmOp> ops = [] {
+    std::vector<GemmOp> all;
+    for (ElementType x : {ElementType::kFloat, ElementType::kFloat16, ElementType::kBfloat16}) {
+      for (ElementType weight :
+           {ElementType::kFloat16, ElementType::kBfloat16, ElementType::kUint8, ElementType::kUint32}) {
+        all.push_back(MakeOp<CudaGemm>(x, weight, x, CudaProvider));
+        all.push_back(MakeOp<CpuGemm>(x, weight, x, CpuProvider));
+      }
+    }
+    return all;
+  }();
+  std::vector<OrtCustomOp*> pointers;
+  for (GemmOp& op : ops) pointers.push_back(&op);
+  return pointers;
+}
+
+}  // namespace deftonnx

@@ -1,0 +1,153 @@
+#include "ort_abi.h"
+
+#include "error.h"
+
+namespace deftonnx {
+namespace {
+
+enum Slot : int {
+  kCreateStatus = 0,
+  kGetErrorMessage = 2,
+  kCreateCustomOpDomain = 26,
+  kCustomOpDomainAdd = 27,
+  kAddCustomOpDomain = 28,
+  kGetTensorMutableData = 51,
+  kGetTensorElementType = 60,
+  kGetDimensionsCount = 61,
+  kGetDimensions = 62,
+  kGetTensorTypeAndShape = 65,
+  kAttributeFloat = 85,
+  kAttributeInt64 = 86,
+  kAttributeString = 87,
+  kContextInputCount = 88,
+  kContextInput = 90,
+  kContextOutput = 91,
+  kReleaseStatus = 93,
+  kReleaseTensorTypeAndShapeInfo = 99,
+  kReleaseCustomOpDomain = 101,
+  kContextComputeStream = 193,
+  kInfoInputCount = 230,
+  kInfoNodeName = 244,
+  kInfoConstantInput = 249,
+};
+
+}  // namespace
+
+OrtStatus* Ort::CreateStatus(ErrorCode code, const std::string& message) const {
+  return Call(kCreateStatus, static_cast<int>(code), message.c_str());
+}
+
+void Ort::Check(OrtStatus* status) const {
+  if (status == nullptr) return;
+  std::string message =
+      reinterpret_cast<const char* (*)(const OrtStatus*)>(api_->slot[kGetErrorMessage])(status);
+  reinterpret_cast<void (*)(OrtStatus*)>(api_->slot[kReleaseStatus])(status);
+  throw OrtError(message);
+}
+
+OrtStatus* Ort::AddDomain(OrtSessionOptions* options, const char* name, const std::vector<OrtCustomOp*>& ops,
+                          OrtCustomOpDomain** domain) const {
+  if (OrtStatus* status = Call(kCreateCustomOpDomain, name, domain)) return status;
+  for (OrtCustomOp* op : ops) {
+    if (OrtStatus* status = Call(kCustomOpDomainAdd, *domain, static_cast<const OrtCustomOp*>(op)))
+      return status;
+  }
+  return Call(kAddCustomOpDomain, options, *domain);
+}
+
+int64_t Ort::AttributeInt(const OrtKernelInfo* info, const char* name) const {
+  int64_t value = 0;
+  Check(Call(kAttributeInt64, info, name, &value));
+  return value;
+}
+
+float Ort::AttributeFloat(const OrtKernelInfo* info, const char* name) const {
+  float value = 0;
+  Check(Call(kAttributeFloat, info, name, &value));
+  return value;
+}
+
+std::string Ort::AttributeString(const OrtKernelInfo* info, const char* name) const {
+  size_t size = 0;
+  Check(Call(kAttributeString, info, name, static_cast<char*>(nullptr), &size));
+  std::string value(size, '\0');
+  Check(Call(kAttributeString, info, name, value.data(), &size));
+  value.resize(size > 0 ? size - 1 : 0);  // without the final zero
+  return value;
+}
+
+std::string Ort::NodeName(const OrtKernelInfo* info) const {
+  size_t size = 0;
+  Check(Call(kInfoNodeName, info, static_cast<char*>(nullptr), &size));
+  std::string value(size, '\0');
+  Check(Call(kInfoNodeName, info, value.data(), &size));
+  value.resize(size > 0 ? size - 1 : 0);
+  return value;
+}
+
+size_t Ort::InputCount(const OrtKernelInfo* info) const {
+  size_t count = 0;
+  Check(Call(kInfoInputCount, info, &count));
+  return count;
+}
+
+bool Ort::ConstantInput(const OrtKernelInfo* info, size_t index, Tensor* tensor) const {
+  int is_constant = 0;
+  const OrtValue* value = nullptr;
+  Check(Call(kInfoConstantInput, info, index, &is_constant, &value));
+  if (is_constant == 0 || value == nullptr) return false;
+  *tensor = View(value);
+  return true;
+}
+
+size_t Ort::InputCount(const OrtKernelContext* context) const {
+  size_t count = 0;
+  Check(Call(kContextInputCount, context, &count));
+  return count;
+}
+
+Tensor Ort::Input(const OrtKernelContext* context, size_t index) const {
+  const OrtValue* value = nullptr;
+  Check(Call(kContextInput, context, index, &value));
+  return value == nullptr ? Tensor{} : View(value);
+}
+
+void* Ort::Output(OrtKernelContext* context, size_t index, const std::vector<int64_t>& shape) const {
+  OrtValue* value = nullptr;
+  Check(Call(kContextOutput, context, index, shape.data(), shape.size(), &value));
+  void* data = nullptr;
+  Check(Call(kGetTensorMutableData, value, &data));
+  return data;
+}
+
+void* Ort::ComputeStream(const OrtKernelContext* context) const {
+  void* stream = nullptr;
+  Check(Call(kContextComputeStream, context, &stream));
+  return stream;
+}
+
+Tensor Ort::View(const OrtValue* value) const {
+  Tensor tensor;
+  void* data = nullptr;
+  Check(Call(kGetTensorMutableData, const_cast<OrtValue*>(value), &data));
+  tensor.data = data;
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  Check(Call(kGetTensorTypeAndShape, value, &info));
+  size_t rank = 0;
+  int type = 0;
+  OrtStatus* status = Call(kGetTensorElementType, static_cast<const OrtTensorTypeAndShapeInfo*>(info), &type);
+  if (status == nullptr) {
+    status = Call(kGetDimensionsCount, static_cast<const OrtTensorTypeAndShapeInfo*>(info), &rank);
+  }
+  if (status == nullptr) {
+    tensor.shape.resize(rank);
+    status =
+        Call(kGetDimensions, static_cast<const OrtTensorTypeAndShapeInfo*>(info), tensor.shape.data(), rank);
+  }
+  reinterpret_cast<void (*)(OrtTensorTypeAndShapeInfo*)>(api_->slot[kReleaseTensorTypeAndShapeInfo])(info);
+  Check(status);
+  tensor.type = static_cast<ElementType>(type);
+  return tensor;
+}
+
+}  // namespace deftonnx

@@ -1,0 +1,116 @@
+// The part of ONNX Runtime's C ABI that the library uses. ONNX Runtime only ever appends to it, so the slot
+// numbers below hold for every version from kApiVersion on.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace deftonnx {
+
+constexpr uint32_t kApiVersion = 22;  // the oldest with everything used here
+
+struct OrtStatus;
+struct OrtSessionOptions;
+struct OrtCustomOpDomain;
+struct OrtKernelInfo;
+struct OrtKernelContext;
+struct OrtShapeInferContext;
+struct OrtTensorTypeAndShapeInfo;
+struct OrtTypeInfo;
+struct OrtValue;
+
+enum class ElementType : int {
+  kUndefined = 0,
+  kFloat = 1,
+  kUint8 = 2,
+  kInt32 = 6,
+  kFloat16 = 10,
+  kUint32 = 12,
+  kBfloat16 = 16,
+};
+
+enum class ErrorCode : int { kFail = 1, kInvalidArgument = 2, kNotImplemented = 9 };
+
+struct OrtApi {
+  void* slot[280];
+};
+
+struct OrtApiBase {
+  const OrtApi* (*GetApi)(uint32_t version);
+  const char* (*GetVersionString)();
+};
+
+struct OrtCustomOp {
+  uint32_t version;
+  void* (*CreateKernel)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*);
+  const char* (*GetName)(const OrtCustomOp*);
+  const char* (*GetExecutionProviderType)(const OrtCustomOp*);
+  ElementType (*GetInputType)(const OrtCustomOp*, size_t);
+  size_t (*GetInputTypeCount)(const OrtCustomOp*);
+  ElementType (*GetOutputType)(const OrtCustomOp*, size_t);
+  size_t (*GetOutputTypeCount)(const OrtCustomOp*);
+  void (*KernelCompute)(void*, OrtKernelContext*);
+  void (*KernelDestroy)(void*);
+  int (*GetInputCharacteristic)(const OrtCustomOp*, size_t);
+  int (*GetOutputCharacteristic)(const OrtCustomOp*, size_t);
+  int (*GetInputMemoryType)(const OrtCustomOp*, size_t);
+  int (*GetVariadicInputMinArity)(const OrtCustomOp*);
+  int (*GetVariadicInputHomogeneity)(const OrtCustomOp*);
+  int (*GetVariadicOutputMinArity)(const OrtCustomOp*);
+  int (*GetVariadicOutputHomogeneity)(const OrtCustomOp*);
+  OrtStatus* (*CreateKernelV2)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*, void** kernel);
+  OrtStatus* (*KernelComputeV2)(void* kernel, OrtKernelContext*);
+  OrtStatus* (*InferOutputShapeFn)(const OrtCustomOp*, OrtShapeInferContext*);
+  int (*GetStartVersion)(const OrtCustomOp*);
+  int (*GetEndVersion)(const OrtCustomOp*);
+  size_t (*GetMayInplace)(int** input, int** output);
+  void (*ReleaseMayInplace)(int* input, int* output);
+  size_t (*GetAliasMap)(int** input, int** output);
+  void (*ReleaseAliasMap)(int* input, int* output);
+};
+
+enum Characteristic : int { kRequired = 0, kOptional = 1 };
+
+// A tensor as a kernel sees it.
+struct Tensor {
+  const void* data = nullptr;
+  ElementType type = ElementType::kUndefined;
+  std::vector<int64_t> shape;
+};
+
+// Typed access to an OrtApi. Functions that can fail throw OrtError with ONNX Runtime's own message.
+class Ort {
+ public:
+  explicit Ort(const OrtApi* api) : api_(api) {}
+
+  OrtStatus* CreateStatus(ErrorCode code, const std::string& message) const;
+  OrtStatus* AddDomain(OrtSessionOptions* options, const char* name, const std::vector<OrtCustomOp*>& ops,
+                       OrtCustomOpDomain** domain) const;
+
+  int64_t AttributeInt(const OrtKernelInfo* info, const char* name) const;
+  float AttributeFloat(const OrtKernelInfo* info, const char* name) const;
+  std::string AttributeString(const OrtKernelInfo* info, const char* name) const;
+  std::string NodeName(const OrtKernelInfo* info) const;
+  size_t InputCount(const OrtKernelInfo* info) const;
+  // Empty if input `index` is not an initializer. Its data is where the execution provider put it.
+  bool ConstantInput(const OrtKernelInfo* info, size_t index, Tensor* tensor) const;
+
+  size_t InputCount(const OrtKernelContext* context) const;
+  Tensor Input(const OrtKernelContext* context, size_t index) const;
+  void* Output(OrtKernelContext* context, size_t index, const std::vector<int64_t>& shape) const;
+  void* ComputeStream(const OrtKernelContext* context) const;
+
+ private:
+  void Check(OrtStatus* status) const;
+  Tensor View(const OrtValue* value) const;
+  template <class... Args>
+  OrtStatus* Call(int slot, Args... args) const {
+    return reinterpret_cast<OrtStatus* (*)(Args...)>(api_->slot[slot])(args...);
+  }
+
+  const OrtApi* api_;
+};
+
+}  // namespace deftonnx
