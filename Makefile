@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean python
+.PHONY: demo test lint format ops clean python
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/lenet_mnist.py
@@ -24,6 +24,10 @@ format: $(VENV)/.installed-dev
 python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
 	    "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+
+ops: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ops]'
+	$(BIN)/python custom_ops/build.py --jobs 2
 
 $(VENV)/.installed: setup.cfg pyproject.toml | python
 	$(PYTHON) -m venv $(VENV)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from deftonnx.elimination.backend import array_module
+from deftonnx.arrays import array_module
 
 Array = np.ndarray[Any, Any]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from deftonnx.elimination.backend import array_module, to_numpy
+from deftonnx.arrays import array_module, to_numpy
 from deftonnx.elimination.problem import Array, Member, ridge_system
 
 needs_data = True

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from deftonnx.arrays import array_module, to_numpy
 from deftonnx.calibration.statistics import Moments
-from deftonnx.elimination.backend import array_module, to_numpy
 from deftonnx.elimination.problem import Array, ridge_system
 
 ROUNDS = 6

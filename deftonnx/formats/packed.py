@@ -9,11 +9,13 @@ from typing import Protocol
 import numpy as np
 import onnx
 
+from deftonnx.errors import UsageError
+
 LAYOUT_VERSION = 1
 ROW_ALIGNMENT = 16  # input features: every row starts on a 16-byte boundary, whatever the code size
 
 
-class FormatError(ValueError):
+class FormatError(UsageError):
     """A weight or a format name that cannot be packed; the message says which and why."""
 
 

@@ -12,7 +12,8 @@ SCRIPT = """
 import sys
 import numpy as np
 from deftonnx.calibration.statistics import Moments
-from deftonnx.elimination import backend, obs, rectified, refit
+from deftonnx import arrays
+from deftonnx.elimination import obs, rectified, refit
 from deftonnx.elimination.problem import Member
 
 rng = np.random.default_rng(0)
@@ -23,7 +24,7 @@ Y = X @ W + rng.normal(size=24).astype(np.float32)
 moments = Moments()
 for start in range(0, len(X), 1000):
     moments.add(X[start : start + 1000], Y[start : start + 1000])
-result = {"module": backend.array_module().__name__}
+result = {"module": arrays.array_module().__name__}
 for size in (1, 8):
     units = np.arange(96).reshape(-1, size)
     kept = obs.keep([Member(W, units, moments, np.tril(rng.normal(size=(24, 24))) + np.eye(24) * 5)], 48 // size)
