@@ -19,9 +19,12 @@ from deftonnx.elimination.rectified import Rows
 from deftonnx.layers import LinearLayer
 
 Array = np.ndarray[Any, Any]
-ROWS_PER_FEATURE = 32
 MIN_ROWS = 65536
-"""Rows of X sampled for a layer's statistics: at least MIN_ROWS, and ROWS_PER_FEATURE for each of its K features."""
+ROWS_PER_FEATURE = 32
+FEWEST_ROWS_PER_FEATURE = 8
+GRAM_WORK = 4e11
+"""Rows of X sampled for a layer's statistics: MIN_ROWS, or ROWS_PER_FEATURE · K where that is more; fewer for a very
+wide layer, whose Gram matrix would take more than GRAM_WORK multiply-adds, down to FEWEST_ROWS_PER_FEATURE · K."""
 
 
 class Bundle:
@@ -45,7 +48,7 @@ class Bundle:
         """Gather the statistics of X in the `reduced` model and of the original's outputs."""
         self.reference, self.reduced, self.seed = reference, reduced, seed
         batches = len(next(iter(reference.live.values())))
-        self.limit = -(-max(MIN_ROWS, ROWS_PER_FEATURE * self.layer.K) // batches)
+        self.limit = -(-sampled_rows(self.layer.K) // batches)
         self.moments = [Moments() for _ in range(self.layer.groups)]
         for X, Y in self._rows():
             for g, moments in enumerate(self.moments):
@@ -112,6 +115,12 @@ class Bundle:
 
     def _feeds_rectifier(self) -> bool:
         return all(feeds_rectifier(choice.layer) for choice in self.choices)
+
+
+def sampled_rows(K: int) -> int:
+    """Rows of X that the statistics of a layer with K input features are made of, if the data has as many."""
+    wanted = max(MIN_ROWS, ROWS_PER_FEATURE * K)
+    return min(wanted, max(FEWEST_ROWS_PER_FEATURE * K, int(GRAM_WORK / K**2)))
 
 
 def feeds_rectifier(layer: LinearLayer) -> bool:

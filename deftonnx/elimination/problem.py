@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from deftonnx.arrays import array_module
 from deftonnx.calibration.statistics import Moments
 
 Array = np.ndarray[Any, Any]
@@ -43,9 +44,4 @@ def ridge_system(moments: Moments, weight: Array) -> tuple[Any, Any]:
     diagonal = H.diagonal()
     ridge = RIDGE * float(diagonal.mean()) or 1.0
     H.flat[:: len(H) + 1] += ridge
-    xp = type(H).__module__.partition(".")[0]
-    if xp == "cupy":
-        import cupy
-
-        weight = cupy.asarray(weight)
-    return H, G + ridge * weight
+    return H, G + ridge * array_module().asarray(weight)

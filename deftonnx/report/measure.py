@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from deftonnx import evaluation
 from deftonnx.calibration import readers
 from deftonnx.report.report import Report, Size
 
+SLOWER = 1.1
+"""Median latencies further apart than this factor are taken for a difference, not for noise."""
 BATCH = 64
 """Samples run at once, where the model's batch dimension is free."""
 
@@ -48,6 +51,9 @@ def measure(
     report.accuracy = evaluation.score(chosen, evaluation.run(new, feeds), evaluation.run(old, feeds), labels)
     if latency_of is not None:
         report.before.latency_ms, report.after.latency_ms = evaluation.latencies([old, new], latency_of)
+        was, now = (statistics.median(side.latency_ms) for side in (report.before, report.after))
+        if now > SLOWER * was:
+            report.warnings.append(f"the result is slower on this CPU: {now:.3g} ms instead of {was:.3g} ms a sample")
 
 
 def one_sample(feed: readers.Feed, inputs: list[gs.Variable]) -> readers.Feed:
