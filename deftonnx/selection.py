@@ -22,9 +22,10 @@ from deftonnx.settings import Settings
 
 GRAM_LIMIT = 13000
 """Largest K whose statistics fit: three float64 matrices of K² are 4 GB there."""
-GATHER_COST = {"scattered": 300, "planes": 20}
+GATHER_COST = {"scattered": 300, "planes": 200}
 """Multiply-adds that take as long as copying one number by a Gather that nobody absorbs: along the last axis, number
-by number, and along an axis before it, whole planes at a time (benchmarks/gather_cost.py measures both)."""
+by number; and along an axis before it, whole planes at a time, where ONNX Runtime's blocked layout is given up too
+(benchmarks/gather_cost.py measures both)."""
 
 
 def select(
