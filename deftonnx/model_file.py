@@ -131,6 +131,15 @@ def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
         yield from inner.initializer
 
 
+def constants(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """The weights of a model, those that an exporter wrote as Constant nodes included."""
+    for graph in _graphs(model.graph):
+        yield from graph.initializer
+        for node in graph.node:
+            if node.op_type == "Constant":
+                yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
+
+
 def _save_external(model: onnx.ModelProto, file: Path, old: set[str]) -> set[str]:
     """The data file is named by its content, so that the old model and the old data stay a pair until the end."""
     digest = hashlib.sha256()
