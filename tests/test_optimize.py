@@ -71,3 +71,20 @@ def test_parameters_in_constant_nodes_count() -> None:
     proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=weight))
     report = deftonnx.optimize(proto, measure=False).report
     assert report.before.parameters == report.after.parameters == 32
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_weight_that_branches_share_is_written_once(constant: bool) -> None:
+    proto = model("""graph (float[N,32] x, bool c) => (float[N,32] z) <float[32,32] w, float[32,32] v> {
+        y = If (c) <then_branch = t () => (float[N,32] a) { p = MatMul (x, w) a = Relu (p) },
+                    else_branch = e () => (float[N,32] b) { q = MatMul (x, w) b = Abs (q) }>
+        z = MatMul (y, v) }""")
+    if constant:
+        weight = next(t for t in proto.graph.initializer if t.name == "w")
+        proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=weight))
+        proto.graph.initializer.remove(weight)
+    result = deftonnx.optimize(proto, measure=False)
+    onnx.checker.check_model(result.model)
+    assert result.report.after.parameters == result.report.before.parameters == 2 * 32 * 32
+    feed = {"x": np.ones((2, 32), np.float32), "c": np.array(True)}
+    np.testing.assert_array_equal(run(result.model, feed)[0], run(proto, feed)[0])
