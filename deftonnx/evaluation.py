@@ -152,7 +152,13 @@ def _flat(outputs: Outputs, reference: Outputs) -> tuple[Array, Array]:
         samples = len(side[names[0]])
         parts = [side[n].astype(np.float64).reshape(samples, -1) for n in names if len(side[n]) == samples]
         sides.append(np.concatenate(parts, axis=1))
-    return sides[0], sides[1]
+    return without_agreed(sides[0], sides[1])
+
+
+def without_agreed(ours: Array, theirs: Array) -> tuple[Array, Array]:
+    """Both arrays with zero where they agree on an infinity or a NaN: a masked logit is no difference."""
+    agreed = ~np.isfinite(theirs) & ((ours == theirs) | (np.isnan(ours) & np.isnan(theirs)))
+    return np.where(agreed, 0, ours), np.where(agreed, 0, theirs)
 
 
 def _relative_l2(outputs: Outputs, reference: Outputs, labels: Array | None) -> Score:

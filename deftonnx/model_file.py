@@ -87,7 +87,7 @@ def check(model: onnx.ModelProto, origin: str) -> None:
 def _texts(model: onnx.ModelProto) -> Iterator[object]:
     """The names in a model."""
     yield from (model.producer_name, model.producer_version, model.domain, model.doc_string)
-    for graph in _graphs(model.graph):
+    for graph in bodies(model.graph):
         yield graph.name
         for item in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
             yield item.name
@@ -115,20 +115,29 @@ def too_large(model: onnx.ModelProto) -> bool:
     return sum(len(tensor.raw_data) for tensor in _initializers(model.graph)) > PROTOBUF_LIMIT
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """A graph and the bodies of its If, Loop and Scan."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
                 if inner.node or inner.initializer:
-                    yield from _graphs(inner)
+                    yield from bodies(inner)
 
 
 def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """The weights of a graph and of the bodies inside it."""
-    for inner in _graphs(graph):
+    for inner in bodies(graph):
         yield from inner.initializer
+
+
+def constants(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """The weights of a model, those that an exporter wrote as Constant nodes included."""
+    for graph in bodies(model.graph):
+        yield from graph.initializer
+        for node in graph.node:
+            if node.op_type == "Constant":
+                yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
 
 
 def _save_external(model: onnx.ModelProto, file: Path, old: set[str]) -> set[str]:

@@ -78,19 +78,33 @@ def read(source: Any, inputs: list[gs.Variable], what: str = "the calibration da
 
 
 def random_data(inputs: list[gs.Variable], samples: int, seed: int) -> Dataset:
-    """Standard normal floats and zero integers: a last resort that knows nothing of the real inputs."""
+    """Standard normal floats and zero integers: a last resort that knows nothing of the real inputs.
+
+    Samples fill whole batches where the model fixes its batch. Inputs whose first dimensions are fixed to different
+    numbers have no axis of samples: then every sample is a feed of its own.
+    """
+    first = {t.shape[0] for t in inputs if t.shape and isinstance(t.shape[0], int) and t.shape[0] > 0}
     rng = np.random.default_rng(seed)
+    if len(first) > 1:
+        return Dataset([_random_feed(inputs, 1, rng, True) for _ in range(samples)], None, "random data")
+    batch = next(iter(first), 1)
+    return Dataset([_random_feed(inputs, -(-samples // batch) * batch, rng, False)], None, "random data")
+
+
+def _random_feed(inputs: list[gs.Variable], samples: int, rng: np.random.Generator, whole: bool) -> Feed:
+    """`samples` rows of every input, or all of those of fixed length where a feed is a `whole`."""
     feed = {}
     for t in inputs:
         if t.shape is None or any(not isinstance(d, int) for d in t.shape[1:]):
             raise UsageError(f"random calibration data needs fixed shapes, but input '{t.name}' has {t.shape}")
         if t.dtype is None or np.dtype(t.dtype).kind not in "fiub":
             raise UsageError(f"random calibration data cannot be made for input '{t.name}', which holds no numbers")
-        shape = (samples, *t.shape[1:]) if t.shape else ()
+        fixed = whole and t.shape and isinstance(t.shape[0], int)
+        shape = (t.shape[0] if fixed else samples, *t.shape[1:]) if t.shape else ()
         dtype = np.dtype(t.dtype)
         values = rng.standard_normal(shape) if dtype.kind == "f" else np.zeros(shape)
         feed[t.name] = np.asarray(values).astype(dtype)
-    return Dataset([feed], None, "random data")
+    return feed
 
 
 def batches(dataset: Dataset, inputs: list[gs.Variable], limit: int | None, seed: int, size: int) -> list[Feed]:

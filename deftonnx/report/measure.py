@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from deftonnx import evaluation
+from deftonnx import evaluation, model_file
 from deftonnx.calibration import readers
 from deftonnx.report.report import Report, Size
 
@@ -21,7 +21,7 @@ BATCH = 64
 
 def size(model: onnx.ModelProto, macs: int) -> Size:
     """Bytes and parameters of `model`, and the multiply-adds counted elsewhere."""
-    parameters = sum(int(np.prod(t.dims)) for t in model.graph.initializer if len(t.dims) > 0)
+    parameters = sum(int(np.prod(t.dims)) for t in model_file.constants(model) if len(t.dims) > 0)
     return Size(bytes=model.ByteSize(), parameters=parameters, macs=macs)
 
 

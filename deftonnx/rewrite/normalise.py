@@ -70,7 +70,7 @@ def normalise(graph: gs.Graph) -> bool:
     before = [(n.op, n.name) for n in graph.nodes]
     infer_shapes(graph)
     with quiet():
-        graph.fold_constants(size_threshold=FOLD_LIMIT, error_ok=True)
+        graph.fold_constants(size_threshold=FOLD_LIMIT, error_ok=True, recurse_subgraphs=False)
         graph.cleanup(remove_unused_graph_inputs=False)
     drop_identity_dropout(graph)
     name_constant_outputs(graph)

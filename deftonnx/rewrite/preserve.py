@@ -13,6 +13,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from deftonnx.model_file import bodies
+
 OLDEST_IR = 4
 """Before IR version 4 every initializer had to be an input as well."""
 EMPTY = {"value_ints": np.int64, "value_floats": np.float32, "value_strings": np.str_}
@@ -54,6 +56,7 @@ def restore(model: onnx.ModelProto, like: onnx.ModelProto) -> None:
     del model.functions[:]
     model.functions.extend(like.functions)
     _restore_nodes(model.graph, like.graph)
+    _share_constants(model.graph, like.graph)
     model.ir_version = max(like.ir_version, OLDEST_IR)
     model.producer_name, model.producer_version = like.producer_name, like.producer_version
     model.domain, model.model_version, model.doc_string = like.domain, like.model_version, like.doc_string
@@ -68,6 +71,24 @@ def _restore_values(values: Iterable[onnx.ValueInfoProto], originals: Iterable[o
     for value in values:
         if value.name in by_name:
             value.CopyFrom(by_name[value.name])
+
+
+def _share_constants(graph: onnx.GraphProto, like: onnx.GraphProto) -> None:
+    """Constants of the main graph that only bodies of If, Loop and Scan read were exported once into each of them."""
+    names = {t.name for t in like.initializer}
+    names |= {node.output[0] for node in like.node if node.op_type == "Constant"}
+    own = {t.name for t in graph.initializer}
+    for body in list(bodies(graph))[1:]:
+        kept = [t for t in body.initializer if t.name not in names]
+        if len(kept) == len(body.initializer):
+            continue
+        for tensor in body.initializer:
+            if tensor.name in names - own:
+                graph.initializer.append(tensor)
+                own.add(tensor.name)
+        copies = [onnx.TensorProto.FromString(t.SerializeToString()) for t in kept]
+        del body.initializer[:]
+        body.initializer.extend(copies)
 
 
 def _restore_nodes(graph: onnx.GraphProto, like: onnx.GraphProto) -> None:

@@ -474,6 +474,14 @@ DYNAMIC_FLATTEN = image(
 )
 
 
+@pytest.mark.parametrize(("axis", "rows"), [(2, 8), (1, 32), (0, 64), (-1, 8), (-2, 32)])
+def test_flatten_at_every_axis(axis: int, rows: int) -> None:
+    text = f"""graph (float[2,4,3] x) => (float[m,5] y) <float[3,8] w1, float[{rows},5] w2> {{
+        [first] p = MatMul (x, w1)  a = Relu (p)  z = Flatten <axis = {axis}> (a)  [last] y = MatMul (z, w2)
+    }}"""
+    reduced(Case(text, {"last": np.tile(HALF, rows // 8)}))
+
+
 @pytest.mark.parametrize("opset", [7, 9, 11, 12, 13, 17, 21, NEWEST_OPSET])
 def test_dynamic_flatten(opset: int) -> None:
     text = DYNAMIC_FLATTEN.replace("{axes}", "(b, ax)" if opset >= 13 else "<axes = [0]> (b)")

@@ -188,7 +188,8 @@ def flatten(node: gs.Node, channels: ChannelMap) -> None:
     """Channels and their pixels become one axis."""
     x = node.inputs[0]
     for axis, atoms in channels.axes(x).items():
-        first = node.attrs.get("axis", 1) % (len(x.shape) + 1)
+        first = node.attrs.get("axis", 1)
+        first += len(x.shape) if first < 0 else 0
         inner = x.shape[first:]
         if axis < first or not all(isinstance(d, int) for d in inner) or len(channels.axes(x)) > 1:
             channels.fix(atoms)

@@ -1,0 +1,90 @@
+"""The main job on models whose inputs or outputs are not what most models have."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import onnx
+import pytest
+from models import model, run
+
+import deftonnx
+from deftonnx import evaluation
+from deftonnx.errors import DeftError
+
+TWO_LAYERS = "<float[8,8] w1, float[8,8] w2> { a = MatMul (x, w1) r = Relu (a) c = MatMul (r, w2)"
+
+
+@pytest.mark.parametrize("end", ["y = Log (c)", "p = Relu (c) y = Log (p)", "y = Div (c, c)"])
+def test_outputs_that_are_not_finite(end: str) -> None:
+    proto = model(f"graph (float[N,8] x) => (float[N,8] y) {TWO_LAYERS} {end} }}")
+    result = deftonnx.optimize(proto, measure=False)
+    x = np.random.default_rng(0).standard_normal((4, 8), np.float32)
+    np.testing.assert_array_equal(run(result.model, {"x": x})[0], run(proto, {"x": x})[0])
+    score = deftonnx.optimize(proto, calib_data=x, density=1.0, measure=False).report.accuracy
+    assert score is not None
+    assert score.loss == 0
+
+
+def test_not_finite_where_the_original_is_finite_is_a_loss() -> None:
+    ours, theirs = evaluation.without_agreed(np.array([np.inf, np.nan, -np.inf]), np.array([1.0, np.nan, -np.inf]))
+    assert list(ours) == [np.inf, 0, 0]
+    assert list(theirs) == [1, 0, 0]
+
+
+def test_saturated_outputs_are_compared_absolutely() -> None:
+    """ONNX Runtime's Sigmoid is exact to 1e-7 only, which is 1% of what is left of it at −14."""
+    text = """graph (float[N,8,h,w] x) => (float[N,1,H,W] y)
+        <float[8,8,1,1] w1, float[8] s, float[8] b, float[8] m, float[8] v, float[8,1,2,2] w2, float[1] b2> {
+        a = Conv (x, w1) n = BatchNormalization (a, s, b, m, v) r = Relu (n)
+        c = ConvTranspose <strides = [2,2]> (r, w2, b2) y = Sigmoid (c) }"""
+    data = np.random.default_rng(0).standard_normal((1, 8, 7, 7), np.float32)
+    proto = model(text, v=np.full(8, 2.0), b2=np.full(1, -14.0))
+    folded = deftonnx.optimize(proto, measure=False).model
+    verify = importlib.import_module("deftonnx.optimize")._verify  # deftonnx.optimize itself is the function
+    verify(proto, folded, [{"x": data}])
+    folded.graph.node[-1].op_type = "Tanh"
+    with pytest.raises(DeftError, match="internal check failed"):
+        verify(proto, folded, [{"x": data}])
+
+
+@pytest.mark.parametrize("shapes", [("4,8", "4,8"), ("4,8", "N,8"), ("1,8", "4,8")])
+def test_fixed_first_dimensions(shapes: tuple[str, str]) -> None:
+    x, z = shapes
+    proto = model(f"graph (float[{x}] x, float[{z}] z) => (float[4,8] y) {TWO_LAYERS} y = Add (c, z) }}")
+    for data in (None, "random"):
+        result = deftonnx.optimize(proto, calib_data=data, measure=False)
+        assert not any("not run" in warning for warning in result.report.warnings)
+
+
+def test_model_that_takes_no_made_up_input_is_not_run() -> None:
+    text = "graph (float[N,8] x, int64[N] z) => (float[M,8] y) <float[8,8] w, int64 k> "
+    proto = model(text + "{ a = MatMul (x, w) i = Sub (z, k) y = Gather (a, i) }", k=np.array(9))
+    result = deftonnx.optimize(proto)
+    assert any("not run" in warning for warning in result.report.warnings)
+
+
+def test_parameters_in_constant_nodes_count() -> None:
+    proto = model("graph (float[N,8] x) => (float[N,4] y) <float[8,4] w> { y = MatMul (x, w) }")
+    weight = proto.graph.initializer.pop()
+    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=weight))
+    report = deftonnx.optimize(proto, measure=False).report
+    assert report.before.parameters == report.after.parameters == 32
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_weight_that_branches_share_is_written_once(constant: bool) -> None:
+    proto = model("""graph (float[N,32] x, bool c) => (float[N,32] z) <float[32,32] w, float[32,32] v> {
+        y = If (c) <then_branch = t () => (float[N,32] a) { p = MatMul (x, w) a = Relu (p) },
+                    else_branch = e () => (float[N,32] b) { q = MatMul (x, w) b = Abs (q) }>
+        z = MatMul (y, v) }""")
+    if constant:
+        weight = next(t for t in proto.graph.initializer if t.name == "w")
+        proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=weight))
+        proto.graph.initializer.remove(weight)
+    result = deftonnx.optimize(proto, measure=False)
+    onnx.checker.check_model(result.model)
+    assert result.report.after.parameters == result.report.before.parameters == 2 * 32 * 32
+    feed = {"x": np.ones((2, 32), np.float32), "c": np.array(True)}
+    np.testing.assert_array_equal(run(result.model, feed)[0], run(proto, feed)[0])
