@@ -44,17 +44,21 @@ class Score:
         return asdict(self)
 
 
+IN_MEMORY = 32 << 20
+"""Bytes of weights up to which a session is given the model itself, which it then keeps; above, it gets a file."""
+
+
 def session(model: onnx.ModelProto, name: str = "the model") -> ort.InferenceSession:
     """A CPU session of `model`, quiet, or a sentence that says why there is none."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     choice: dict[str, Any] = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}  # else it prints
     try:
-        if not model_file.too_large(model):
+        if model_file.weight_bytes(model) <= IN_MEMORY:
             return ort.InferenceSession(model.SerializeToString(), options, **choice)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "model.onnx")
-            model_file.save(model, file, external_data=True)
+            model_file.save(model, file)
             return ort.InferenceSession(str(file), options, **choice)
     except DeftError:
         raise

@@ -110,9 +110,14 @@ def save(model: onnx.ModelProto, path: str | Path, external_data: bool = False) 
             (file.parent / name).unlink(missing_ok=True)
 
 
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of a model's weights."""
+    return sum(len(tensor.raw_data) for tensor in _initializers(model.graph))
+
+
 def too_large(model: onnx.ModelProto) -> bool:
     """True where the weights leave no room in one protobuf message."""
-    return sum(len(tensor.raw_data) for tensor in _initializers(model.graph)) > PROTOBUF_LIMIT
+    return weight_bytes(model) > PROTOBUF_LIMIT
 
 
 def bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

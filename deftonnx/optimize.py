@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,6 @@ class Result:
     model: onnx.ModelProto
     plan: Plan
     report: Report
-    masked: onnx.ModelProto = field(repr=False)
-    """The same function with the original's layer shapes, eliminated weights being zero."""
 
     def save(self, path: str | Path, *, external_data: bool = False) -> None:
         """Write the model to `path`, atomically."""
@@ -112,7 +110,8 @@ def optimize(
 
     batches = feeds if has_data else None
     sequential.eliminate(graph, original, siblings(choices), batches, settings.seed, finished)
-    masked = export_model(graph, origin)
+    del original, originals, reading  # and their weights
+    expected = evaluation.run(evaluation.session(export_model(graph, origin)), feeds[:1]) if feeds else {}
     result_plan = record(settings, found, choices, refusals, earlier)
     rows, macs = _rewrite(graph, layers, choices, before, settings.absorb)
     final = finish(graph, origin, {METADATA_KEY: result_plan.to_json()})
@@ -127,10 +126,10 @@ def optimize(
         warnings=_warnings(settings, calib_data, bool(feeds)),
     )
     if feeds:
-        _verify(masked, final, feeds)
+        _verify(expected, final, feeds[:1])
         measure_into(report, origin, final, scored, metric, one_sample(feeds[0], graph.inputs) if measure else None)
     report.seconds = time.perf_counter() - started
-    return Result(final, result_plan, report, masked)
+    return Result(final, result_plan, report)
 
 
 def _quoted(model: Any) -> str:
@@ -217,10 +216,9 @@ def _form(layer: LinearLayer) -> str:
     return "Slice" if prefix else "Gather"
 
 
-def _verify(masked: onnx.ModelProto, final: onnx.ModelProto, feeds: list[readers.Feed]) -> None:
-    """The rewritten model must compute what the masked one does, to rounding."""
-    few = feeds[:1]
-    expected, got = (evaluation.run(evaluation.session(m), few) for m in (masked, final))
+def _verify(expected: evaluation.Outputs, final: onnx.ModelProto, feeds: list[readers.Feed]) -> None:
+    """The rewritten model must compute what the masked one did, to rounding."""
+    got = evaluation.run(evaluation.session(final), feeds)
     for name, want in expected.items():
         if want.dtype.kind != "f":
             continue
