@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -10,7 +11,7 @@ import onnx_graphsurgeon as gs
 from deftonnx.calibration.activations import reads
 from deftonnx.layers import LinearLayer
 from deftonnx.rewrite.absorb import elementwise, layout, spatial
-from deftonnx.rewrite.absorb.channels import Array, ChannelMap, is_identity
+from deftonnx.rewrite.absorb.channels import ALIGNMENT, Array, ChannelMap, is_identity
 from deftonnx.rewrite.eliminate import keeps_whole_channels
 
 Rule = Callable[[gs.Node, ChannelMap], None]
@@ -93,7 +94,7 @@ def _visit_layer(layer: LinearLayer, channels: ChannelMap) -> None:
             continue
         if layer.input_features > layer.channels:
             channels.balance(atoms.reshape(layer.groups, layer.channels))
-        channels.edits.append(lambda atoms=atoms: _edit(channels, atoms, layer.keep_inputs))  # type: ignore[misc]
+        channels.edits.append(partial(_edit_inputs, channels, atoms, layer))
     output_axis = _absolute(layer.output_axis, layer.y)
     if output_axis is None:
         return
@@ -102,7 +103,19 @@ def _visit_layer(layer: LinearLayer, channels: ChannelMap) -> None:
         channels.track(tensor, output_axis, made)
     if layer.groups > 1 and layer.output_features == layer.N:
         channels.balance(made.reshape(layer.groups, -1))
+    if layer.op == "Conv" and len(made) % ALIGNMENT == 0:
+        channels.align(made)
     channels.edits.append(lambda: _edit(channels, made, layer.keep_outputs))
+
+
+def _edit_inputs(channels: ChannelMap, atoms: Array, layer: LinearLayer) -> None:
+    """Drop what is dead. If only revived channels are left that the layer does not keep, it keeps them, as zeros: that
+    costs less than a Gather."""
+    spare = channels.revived_mask(atoms)[channels.alive(atoms)]
+    _edit(channels, atoms, layer.keep_inputs)
+    spare = spare.reshape((1 if layer.input_features == layer.channels else layer.groups), 1, layer.channels)
+    if (layer.kept | spare).all():
+        layer.kept |= spare
 
 
 def _edit(channels: ChannelMap, atoms: Array, keep: Callable[[Array], None]) -> None:
@@ -126,15 +139,15 @@ def _reads_channel(layer: LinearLayer) -> Array:
 
 def _make_prefixes(layers: list[LinearLayer], channels: ChannelMap) -> None:
     """Order producers so that a layer which keeps only some of what is left finds them first (ladder step 2)."""
-    partial = []
+    some = []
     for layer, atoms in _inputs(layers, channels):
         if layer.input_features > layer.channels:
             continue
         kept: Array = np.asarray(layer.kept.any((0, 1)))
         if bool(np.all(layer.kept == kept)) and not kept[channels.alive(atoms)].all():
-            partial.append((int(kept.sum()) * layer.rows_per_sample()[1], atoms, kept))
+            some.append((int(kept.sum()) * layer.rows_per_sample()[1], atoms, kept))
     windows = [layer for layer in layers if layer.taps > 1 and not keeps_whole_channels(layer)]
-    for _, atoms, kept in sorted(partial, key=lambda p: -p[0]):
+    for _, atoms, kept in sorted(some, key=lambda p: -p[0]):
         if not any(np.intersect1d(atoms, a).size for w in windows for a in channels.axes(w.x).values()):
             channels.prefer(atoms, kept)
 

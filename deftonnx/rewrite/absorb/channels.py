@@ -19,6 +19,13 @@ from deftonnx.layers.linear import replace_constant
 Array = np.ndarray[Any, Any]
 
 
+ALIGNMENT = 16
+"""Channels of a convolution that fast kernels take at a time: ONNX Runtime's blocked layout on the CPU leaves out a
+Conv whose input channels are no multiple of it."""
+WORTH = 4
+"""Dead channels are kept for alignment where they are at most one in WORTH of the live ones."""
+
+
 class ChannelMap:
     """Atoms of the tracked axes of one graph."""
 
@@ -32,6 +39,8 @@ class ChannelMap:
         self._axes: dict[int, dict[int, Array]] = {}
         self._tensors: dict[int, gs.Tensor] = {}
         self._balanced: list[Array] = []
+        self._aligned: list[Array] = []
+        self._revived: set[int] = set()
         self._rank: dict[int, int] = {}
 
     # -- rules build the map ----------------------------------------------------------------------------------
@@ -90,6 +99,10 @@ class ChannelMap:
         """Keep equally many of every row of `atoms` (groups, channels): a grouped layer needs it."""
         self._balanced.append(atoms)
 
+    def align(self, atoms: Array) -> None:
+        """Keep a multiple of ALIGNMENT of these, if that keeps few dead ones."""
+        self._aligned.append(atoms)
+
     def edit_constant(self, node: gs.Node, index: int, axis: int, atoms: Array) -> None:
         """Take what stays of `atoms` from constant input `index` of `node` along `axis`."""
 
@@ -103,7 +116,8 @@ class ChannelMap:
     # -- then it is settled and asked -------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Revive dead atoms until no axis is empty and every balanced row keeps as many as its fullest sibling."""
+        """Revive dead atoms until no axis is empty, every balanced row keeps as many as its fullest sibling, and
+        convolutions keep their alignment."""
         for axes in self._axes.values():
             for atoms in axes.values():
                 if len(atoms) and not self.alive_mask(atoms).any():
@@ -114,9 +128,22 @@ class ChannelMap:
             for rows in self._balanced:
                 most = int(self.alive_mask(rows).sum(1).max())
                 for row in rows:
-                    while (mask := self.alive_mask(row)).sum() < most:
-                        self.need(row[np.flatnonzero(~mask)[:1]])
-                        changed = True
+                    changed |= self._revive(row, most)
+            for atoms in self._aligned:
+                alive = int(self.alive_mask(atoms).sum())
+                aligned = -(-alive // ALIGNMENT) * ALIGNMENT
+                if WORTH * (aligned - alive) <= alive:
+                    changed |= self._revive(atoms, min(aligned, len(atoms)))
+
+    def _revive(self, atoms: Array, count: int) -> bool:
+        """Keep dead `atoms`, the first ones first, until `count` of them stay; whether that took any."""
+        revived = False
+        while (mask := self.alive_mask(atoms)).sum() < count:
+            first = atoms[np.flatnonzero(~mask)[:1]]
+            self._revived |= set(self.roots(first).tolist())
+            self.need(first)
+            revived = True
+        return revived
 
     def prefer(self, atoms: Array, first: Array) -> bool:
         """Order `atoms` so that those where `first` is True make a prefix, if every axis they lie on allows it."""
@@ -147,6 +174,10 @@ class ChannelMap:
         """True where an atom stays."""
         flat = [self._needed[self._root(i)] for i in atoms.reshape(-1).tolist()]
         return np.array(flat, dtype=bool).reshape(atoms.shape)
+
+    def revived_mask(self, atoms: Array) -> Array:
+        """True where an atom stays though nobody reads it."""
+        return np.array([root in self._revived for root in self.roots(atoms).tolist()], dtype=bool)
 
     def alive(self, atoms: Array) -> Array:
         """Positions along an axis that stay, in their new order."""
