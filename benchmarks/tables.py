@@ -53,8 +53,8 @@ def _accuracy_row(row: dict[str, Any]) -> str:
 def _speed(row: dict[str, Any], cores: int) -> str:
     before, after = (latency["median"] for latency in row["ours"]["latency_ms"])
     return (
-        f"{row['model']} with {row['density']:g} of its channels takes {after:.2f} ms a sample instead of {before:.2f} ms "
-        f"in ONNX Runtime on {cores} CPU cores ({before / after:.1f}×)."
+        f"{row['model']} with {row['density']:g} of its channels takes {after:.2f} ms a sample instead of"
+        f" {before:.2f} ms in ONNX Runtime on {cores} CPU cores ({before / after:.1f}×)."
     )
 
 
