@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from record import write
+from record import commit, write
 
 import deftonnx
 from deftonnx import evaluation, model_file
@@ -73,6 +73,7 @@ def run(folder: Path, name: str, density: float, granularity: str) -> dict[str, 
             "latency_ms": [report["before"]["latency_ms"], report["after"]["latency_ms"]],
             "seconds": report["seconds"],
         }
+    row["commit"] = commit()
     row["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return row
 

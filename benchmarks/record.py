@@ -14,12 +14,16 @@ from typing import Any
 PACKAGES = ("numpy", "onnx", "onnxruntime-gpu", "onnx-graphsurgeon")
 
 
+def commit() -> str:
+    """The commit that is checked out."""
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write `content` with its circumstances to `path`."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     head = {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit,
+        "commit": commit(),
         "command": " ".join(["python", *(os.path.relpath(a) if os.path.exists(a) else a for a in sys.argv)]),
         "cores": os.cpu_count(),
         "versions": {name: version(name) for name in PACKAGES},

@@ -25,10 +25,11 @@ def accuracy() -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_accuracy_row(row) for row in content["rows"]]
+    commits = ", ".join(sorted({row["commit"] for row in content["rows"]}))
     source = (
         f"Points lost with the paired 95% interval; multiply-adds and parameters of the whole model, after absorption. "
         f"At most {content['calibration_samples_at_most']:,} unlabelled calibration samples. "
-        f"From `{ACCURACY.relative_to(ROOT)}` ({content['date']}, commit {content['commit']})."
+        f"From `{ACCURACY.relative_to(ROOT)}` ({content['date']}, commits {commits})."
     )
     speed = [_speed(row, content["cores"]) for row in content["rows"] if row["ours"]["latency_ms"][0]]
     return "\n".join([*lines, "", source, "", *speed])

@@ -18,8 +18,9 @@ from deftonnx.elimination.problem import Array, Member, ridge_system
 needs_data = True
 DEAD = 1e-10
 """Inputs whose variance is below this fraction of the mean are constant: the bias replaces them at no cost."""
-BATCHES = 48
-"""Removal takes about this many rounds."""
+ROUNDS = 96
+"""Rounds that removing everything would take; what a round removes does not depend on where the removal will stop, so
+what a smaller density keeps is part of what a larger one keeps."""
 
 
 def keep(members: list[Member], count: int) -> Array:
@@ -27,7 +28,7 @@ def keep(members: list[Member], count: int) -> Array:
     states = [_State(member) for member in members]
     total = len(members[0].units)
     alive = np.arange(total)
-    batch = max(1, -(-(total - count) // BATCHES))
+    batch = -(-total // ROUNDS)
     while len(alive) > count:
         scores = sum(state.scores() for state in states)
         go = np.sort(np.argsort(to_numpy(scores), kind="stable")[: min(batch, len(alive) - count)])

@@ -169,3 +169,14 @@ def test_residual_is_the_mean_square_error() -> None:
 def test_magnitude_keeps_the_largest_rows() -> None:
     W = np.array([[1.0, 0], [0, 3], [2, 2], [0.1, 0.1]])
     assert magnitude.keep([Member(W, np.arange(4)[:, None])], 2).tolist() == [1, 2]
+
+
+def test_smaller_densities_keep_part_of_what_larger_ones_keep() -> None:
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(600, 400)) @ rng.normal(size=(400, 400))).astype(np.float32)
+    W = rng.normal(size=(400, 5))
+    moments = Moments()
+    moments.add(X, (X @ W).astype(np.float32))
+    member = Member(W, np.arange(400).reshape(200, 2), moments)
+    kept = [set(obs.keep([member], count).tolist()) for count in (150, 101, 100, 37)]
+    assert all(smaller < larger for larger, smaller in zip(kept, kept[1:], strict=False))
