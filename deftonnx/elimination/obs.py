@@ -18,7 +18,7 @@ from deftonnx.elimination.problem import Array, Member, ridge_system
 needs_data = True
 DEAD = 1e-10
 """Inputs whose variance is below this fraction of the mean are constant: the bias replaces them at no cost."""
-ROUNDS = 96
+ROUNDS = 192
 """Rounds that removing everything would take; what a round removes does not depend on where the removal will stop, so
 what a smaller density keeps is part of what a larger one keeps."""
 

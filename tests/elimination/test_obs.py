@@ -179,4 +179,4 @@ def test_smaller_densities_keep_part_of_what_larger_ones_keep() -> None:
     moments.add(X, (X @ W).astype(np.float32))
     member = Member(W, np.arange(400).reshape(200, 2), moments)
     kept = [set(obs.keep([member], count).tolist()) for count in (150, 101, 100, 37)]
-    assert all(smaller < larger for larger, smaller in zip(kept, kept[1:], strict=False))
+    assert all(smaller < larger for larger, smaller in itertools.pairwise(kept))

@@ -25,7 +25,7 @@ def close(got: np.ndarray, want: np.ndarray) -> None:
 def test_one_reader_behind_an_activation() -> None:
     got, layers = factor(
         "graph (float[N,6] x) => (float[N,3] y) <float[6,5] w, float[5,3] v>"
-        " { [first] a = MatMul (x, w) b = Erf (a) [last] y = MatMul (b, v) }"
+        " { [first] a = MatMul (x, w) b = Relu (a) [last] y = MatMul (b, v) }"
     )
     P = layers["last"].weight()[0].astype(np.float64)
     close(got, P @ P.T)
@@ -62,5 +62,13 @@ def test_outputs_that_something_else_reads_have_no_metric() -> None:
     got, _ = factor(
         "graph (float[N,6] x) => (float[N,3] y, float[N,5] s) <float[6,5] w, float[5,3] v>"
         " { [first] a = MatMul (x, w) s = Softmax (a) [last] y = MatMul (a, v) }"
+    )
+    assert got is None
+
+
+def test_a_smooth_activation_in_between_gives_no_metric() -> None:
+    got, _ = factor(
+        "graph (float[N,6] x) => (float[N,3] y) <float[6,5] w, float[5,3] v>"
+        " { [first] a = MatMul (x, w) b = Erf (a) [last] y = MatMul (b, v) }"
     )
     assert got is None

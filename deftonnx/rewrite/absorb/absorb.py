@@ -21,6 +21,11 @@ ANY_RANK = {*elementwise.UNARY, *spatial.POOLING, "BatchNormalization", "Conv", 
 """Operators whose rules count axes from the front, so that a tensor's shape need not be known."""
 
 
+PIECEWISE_LINEAR = {"Relu", "LeakyRelu", "PRelu", "Clip", "Identity", "Dropout", "Add", "Sub", "Shape"}
+PIECEWISE_LINEAR |= (spatial.RULES.keys() | layout.RULES.keys()) - {"MatMul"}
+"""Operators through which an error passes on as it is, or not at all."""
+
+
 def absorb(graph: gs.Graph, layers: list[LinearLayer]) -> bool:
     """Delete from their producers the features that no layer keeps, and make what a layer keeps a prefix.
 
@@ -158,14 +163,16 @@ def _signature(layers: list[LinearLayer]) -> list[tuple[int, int, bytes]]:
 
 def readers(graph: gs.Graph, layers: list[LinearLayer]) -> dict[str, list[tuple[LinearLayer, Array]]]:
     """For each layer whose outputs only reach layers feature by feature: those layers, and for every position of
-    their input axis the output feature it comes from, or −1. Layers read in any other way are left out."""
+    their input axis the output feature it comes from, or −1. Layers read in any other way are left out, and so are
+    those behind an activation that is not linear piece by piece: a first-order view of it misleads (GELU's did)."""
     channels = _map(graph, layers)
     inputs = list(_inputs(layers, channels))
+    nodes = {id(layer.node) for layer in layers}
     result = {}
     for layer in layers:
         axis = _absolute(layer.output_axis, layer.y)
         made = channels.axes(layer.y).get(axis) if axis is not None else None
-        if made is None or channels.alive_mask(made).any():
+        if made is None or channels.alive_mask(made).any() or not _piecewise_linear(layer, nodes):
             continue
         feature = {root: n for n, root in enumerate(channels.roots(made).tolist())}
         if len(feature) < len(made):
@@ -175,3 +182,18 @@ def readers(graph: gs.Graph, layers: list[LinearLayer]) -> dict[str, list[tuple[
         ]
         result[layer.name] = [(reader, source) for reader, source in found if (source >= 0).any()]
     return result
+
+
+def _piecewise_linear(layer: LinearLayer, nodes: set[int]) -> bool:
+    """True where only piecewise linear operators lie between the layer and the layers (`nodes`) that read it."""
+    seen: set[int] = set()
+    tensors = [layer.y]
+    while tensors:
+        for user in tensors.pop().outputs:
+            if id(user) in seen or id(user) in nodes:
+                continue
+            if user.op not in PIECEWISE_LINEAR:
+                return False
+            seen.add(id(user))
+            tensors.extend(user.outputs)
+    return True
