@@ -6,6 +6,7 @@ import click
 from deftonnx.cli.check import check
 from deftonnx.cli.console import DeftGroup
 from deftonnx.cli.inspect import inspect
+from deftonnx.cli.lib_path import lib_path
 from deftonnx.cli.optimize import optimize
 
 from deftonnx.version import __version__
@@ -26,3 +27,4 @@ def main() -> None:
 main.add_command(optimize)
 main.add_command(inspect)
 main.add_command(check)
+main.add_command(lib_path)

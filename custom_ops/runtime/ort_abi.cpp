@@ -25,10 +25,13 @@ enum Slot : int {
   kReleaseStatus = 93,
   kReleaseTensorTypeAndShapeInfo = 99,
   kReleaseCustomOpDomain = 101,
+  kAddSessionConfigEntry = 130,
   kContextComputeStream = 193,
   kInfoInputCount = 230,
+  kHasSessionConfigEntry = 237,
   kInfoNodeName = 244,
   kInfoConstantInput = 249,
+  kContextParallelFor = 274,
 };
 
 }  // namespace
@@ -45,14 +48,30 @@ void Ort::Check(OrtStatus* status) const {
   throw OrtError(message);
 }
 
-OrtStatus* Ort::AddDomain(OrtSessionOptions* options, const char* name, const std::vector<OrtCustomOp*>& ops,
-                          OrtCustomOpDomain** domain) const {
-  if (OrtStatus* status = Call(kCreateCustomOpDomain, name, domain)) return status;
+OrtStatus* Ort::CreateDomain(const char* name, const std::vector<OrtCustomOp*>& ops,
+                             OrtCustomOpDomain** domain) const {
+  OrtCustomOpDomain* created = nullptr;
+  if (OrtStatus* status = Call(kCreateCustomOpDomain, name, &created)) return status;
   for (OrtCustomOp* op : ops) {
-    if (OrtStatus* status = Call(kCustomOpDomainAdd, *domain, static_cast<const OrtCustomOp*>(op)))
+    if (OrtStatus* status = Call(kCustomOpDomainAdd, created, static_cast<const OrtCustomOp*>(op)))
       return status;
   }
-  return Call(kAddCustomOpDomain, options, *domain);
+  *domain = created;
+  return nullptr;
+}
+
+OrtStatus* Ort::AddDomain(OrtSessionOptions* options, OrtCustomOpDomain* domain) const {
+  return Call(kAddCustomOpDomain, options, domain);
+}
+
+bool Ort::HasConfigEntry(const OrtSessionOptions* options, const char* key) const {
+  int found = 0;
+  Check(Call(kHasSessionConfigEntry, options, key, &found));
+  return found != 0;
+}
+
+void Ort::AddConfigEntry(OrtSessionOptions* options, const char* key, const char* value) const {
+  Check(Call(kAddSessionConfigEntry, options, key, value));
 }
 
 int64_t Ort::AttributeInt(const OrtKernelInfo* info, const char* name) const {
@@ -118,6 +137,11 @@ void* Ort::Output(OrtKernelContext* context, size_t index, const std::vector<int
   void* data = nullptr;
   Check(Call(kGetTensorMutableData, value, &data));
   return data;
+}
+
+void Ort::ParallelFor(const OrtKernelContext* context, void (*task)(void*, size_t), size_t count,
+                      void* state) const {
+  Check(Call(kContextParallelFor, context, task, count, size_t{0}, state));
 }
 
 void* Ort::ComputeStream(const OrtKernelContext* context) const {

@@ -86,8 +86,11 @@ class Ort {
   explicit Ort(const OrtApi* api) : api_(api) {}
 
   OrtStatus* CreateStatus(ErrorCode code, const std::string& message) const;
-  OrtStatus* AddDomain(OrtSessionOptions* options, const char* name, const std::vector<OrtCustomOp*>& ops,
-                       OrtCustomOpDomain** domain) const;
+  OrtStatus* CreateDomain(const char* name, const std::vector<OrtCustomOp*>& ops,
+                          OrtCustomOpDomain** domain) const;
+  OrtStatus* AddDomain(OrtSessionOptions* options, OrtCustomOpDomain* domain) const;
+  bool HasConfigEntry(const OrtSessionOptions* options, const char* key) const;
+  void AddConfigEntry(OrtSessionOptions* options, const char* key, const char* value) const;
 
   int64_t AttributeInt(const OrtKernelInfo* info, const char* name) const;
   float AttributeFloat(const OrtKernelInfo* info, const char* name) const;
@@ -100,6 +103,10 @@ class Ort {
   size_t InputCount(const OrtKernelContext* context) const;
   Tensor Input(const OrtKernelContext* context, size_t index) const;
   void* Output(OrtKernelContext* context, size_t index, const std::vector<int64_t>& shape) const;
+  // Calls task(state, i) for every i below count on the session's own threads; returns when all are done.
+  // `task` must not throw.
+  void ParallelFor(const OrtKernelContext* context, void (*task)(void*, size_t), size_t count,
+                   void* state) const;
   void* ComputeStream(const OrtKernelContext* context) const;
 
  private:

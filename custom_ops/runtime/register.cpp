@@ -1,7 +1,6 @@
 // The one exported symbol: what SessionOptions.register_custom_ops_library calls.
-#include <memory>
+#include <exception>
 #include <mutex>
-#include <vector>
 
 #include "gemm_op.h"
 #include "ort_abi.h"
@@ -11,12 +10,21 @@ namespace {
 
 constexpr const char* kDomain = "ai.deftonnx";
 
-// Sessions refer to the domain as long as they live, and nothing says when the last one goes.
-void KeepForever(OrtCustomOpDomain* domain) {
+// Marks session options that have the library. ONNX Runtime refuses a domain that comes twice.
+constexpr const char* kRegistered = "deftonnx.library_registered";
+
+// One domain serves all sessions, and is never released: nothing says when the last session goes.
+OrtStatus* Register(const Ort& ort, OrtSessionOptions* options) {
   static std::mutex mutex;
-  static auto* kept = new std::vector<OrtCustomOpDomain*>;
+  static OrtCustomOpDomain* domain = nullptr;
   std::lock_guard<std::mutex> lock(mutex);
-  kept->push_back(domain);
+  if (ort.HasConfigEntry(options, kRegistered)) return nullptr;
+  if (domain == nullptr) {
+    if (OrtStatus* status = ort.CreateDomain(kDomain, GemmOps(), &domain)) return status;
+  }
+  if (OrtStatus* status = ort.AddDomain(options, domain)) return status;
+  ort.AddConfigEntry(options, kRegistered, "1");
+  return nullptr;
 }
 
 }  // namespace
@@ -30,9 +38,10 @@ extern "C" __attribute__((visibility("default"))) deftonnx::OrtStatus* RegisterC
     return deftonnx::Ort(base->GetApi(1))
         .CreateStatus(deftonnx::ErrorCode::kFail, "libdeftonnx_ops needs ONNX Runtime 1.22 or newer");
   }
-  deftonnx::OrtCustomOpDomain* domain = nullptr;
-  deftonnx::OrtStatus* status =
-      deftonnx::Ort(api).AddDomain(options, deftonnx::kDomain, deftonnx::GemmOps(), &domain);
-  if (domain != nullptr) deftonnx::KeepForever(domain);
-  return status;
+  const deftonnx::Ort ort(api);
+  try {
+    return deftonnx::Register(ort, options);
+  } catch (const std::exception& error) {
+    return ort.CreateStatus(deftonnx::ErrorCode::kFail, error.what());
+  }
 }

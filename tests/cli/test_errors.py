@@ -527,3 +527,8 @@ def test_exit_codes_are_documented(run: Run) -> None:
         (5, "unsupported"),
     ):
         assert f"{code} {meaning}" in text
+
+
+def test_a_library_that_was_not_built(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deftonnx.runtime.library.__file__", str(folder / "library.py"))
+    refuse(run, folder, ("lib-path",), 5, "was not built")
