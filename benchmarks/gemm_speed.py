@@ -25,8 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "custom_ops")]
 
 import onnxruntime  # noqa: E402
+from families import few_rows, tensor_core  # noqa: E402
+from families.few_rows import FewRows  # noqa: E402
+from families.tensor_core import Variant  # noqa: E402
 from gemm_sessions import Layers, packed_model, session_runner, stock_model  # noqa: E402
-from variants import SmallM, Variant, load_variants, small_m_kernels  # noqa: E402
 
 ROUNDS = 7
 SHAPES = [
@@ -114,9 +116,9 @@ def measure_shapes(save: Save) -> list[dict[str, Any]]:
 def measure_kernels(save: Save) -> list[dict[str, Any]]:
     """Every dense kernel that takes float16, at every shape: what the tuning tables are made from."""
     major, minor = torch.cuda.get_device_capability()
-    kernels: list[Variant | SmallM] = []
-    kernels += [v for v in load_variants([major * 10 + minor]) if v.x_type == "fp16" and v.loader == "tma"]
-    kernels += [k for k in small_m_kernels([major * 10 + minor]) if k.x_type == "fp16"]
+    kernels: list[Variant | FewRows] = []
+    kernels += [v for v in tensor_core.variants([major * 10 + minor]) if v.x_type == "fp16" and v.loader == "tma"]
+    kernels += [k for k in few_rows.kernels([major * 10 + minor]) if k.x_type == "fp16"]
     formats = {("fp16", 1): "half", ("u8", 1): "deft8:4", ("u8", 2): "deft8:7", ("bf16", 2): "deft16"}
     rows = []
     for M, K, N in SHAPES:
@@ -136,9 +138,9 @@ def measure_kernels(save: Save) -> list[dict[str, Any]]:
     return rows
 
 
-def _sensible(kernel: Variant | SmallM, M: int) -> bool:
+def _sensible(kernel: Variant | FewRows, M: int) -> bool:
     """Whether measuring `kernel` at M rows could tell anything."""
-    if isinstance(kernel, SmallM):
+    if isinstance(kernel, FewRows):
         return 8 * (kernel.m_tiles - 1) < M <= 8 * kernel.m_tiles
     return kernel.terms == 1 and 32 * kernel.tile[0] >= M
 

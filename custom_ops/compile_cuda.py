@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -30,22 +31,37 @@ def find_nvcc() -> str:
     raise FileNotFoundError("no CUDA compiler: install nvidia-cuda-nvcc, or set NVCC")
 
 
+def _sources(path: Path) -> list[Path]:
+    """`path` and the files of its folder that it includes, each once, in a fixed order."""
+    found = [path]
+    for file in found:
+        for name in re.findall(r'^#include "(.+)"', file.read_text(), re.MULTILINE):
+            included = file.parent / name
+            if included not in found:
+                found.append(included)
+    return found
+
+
 @functools.cache
 def _version(nvcc: str) -> str:
     return subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
 
 
-def compile_cached(source: str, architecture: int, cache: Path) -> bytes:
-    """Return the machine code of kernels/`source`, from the folder `cache` if it is there."""
+def compile_cached(source: str, target: str, cache: Path) -> bytes:
+    """Return the machine code of kernels/`source`, from the folder `cache` if it is there.
+
+    target: what it is for, as in "80", or "90a" with instructions that only that architecture has.
+    """
     nvcc = find_nvcc()
-    digest = hashlib.sha256(f"{source} {architecture} {_OPTIONS} {_version(nvcc)}".encode())
-    for name in (source, "epilogue.cuh", "mma_operands.cuh"):
-        digest.update((KERNELS / name).read_bytes())
+    digest = hashlib.sha256(f"{source} {target} {_OPTIONS} {_version(nvcc)}".encode())
+    for path in _sources(KERNELS / source):
+        digest.update(path.read_bytes())
     code = cache / f"{digest.hexdigest()[:32]}.cubin"
     if not code.exists():
         cache.mkdir(parents=True, exist_ok=True)
         pending = code.with_suffix(f".{os.getpid()}")
-        command = [nvcc, *_OPTIONS, f"-arch=sm_{architecture}", "-o", str(pending), str(KERNELS / source)]
+        architecture = f"-gencode=arch=compute_{target},code=sm_{target}"
+        command = [nvcc, *_OPTIONS, architecture, "-o", str(pending), str(KERNELS / source)]
         subprocess.run(command, check=True)
         pending.replace(code)
     return code.read_bytes()

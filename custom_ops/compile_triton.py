@@ -9,9 +9,10 @@ import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from variants import Variant
+if TYPE_CHECKING:
+    from families.tensor_core import Variant
 
 KERNELS = Path(__file__).parent / "kernels"
 _SOURCES = ("gemm_tensor_core.py", "decode.py", "epilogue.py")

@@ -1,26 +1,25 @@
 // Which kernel multiplies which shape.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
-#include <string>
-#include <vector>
 
-#include "gemm_spec.h"
-#include "kernel_image.h"
+#include "gemm_kernel.h"
 
 namespace deftonnx {
 
-// The images that can compute `spec` on a device of compute capability `capability`: of the newest
-// architecture whose machine code the device runs, and only of the fastest kind of loader that the shape
-// allows, or the one called spec.kernel if that is set. Throws InvalidNode if there is none.
-std::vector<const KernelImage*> Candidates(const GemmSpec& spec, int capability);
+class KernelChoice {
+ public:
+  // Asks every family for the kernels that can serve `node`. Throws InvalidNode if there is none.
+  explicit KernelChoice(const GemmNode& node);
 
-// The candidate of least estimated time for M rows on a GPU of that many multiprocessors.
-const KernelImage* Choose(const std::vector<const KernelImage*>& candidates, const GemmSpec& spec, int64_t M,
-                          int multiprocessors);
+  // The kernel of least estimated time. Thread-safe. Throws InvalidNode if none takes M rows.
+  const GemmKernel& For(int64_t M) const;
 
-// How many blocks share the K axis of a tile, as a cluster: enough to give each multiprocessor a block and a
-// half.
-int ClusterSize(const KernelImage& image, const GemmSpec& spec, int multiprocessors);
+ private:
+  const GemmNode& node_;
+  GemmKernels kernels_;
+  mutable std::atomic<uint64_t> last_{0};  // M and index of the last choice: a node mostly sees one M
+};
 
 }  // namespace deftonnx

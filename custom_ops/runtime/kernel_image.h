@@ -1,35 +1,38 @@
-// A kernel compiled ahead of time and what is needed to choose and launch it. build.py writes the table.
+// A kernel compiled ahead of time. build.py writes one table of images for each family.
 #pragma once
 
 #include <cstddef>
 
 namespace deftonnx {
 
-enum class Operands { kNative, kDeft8, kSplit };  // W is of X's type; deft8 codes; bfloat16 W under a wider X
-// See kernels/gemm_tensor_core.py; the first two are kernels/gemm_small_m.cu and gemm_small_m_cluster.cu.
-enum class Loader { kSmallM, kSmallMCluster, kTma, kTmaKept, kAligned, kAlignedKept, kElement };
-
-struct Box {
-  int rows, columns, type, element_bytes, swizzle;  // type and swizzle: the driver's enumerators
-};
-
 struct KernelImage {
-  const char* name;   // e.g. "native_tma_128x256x64"
+  const char* name;   // what users and result files call it
   const char* entry;  // name of the function in the cubin
   int architecture;   // compute capability the machine code is for
   const unsigned char* cubin;
   int shared_bytes, threads;
-  int x_type;  // ONNX element type
-  Operands operands;
-  int terms;  // bfloat16 terms that X is split into
-  Loader loader;
-  int block_m, block_n, block_k;
-  Box x_box, w_box;         // of the loaders with tensor maps
-  float step_ns, fixed_ns;  // tuning: a K step of one block on a full GPU; the rest of a block
-  int blocks_per_multiprocessor;
 };
 
-extern const KernelImage kKernelImages[];
-extern const size_t kKernelImageCount;
+// The images of one family; Row begins with `KernelImage image`.
+template <class Row>
+struct ImageTable {
+  const Row* rows;
+  size_t count;
+
+  const Row* begin() const { return rows; }
+  const Row* end() const { return rows + count; }
+
+  // The newest architecture with code for a device of that compute capability, or 0: machine code runs on
+  // devices of the same major version and the same or a newer minor one.
+  int ArchitectureFor(int capability) const {
+    int best = 0;
+    for (const Row& row : *this) {
+      const int architecture = row.image.architecture;
+      const bool runs = architecture / 10 == capability / 10 && architecture <= capability;
+      if (runs && architecture > best) best = architecture;
+    }
+    return best;
+  }
+};
 
 }  // namespace deftonnx

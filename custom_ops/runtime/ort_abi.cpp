@@ -26,12 +26,14 @@ enum Slot : int {
   kReleaseTensorTypeAndShapeInfo = 99,
   kReleaseCustomOpDomain = 101,
   kAddSessionConfigEntry = 130,
+  kReleaseAllocator = 132,
   kContextComputeStream = 193,
   kInfoInputCount = 230,
   kHasSessionConfigEntry = 237,
   kInfoNodeName = 244,
   kInfoConstantInput = 249,
   kContextParallelFor = 274,
+  kInfoAllocator = 278,
 };
 
 }  // namespace
@@ -119,6 +121,17 @@ bool Ort::ConstantInput(const OrtKernelInfo* info, size_t index, Tensor* tensor)
   return true;
 }
 
+OrtAllocator* Ort::DeviceAllocator(const OrtKernelInfo* info) const {
+  constexpr int kDefaultMemory = 0;
+  OrtAllocator* allocator = nullptr;
+  Check(Call(kInfoAllocator, info, kDefaultMemory, &allocator));
+  return allocator;
+}
+
+void Ort::Release(OrtAllocator* allocator) const {
+  reinterpret_cast<void (*)(OrtAllocator*)>(api_->slot[kReleaseAllocator])(allocator);
+}
+
 size_t Ort::InputCount(const OrtKernelContext* context) const {
   size_t count = 0;
   Check(Call(kContextInputCount, context, &count));
@@ -172,6 +185,16 @@ Tensor Ort::View(const OrtValue* value) const {
   Check(status);
   tensor.type = static_cast<ElementType>(type);
   return tensor;
+}
+
+Scratch::Scratch(OrtAllocator* allocator, size_t bytes)
+    : allocator_(allocator), data_(bytes == 0 ? nullptr : allocator->Alloc(allocator, bytes)) {
+  if (bytes != 0 && data_ == nullptr)
+    throw OrtError("no memory for " + std::to_string(bytes) + " bytes of scratch");
+}
+
+Scratch::~Scratch() {
+  if (data_ != nullptr) allocator_->Free(allocator_, data_);
 }
 
 }  // namespace deftonnx

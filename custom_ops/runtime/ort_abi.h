@@ -37,6 +37,12 @@ struct OrtApi {
   void* slot[280];
 };
 
+struct OrtAllocator {
+  uint32_t version;
+  void* (*Alloc)(OrtAllocator*, size_t bytes);
+  void (*Free)(OrtAllocator*, void* memory);
+};
+
 struct OrtApiBase {
   const OrtApi* (*GetApi)(uint32_t version);
   const char* (*GetVersionString)();
@@ -100,6 +106,10 @@ class Ort {
   // Empty if input `index` is not an initializer. Its data is where the execution provider put it.
   bool ConstantInput(const OrtKernelInfo* info, size_t index, Tensor* tensor) const;
 
+  // The execution provider's allocator for the node's inputs and outputs; to be given back.
+  OrtAllocator* DeviceAllocator(const OrtKernelInfo* info) const;
+  void Release(OrtAllocator* allocator) const;
+
   size_t InputCount(const OrtKernelContext* context) const;
   Tensor Input(const OrtKernelContext* context, size_t index) const;
   void* Output(OrtKernelContext* context, size_t index, const std::vector<int64_t>& shape) const;
@@ -118,6 +128,20 @@ class Ort {
   }
 
   const OrtApi* api_;
+};
+
+// Device memory for the length of a call that enqueues work. The provider gives it to later work of the same
+// stream alone, which runs after this work. Null for 0 bytes. Throws OrtError if there is none left.
+class Scratch {
+ public:
+  Scratch(OrtAllocator* allocator, size_t bytes);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  OrtAllocator* allocator_;
+  void* data_;
 };
 
 }  // namespace deftonnx

@@ -1,14 +1,20 @@
-"""The kernel variants that are compiled ahead of time, read from the tables in tuning/."""
+"""The Triton kernel kernels/gemm_tensor_core.py in the variants that the tables in tuning/ list."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-TUNING = Path(__file__).parent / "tuning"
-ARCHITECTURES = (80, 90, 100, 120)  # machine code of 80 also runs on 86 and 89
+import compile_triton
+from compile_triton import CompiledKernel, TensorBox
+from images import Image, Row, Table, element_type
+
+TABLE = Table("gemm_tensor_core.h", "TensorCoreImage", "kTensorCoreImages")
+TUNING = Path(__file__).parents[1] / "tuning"
 
 # operands of a table row → (X's type, W's type, bfloat16 terms of X) of its variants
 _OPERANDS: dict[str, list[tuple[str, str, int]]] = {
@@ -17,6 +23,19 @@ _OPERANDS: dict[str, list[tuple[str, str, int]]] = {
     "deft8_split": [("fp16", "u8", 2), ("fp32", "u8", 3)],
     "split": [("fp16", "bf16", 2), ("fp32", "bf16", 3)],
 }
+_CPP_OPERANDS = {"native": "kNative", "deft8": "kDeft8", "deft8_split": "kDeft8", "split": "kSplit"}
+_CPP_LOADERS = {
+    "tma": "kTma",
+    "tma_kept": "kTmaKept",
+    "aligned": "kAligned",
+    "aligned_kept": "kAlignedKept",
+    "element": "kElement",
+}
+
+_SHARED_MEMORY = {80: 164, 90: 228, 100: 228, 120: 100}  # KiB a multiprocessor has
+_RESERVED_SHARED_MEMORY = 1  # KiB a block costs beside its own
+_REGISTERS = 65536  # of a multiprocessor
+_OTHER_REGISTERS = 64  # of a thread, beside its accumulators
 
 
 @dataclass(frozen=True)
@@ -80,9 +99,9 @@ class Variant:
         return types | dict.fromkeys(constants, "constexpr"), constants, multiples
 
 
-def load_variants(architectures: list[int] | None = None) -> list[Variant]:
+def variants(architectures: list[int] | None = None) -> list[Variant]:
     """Return the variants of the given compute capabilities (80 for 8.0), or of all that have a table."""
-    variants = []
+    found = []
     for path in sorted(TUNING.glob("sm*.json")):
         table = json.loads(path.read_text())
         if architectures is not None and table["architecture"] not in architectures:
@@ -91,62 +110,45 @@ def load_variants(architectures: list[int] | None = None) -> list[Variant]:
             tile = tuple(row["tile"])
             options = {k: row[k] for k in ("operands", "loader", "swap", "warps", "stages", "step_ns", "fixed_ns")}
             for x, w, terms in _OPERANDS[row["operands"]]:
-                variants.append(Variant(table["architecture"], x_type=x, w_type=w, terms=terms, tile=tile, **options))
-    return variants
+                found.append(Variant(table["architecture"], x_type=x, w_type=w, terms=terms, tile=tile, **options))
+    return found
 
 
-@dataclass(frozen=True)
-class SmallM:
-    """One kernel of gemm_small_m.cu, or of gemm_small_m_cluster.cu: for 8 * m_tiles rows of X or fewer.
-
-    row_tiles: 16 of the output features a block makes, each.
-    """
-
-    architecture: int
-    x_type: str
-    w_type: str
-    terms: int
-    m_tiles: int
-    row_tiles: int
-    cluster: bool = False
-
-    @property
-    def source(self) -> str:
-        """The file in kernels/."""
-        return "gemm_small_m_cluster.cu" if self.cluster else "gemm_small_m.cu"
-
-    @property
-    def entry(self) -> str:
-        """The function's name in the machine code."""
-        name = f"{self.x_type}_{self.w_type}_{self.terms}_{self.m_tiles}"
-        return name if self.cluster else f"{name}_{self.row_tiles}"
-
-    @property
-    def name(self) -> str:
-        """What users and result files call it."""
-        kind = "small_m_cluster" if self.cluster else "small_m"
-        return f"{self.x_type}_{self.w_type}_{kind}_{8 * self.m_tiles}x{16 * self.row_tiles}"
-
-    @property
-    def step(self) -> int:
-        """Input features a step of a block: those of 128 bytes of W."""
-        return 128 if self.w_type == "u8" else 64
-
-    @property
-    def shared_bytes(self) -> int:
-        """Dynamic shared memory: four stages of 128 rows of W and of the rows of X."""
-        return 4 * (128 * 128 + 8 * self.m_tiles * self.step * 2) if self.cluster else 0
+def rows(architectures: list[int] | None, cache: Path, each: Callable[..., Any]) -> list[Row]:
+    """Compile the variants and return their rows."""
+    members = variants(architectures)
+    compiled = each(partial(compile_triton.compile_cached, cache=cache), members)
+    return [_row(variant, kernel) for variant, kernel in zip(members, compiled, strict=True)]
 
 
-def small_m_kernels(architectures: list[int] | None = None) -> list[SmallM]:
-    """Return the kernels for few rows for the given compute capabilities, or for all."""
-    operands = [*_OPERANDS["native"], *_OPERANDS["deft8"], _OPERANDS["deft8_split"][0]]
-    tiles: list[tuple[int, int, bool]] = [(m, rows, False) for m in (1, 2) for rows in (1, 2, 4)]
-    clusters = [(m, 8, True) for m in (1, 2)]
-    return [
-        SmallM(architecture, *operand, *tile)
-        for architecture in ARCHITECTURES
-        if architectures is None or architecture in architectures
-        for operand in operands
-        for tile in tiles + (clusters if architecture >= 90 else [])
-    ]
+def _row(variant: Variant, kernel: CompiledKernel) -> Row:
+    x_box, w_box = kernel.boxes if kernel.boxes else (None, None)
+    code = kernel.cubin
+    image = Image(variant.name, kernel.entry, variant.architecture, code, kernel.shared_bytes, kernel.threads)
+    fields = (
+        element_type(variant.x_type),
+        f"Operands::{_CPP_OPERANDS[variant.operands]}",
+        variant.terms,
+        f"Loader::{_CPP_LOADERS[variant.loader]}",
+        *variant.tile,
+        _box(x_box),
+        _box(w_box),
+        variant.step_ns,
+        variant.fixed_ns,
+        _blocks_per_multiprocessor(variant, kernel),
+    )
+    return Row(image, fields)
+
+
+def _box(box: TensorBox | None) -> str:
+    values = (box.rows, box.columns, box.type, box.element_bytes, box.swizzle) if box else (0, 0, 0, 0, 0)
+    return "{" + ", ".join(map(str, values)) + "}"
+
+
+def _blocks_per_multiprocessor(variant: Variant, kernel: CompiledKernel) -> int:
+    """An estimate of how many blocks run at once on a multiprocessor."""
+    by_memory = _SHARED_MEMORY[variant.architecture] // (kernel.shared_bytes / 1024 + _RESERVED_SHARED_MEMORY)
+    threads = 32 * variant.warps
+    registers = variant.tile[0] * variant.tile[1] // threads + _OTHER_REGISTERS
+    by_registers = _REGISTERS // (threads * min(registers, 255))
+    return max(1, min(int(by_memory), by_registers))

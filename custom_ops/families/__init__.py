@@ -1,0 +1,10 @@
+"""The kernels that are compiled ahead of time, a module for each family; its C++ side is runtime/gemm_<family>.cpp.
+
+A module has TABLE, its table in the library, and rows(architectures, cache, each), which compiles the family's
+kernels for those compute capabilities (None: all) and returns their rows. `each` is `map`, or one that works
+in parallel.
+"""
+
+from families import few_rows, tensor_core
+
+FAMILIES = (few_rows, tensor_core)

@@ -1,0 +1,89 @@
+"""The tables of compiled kernels inside the library: machine code in assembler, its descriptions in C++."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ARCHITECTURES = (80, 90, 100, 120)  # compute capabilities; machine code of 80 also runs on 86 and 89
+ONNX_TYPE = {"fp32": 1, "u8": 2, "fp16": 10, "u32": 12, "bf16": 16}
+
+
+@dataclass(frozen=True)
+class Image:
+    """A compiled kernel: KernelImage of runtime/kernel_image.h."""
+
+    name: str
+    entry: str  # the function in the machine code
+    architecture: int  # compute capability, 90 for 9.0
+    code: bytes
+    shared_bytes: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """An image and, as C++ expressions, the other fields of its family's struct."""
+
+    image: Image
+    fields: tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Where a family's rows go: `name`, an ImageTable<struct> that `header` declares."""
+
+    header: str
+    struct: str
+    name: str
+
+
+def element_type(name: str) -> str:
+    """The C++ expression for a type of ONNX_TYPE."""
+    return f"static_cast<ElementType>({ONNX_TYPE[name]})"
+
+
+def write_tables(tables: Mapping[Table, Sequence[Row]], folder: Path) -> list[Path]:
+    """Write the tables and their machine code into `folder`; returns the files to link."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # kernels of one source share their machine code
+    codes = dict.fromkeys(row.image.code for rows in tables.values() for row in rows)
+    index = {code: i for i, code in enumerate(codes)}
+    sources = [_write_code(index, folder)]
+    for table, rows in tables.items():
+        sources.append(folder / f"{table.name}.cpp")
+        sources[-1].write_text(_table_source(table, rows, index))
+    return sources
+
+
+def _write_code(index: Mapping[bytes, int], folder: Path) -> Path:
+    assembly = ['.section .rodata, "a"']
+    for code, i in index.items():
+        (folder / f"{i}.cubin").write_bytes(code)
+        assembly += [".balign 64", f".hidden cubin_{i}", f".global cubin_{i}", f"cubin_{i}:"]
+        assembly += [f'.incbin "{folder / f"{i}.cubin"}"']
+    assembly.append('.section .note.GNU-stack, "", @progbits')
+    path = folder / "cubins.S"
+    path.write_text("\n".join(assembly) + "\n")
+    return path
+
+
+def _table_source(table: Table, rows: Sequence[Row], index: Mapping[bytes, int]) -> str:
+    used = sorted({index[row.image.code] for row in rows})
+    declarations = "".join(f"extern const unsigned char cubin_{i}[];\n" for i in used)
+    lines = "".join(f"    {_row_source(row, index[row.image.code])},\n" for row in rows)
+    array = f"static const {table.struct} kRows[] = {{\n{lines}}};\n" if rows else ""
+    return (
+        f'#include "{table.header}"\n'
+        f'extern "C" {{\n{declarations}}}\n'
+        f"namespace deftonnx {{\n{array}"
+        f"const ImageTable<{table.struct}> {table.name} = {{{'kRows' if rows else 'nullptr'}, {len(rows)}}};\n"
+        "}  // namespace deftonnx\n"
+    )
+
+
+def _row_source(row: Row, code: int) -> str:
+    image = row.image
+    head = f'"{image.name}", "{image.entry}", {image.architecture}, cubin_{code}, {image.shared_bytes}, {image.threads}'
+    return "{" + ", ".join([f"{{{head}}}", *map(str, row.fields)]) + "}"

@@ -1,0 +1,113 @@
+#include "gemm_few_rows.h"
+
+#include "gemm_arguments.h"
+#include "kernel_cache.h"
+
+namespace deftonnx {
+namespace {
+
+// The bfloat16 terms of X that these kernels need for the node's format, or 0 if they do not serve it.
+int Terms(const GemmSpec& spec) {
+  const bool half_x = spec.x_type == ElementType::kFloat16;
+  switch (spec.format) {
+    case Format::kHalf: return half_x ? 1 : 0;
+    case Format::kDeft16: return spec.x_type == ElementType::kBfloat16 ? 1 : 0;
+    case Format::kDeft8: return half_x && spec.exponent_bits > 5 ? 2 : spec.x_type != ElementType::kFloat;
+    case Format::kDeft16q: break;
+  }
+  return 0;
+}
+
+bool Serves(const GemmSpec& spec) {
+  const bool even = spec.features % 16 == 0 && spec.K % 16 == 0;
+  return even && (spec.block == 0 || spec.block >= 16);
+}
+
+// Of two kernels for as many rows: the one made for clusters for 16-bit codes (unpacking 8-bit ones is faster
+// without) if its tiles fill the GPU; the most output features a block (they share the rows of X) that still
+// leave every multiprocessor two blocks.
+bool Better(const FewRowsImage& a, const FewRowsImage& b, const GemmNode& node) {
+  const int64_t N = node.spec.N, multiprocessors = node.multiprocessors;
+  if (a.cluster != b.cluster) {
+    const FewRowsImage& cluster = a.cluster ? a : b;
+    const bool fills = 2 * CeilDivide(N, cluster.block_n) >= 3 * multiprocessors;
+    return (&a == &cluster) == (fills && cluster.w_type != ElementType::kUint8);
+  }
+  // two terms and 64 output features take too many registers
+  if (a.terms == 2 && (a.block_n > 32) != (b.block_n > 32)) return a.block_n <= 32;
+  const auto fills = [&](const FewRowsImage& row) {
+    return CeilDivide(N, row.block_n) >= 2 * multiprocessors;
+  };
+  if (fills(a) != fills(b)) return fills(a);
+  return fills(a) ? a.block_n > b.block_n : a.block_n < b.block_n;
+}
+
+// How many blocks share the K axis of a tile, as a cluster: enough to give each multiprocessor a block and a
+// half.
+unsigned ClusterSize(const FewRowsImage& row, const GemmNode& node) {
+  if (!row.cluster) return 1;
+  const int64_t tiles = CeilDivide(node.spec.N, row.block_n);
+  const int64_t steps = CeilDivide(node.spec.K, row.block_k);
+  unsigned size = 1;
+  while (size < 8 && 2 * tiles * size < 3 * int64_t{node.multiprocessors} && steps >= 4 * size) size *= 2;
+  return size;
+}
+
+Decoding MakeDecoding(const GemmSpec& spec, const FewRowsImage& row) {
+  if (spec.format != Format::kDeft8) return {};
+  const bool to_float16 = spec.x_type == ElementType::kFloat16 && row.terms == 1;
+  return to_float16 ? Decoding::ToFloat16(spec.exponent_bits) : Decoding::ToBfloat16(spec.exponent_bits);
+}
+
+class FewRowsKernel : public GemmKernel {
+ public:
+  FewRowsKernel(const GemmNode& node, const FewRowsImage& row)
+      : node_(node),
+        row_(row),
+        kernel_(LoadKernel(node.driver, row.image, node.device)),
+        arguments_(node, MakeDecoding(node.spec, row)),
+        cluster_(ClusterSize(row, node)),
+        blocks_(static_cast<unsigned>(CeilDivide(node.spec.N, row.block_n)) * cluster_) {}
+
+  const char* Name() const override { return row_.image.name; }
+
+  // For the rows they take, nothing was faster: ahead of every estimate, and fewer rows first.
+  double Nanoseconds(int64_t M) const override { return M <= row_.most_rows ? row_.most_rows : kRefused; }
+
+  void Launch(const GemmCall& call) const override {
+    const auto M = static_cast<int32_t>(call.M);
+    Arguments arguments;
+    arguments.Add(call.x);
+    arguments.Add(node_.weight);
+    arguments_.Add(arguments, call, M);
+    node_.driver.Launch(kernel_, blocks_, cluster_, row_.image.threads, row_.image.shared_bytes, call.stream,
+                        arguments.Pointers());
+  }
+
+ private:
+  const GemmNode& node_;
+  const FewRowsImage& row_;
+  CUkernel kernel_;
+  NodeArguments arguments_;
+  unsigned cluster_, blocks_;
+};
+
+}  // namespace
+
+void FewRowsKernels(const GemmNode& node, GemmKernels& kernels) {
+  const int terms = Terms(node.spec);
+  if (terms == 0 || !Serves(node.spec)) return;
+  const int architecture = kFewRowsImages.ArchitectureFor(node.capability);
+  const FewRowsImage* best[2] = {};  // for 8 rows and for 16
+  for (const FewRowsImage& row : kFewRowsImages) {
+    if (row.image.architecture != architecture || row.x_type != node.spec.x_type) continue;
+    if (row.w_type != node.spec.weight_type || row.terms != terms || !node.Admits(row.image.name)) continue;
+    const FewRowsImage*& slot = best[row.most_rows > 8];
+    if (slot == nullptr || Better(row, *slot, node)) slot = &row;
+  }
+  for (const FewRowsImage* row : best) {
+    if (row != nullptr) kernels.push_back(std::make_unique<FewRowsKernel>(node, *row));
+  }
+}
+
+}  // namespace deftonnx
