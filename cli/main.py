@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+from deftonnx.cli.bench import bench
 from deftonnx.cli.check import check
 from deftonnx.cli.console import DeftGroup
 from deftonnx.cli.inspect import inspect
@@ -28,3 +29,4 @@ main.add_command(optimize)
 main.add_command(inspect)
 main.add_command(check)
 main.add_command(lib_path)
+main.add_command(bench)

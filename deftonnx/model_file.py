@@ -25,6 +25,13 @@ SMALL = 1024
 
 def load(path: str | Path) -> onnx.ModelProto:
     """The model in a file, with its external data."""
+    model = read(path)
+    _load_external(model, Path(path))
+    return model
+
+
+def read(path: str | Path) -> onnx.ModelProto:
+    """The model in a file; weights that it keeps in other files stay there."""
     file = Path(path)
     if not file.exists():
         raise UsageError(f"model '{file}' does not exist")
@@ -37,7 +44,6 @@ def load(path: str | Path) -> onnx.ModelProto:
     except OSError as error:
         raise UsageError(f"model '{file}' cannot be read: {error.strerror}") from error
     check(model, f"'{file}'")
-    _load_external(model, file)
     return model
 
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import io
+from dataclasses import dataclass
 
 import onnxruntime
 
@@ -29,6 +30,59 @@ def driver() -> ctypes.CDLL | None:
     except OSError:
         return None
     return library if library.cuInit(0) == 0 else None
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU."""
+
+    name: str
+    capability: int  # 90 for compute capability 9.0
+    multiprocessors: int
+    memory_bytes: int
+
+
+def devices() -> list[Device]:
+    """The GPUs that the driver shows to this process."""
+    return [_device(i) for i in range(device_count())]
+
+
+def _device(index: int) -> Device:
+    library = driver()
+    assert library is not None
+    handle, name, memory = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_size_t()
+    library.cuDeviceGet(ctypes.byref(handle), index)
+    library.cuDeviceGetName(name, len(name), handle)
+    library.cuDeviceTotalMem_v2(ctypes.byref(memory), handle)
+
+    def attribute(number: int) -> int:
+        value = ctypes.c_int()
+        library.cuDeviceGetAttribute(ctypes.byref(value), number, handle)
+        return value.value
+
+    # the driver's CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR and _MULTIPROCESSOR_COUNT
+    capability = 10 * attribute(75) + attribute(76)
+    return Device(name.value.decode(errors="replace"), capability, attribute(16), memory.value)
+
+
+def driver_version() -> str | None:
+    """The NVIDIA driver's version, as 580.95.05, or None without one."""
+    try:
+        management = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    text = ctypes.create_string_buffer(96)
+    if management.nvmlInit_v2() != 0 or management.nvmlSystemGetDriverVersion(text, len(text)) != 0:
+        return None
+    return text.value.decode(errors="replace")
+
+
+def cuda_version() -> str | None:
+    """The newest CUDA that the driver runs, as 13.0, or None without one."""
+    library, version = driver(), ctypes.c_int()
+    if library is None or library.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def device_count() -> int:
