@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import runpy
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +23,8 @@ from families import FAMILIES  # noqa: E402
 from images import write_tables  # noqa: E402
 
 BUILD = HERE / "build"
-LIBRARY = HERE.parent / "deftonnx" / "runtime" / "libdeftonnx_ops.so"
+PACKAGE = HERE.parent / "deftonnx"
+LIBRARY = PACKAGE / "runtime" / "libdeftonnx_ops.so"
 
 
 def link(sources: list[Path], output: Path) -> None:
@@ -42,12 +44,17 @@ def link(sources: list[Path], output: Path) -> None:
     pending.replace(output)
 
 
+def package_version() -> str:
+    """The version of the package that the library belongs to."""
+    return str(runpy.run_path(str(PACKAGE / "version.py"))["__version__"])
+
+
 def build(architectures: list[int] | None, jobs: int, output: Path) -> None:
     """Compile what the cache lacks and link the library at `output`."""
     with ProcessPoolExecutor(jobs) as pool:
         each = pool.map if jobs > 1 else map
         tables = {family.TABLE: family.rows(architectures, BUILD / "cache", each) for family in FAMILIES}
-    link(write_tables(tables, BUILD / "table"), output)
+    link(write_tables(tables, BUILD / "table", package_version()), output)
     print(f"{output}: {sum(map(len, tables.values()))} kernels, {output.stat().st_size / 2**20:.1f} MiB")
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ARCHITECTURES = (80, 90, 100, 120)  # compute capabilities; machine code of 80 also runs on 86 and 89
+MANIFEST_MARK = "deftonnx-manifest:"
+"""What the library's manifest begins with; deftonnx/runtime/manifest.py looks for it. A zero byte ends it."""
 ONNX_TYPE = {"fp32": 1, "u8": 2, "fp16": 10, "u32": 12, "bf16": 16}
 
 
@@ -44,21 +48,45 @@ def element_type(name: str) -> str:
     return f"static_cast<ElementType>({ONNX_TYPE[name]})"
 
 
-def write_tables(tables: Mapping[Table, Sequence[Row]], folder: Path) -> list[Path]:
+def write_tables(tables: Mapping[Table, Sequence[Row]], folder: Path, version: str) -> list[Path]:
     """Write the tables and their machine code into `folder`; returns the files to link."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text(json.dumps(_manifest(tables, version)))
     # kernels of one source share their machine code
     codes = dict.fromkeys(row.image.code for rows in tables.values() for row in rows)
     index = {code: i for i, code in enumerate(codes)}
-    sources = [_write_code(index, folder)]
+    sources = [_write_code(index, folder), folder / "fingerprint.cpp"]
+    sources[-1].write_text(
+        f'#include "measured_times.h"\nconst char* const deftonnx::kLibraryFingerprint = "{_fingerprint(tables)}";\n'
+    )
     for table, rows in tables.items():
         sources.append(folder / f"{table.name}.cpp")
         sources[-1].write_text(_table_source(table, rows, index))
     return sources
 
 
+def _manifest(tables: Mapping[Table, Sequence[Row]], version: str) -> dict[str, object]:
+    """What tools want to know of a library without loading it."""
+    kernels: dict[str, list[str]] = {}
+    for rows in tables.values():
+        for row in rows:
+            kernels.setdefault(str(row.image.architecture), []).append(row.image.name)
+    return {"version": version, "fingerprint": _fingerprint(tables), "kernels": kernels}
+
+
+def _fingerprint(tables: Mapping[Table, Sequence[Row]]) -> str:
+    """Changes with the machine code of any kernel, and with what its time is estimated from."""
+    digest = hashlib.sha256()
+    for rows in tables.values():
+        for row in rows:
+            description = replace(row.image, code=b"")
+            digest.update(repr((description, row.fields)).encode() + row.image.code)
+    return digest.hexdigest()[:16]
+
+
 def _write_code(index: Mapping[bytes, int], folder: Path) -> Path:
-    assembly = ['.section .rodata, "a"']
+    assembly = ['.section .rodata, "a"', f'.ascii "{MANIFEST_MARK}"']
+    assembly += [f'.incbin "{folder / "manifest.json"}"', ".byte 0"]
     for code, i in index.items():
         (folder / f"{i}.cubin").write_bytes(code)
         assembly += [".balign 64", f".hidden cubin_{i}", f".global cubin_{i}", f"cubin_{i}:"]

@@ -22,6 +22,8 @@ class CudaDriver {
  public:
   // Throws CudaError if there is no driver.
   static const CudaDriver& Get();
+  // One that does nothing, for asking which kernels would serve a node where there is no GPU.
+  static const CudaDriver& Offline();
 
   CUdevice CurrentDevice() const;
   int ComputeCapability(CUdevice device) const;  // 90 for 9.0
@@ -41,10 +43,11 @@ class CudaDriver {
 
  private:
   CudaDriver();
+  struct Functions;
+  explicit CudaDriver(const Functions& functions) : functions_(&functions) {}
   void Check(int result, const char* what) const;
   int DeviceAttribute(CUdevice device, int attribute) const;
 
-  struct Functions;
   const Functions* functions_;
 };
 

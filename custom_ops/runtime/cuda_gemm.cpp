@@ -38,7 +38,8 @@ CudaGemm::CudaGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, Ele
                    ElementType y)
     : ort_(ort),
       node_(ReadNode(ort, info, ReadGemmSpec(ort, info, x, weight, y))),
-      choice_(node_),
+      choice_(node_, MeasuredTimes::Load(node_.capability, node_.multiprocessors,
+                                         [&](const std::string& message) { ort.Warn(info, message); })),
       scratch_(ort.DeviceAllocator(info)) {}
 
 CudaGemm::~CudaGemm() { ort_.Release(scratch_); }

@@ -105,8 +105,8 @@ void SetSizes(const Ort& ort, const OrtKernelInfo* info, GemmSpec& spec) {
 
 }  // namespace
 
-GemmSpec ReadGemmSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType weight,
-                      ElementType y) {
+GemmSpec ReadGemmAttributes(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType weight,
+                            ElementType y) {
   GemmSpec spec{};
   spec.node = ort.NodeName(info);
   spec.x_type = x;
@@ -129,7 +129,12 @@ GemmSpec ReadGemmSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, 
   }
   const std::string compute = Attribute(spec, "compute", text);
   if (compute != "auto") spec.kernel = compute;
+  return spec;
+}
 
+GemmSpec ReadGemmSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType weight,
+                      ElementType y) {
+  GemmSpec spec = ReadGemmAttributes(ort, info, x, weight, y);
   const int64_t row = spec.format == Format::kDeft16q ? spec.padded_K / 2 : spec.padded_K;
   CheckConstant(ort, info, spec, 1, "W", {spec.N, row});
   CheckConstant(ort, info, spec, 2, "scale", {spec.N});

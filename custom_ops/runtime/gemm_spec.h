@@ -36,6 +36,10 @@ struct GemmSpec {
 GemmSpec ReadGemmSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType weight,
                       ElementType y);
 
+// The attributes alone, of a node whose constant inputs are not there. Throws InvalidNode.
+GemmSpec ReadGemmAttributes(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType weight,
+                            ElementType y);
+
 // Checks the kept block indices against spec.features and spec.K. Throws InvalidNode.
 void CheckKept(const GemmSpec& spec, const int32_t* kept, size_t count);
 

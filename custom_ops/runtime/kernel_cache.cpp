@@ -7,6 +7,7 @@
 namespace deftonnx {
 
 CUkernel LoadKernel(const CudaDriver& driver, const KernelImage& image, CUdevice device) {
+  if (&driver == &CudaDriver::Offline()) return nullptr;
   static std::mutex mutex;
   // never destroyed: the driver may be gone before the library's destructors run
   static auto* kernels = new std::map<const KernelImage*, CUkernel>;

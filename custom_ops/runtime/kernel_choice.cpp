@@ -1,6 +1,7 @@
 #include "kernel_choice.h"
 
 #include <string>
+#include <utility>
 
 #include "error.h"
 #include "gemm_few_rows.h"
@@ -15,7 +16,8 @@ constexpr int kIndexBits = 16;
 
 }  // namespace
 
-KernelChoice::KernelChoice(const GemmNode& node) : node_(node) {
+KernelChoice::KernelChoice(const GemmNode& node, std::shared_ptr<const MeasuredTimes> measured)
+    : node_(node), measured_(std::move(measured)) {
   for (GemmFamily family : kFamilies) family(node, kernels_);
   if (!kernels_.empty()) return;
   const std::string wanted = node.spec.kernel.empty() ? "" : " '" + node.spec.kernel + "'";
@@ -24,13 +26,19 @@ KernelChoice::KernelChoice(const GemmNode& node) : node_(node) {
                     ", this format, these types and this shape");
 }
 
+double KernelChoice::Nanoseconds(const GemmKernel& kernel, int64_t M) const {
+  const double estimate = kernel.Nanoseconds(M);
+  if (measured_ == nullptr || estimate == kRefused) return estimate;
+  return estimate * measured_->Correction(kernel.Name(), M, node_.spec.K, node_.spec.N);
+}
+
 const GemmKernel& KernelChoice::For(int64_t M) const {
   const uint64_t last = last_.load(std::memory_order_relaxed);
   if (static_cast<int64_t>(last >> kIndexBits) == M) return *kernels_[last & ((1 << kIndexBits) - 1)];
   size_t best = 0;
   double least = kRefused;
   for (size_t i = 0; i < kernels_.size(); ++i) {
-    const double time = kernels_[i]->Nanoseconds(M);
+    const double time = Nanoseconds(*kernels_[i], M);
     if (time < least) least = time, best = i;
   }
   if (least == kRefused) {

@@ -31,6 +31,8 @@ enum Slot : int {
   kInfoInputCount = 230,
   kHasSessionConfigEntry = 237,
   kInfoNodeName = 244,
+  kInfoLogger = 245,
+  kLogMessage = 247,
   kInfoConstantInput = 249,
   kContextParallelFor = 274,
   kInfoAllocator = 278,
@@ -74,6 +76,13 @@ bool Ort::HasConfigEntry(const OrtSessionOptions* options, const char* key) cons
 
 void Ort::AddConfigEntry(OrtSessionOptions* options, const char* key, const char* value) const {
   Check(Call(kAddSessionConfigEntry, options, key, value));
+}
+
+void Ort::Warn(const OrtKernelInfo* info, const std::string& message) const {
+  constexpr int kWarning = 2;
+  const OrtLogger* logger = nullptr;
+  Check(Call(kInfoLogger, info, &logger));
+  Check(Call(kLogMessage, logger, kWarning, message.c_str(), "libdeftonnx_ops", 0, "DeftGemm"));
 }
 
 int64_t Ort::AttributeInt(const OrtKernelInfo* info, const char* name) const {

@@ -19,6 +19,7 @@ struct OrtKernelContext;
 struct OrtShapeInferContext;
 struct OrtTensorTypeAndShapeInfo;
 struct OrtTypeInfo;
+struct OrtLogger;
 struct OrtValue;
 
 enum class ElementType : int {
@@ -26,6 +27,7 @@ enum class ElementType : int {
   kFloat = 1,
   kUint8 = 2,
   kInt32 = 6,
+  kInt64 = 7,
   kFloat16 = 10,
   kUint32 = 12,
   kBfloat16 = 16,
@@ -97,6 +99,9 @@ class Ort {
   OrtStatus* AddDomain(OrtSessionOptions* options, OrtCustomOpDomain* domain) const;
   bool HasConfigEntry(const OrtSessionOptions* options, const char* key) const;
   void AddConfigEntry(OrtSessionOptions* options, const char* key, const char* value) const;
+
+  // A warning in the session's log.
+  void Warn(const OrtKernelInfo* info, const std::string& message) const;
 
   int64_t AttributeInt(const OrtKernelInfo* info, const char* name) const;
   float AttributeFloat(const OrtKernelInfo* info, const char* name) const;

@@ -1,7 +1,9 @@
 // The one exported symbol: what SessionOptions.register_custom_ops_library calls.
 #include <exception>
 #include <mutex>
+#include <vector>
 
+#include "choice_op.h"
 #include "gemm_op.h"
 #include "ort_abi.h"
 
@@ -20,7 +22,9 @@ OrtStatus* Register(const Ort& ort, OrtSessionOptions* options) {
   std::lock_guard<std::mutex> lock(mutex);
   if (ort.HasConfigEntry(options, kRegistered)) return nullptr;
   if (domain == nullptr) {
-    if (OrtStatus* status = ort.CreateDomain(kDomain, GemmOps(), &domain)) return status;
+    std::vector<OrtCustomOp*> ops = GemmOps();
+    ops.push_back(ChoiceOp());
+    if (OrtStatus* status = ort.CreateDomain(kDomain, ops, &domain)) return status;
   }
   if (OrtStatus* status = ort.AddDomain(options, domain)) return status;
   ort.AddConfigEntry(options, kRegistered, "1");

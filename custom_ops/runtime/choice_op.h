@@ -1,0 +1,19 @@
+// The custom operator ai.deftonnx::DeftGemmChoice: which kernels would serve a DeftGemm node, and how long
+// they would take, on a GPU that need not be there. Tools ask it (`deftonnx doctor`, `deftonnx tune`) in a
+// session on the CPU, so that the library exports nothing but its entry point. No model holds such nodes.
+//
+// Inputs: M (count,) int64, numbers of rows of X; optionally the node's kept blocks, int32 and constant.
+// Output: uint8 text, a line for each M and kernel that takes so many rows:
+//   M <tab> kernel <tab> the kernel's own estimate in nanoseconds <tab> the same corrected by measurements
+// Attributes: those of DeftGemm, and x_type, w_type (ONNX element types), capability (90 for 9.0),
+// multiprocessors.
+#pragma once
+
+#include "ort_abi.h"
+
+namespace deftonnx {
+
+// The operator to register; it lives as long as the library.
+OrtCustomOp* ChoiceOp();
+
+}  // namespace deftonnx

@@ -1,0 +1,76 @@
+"""Which kernel the operator library would run for a DeftGemm node on a GPU, which need not be there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+
+from deftonnx.calibration.activations import first_line
+from deftonnx.errors import UnsupportedError
+from deftonnx.runtime.cuda import Device
+
+_DOMAIN = "ai.deftonnx"
+
+
+@dataclass(frozen=True)
+class TimedKernel:
+    """A kernel that can serve a node at M rows; nanoseconds: its estimate, and that corrected by `deftonnx tune`."""
+
+    M: int
+    kernel: str
+    estimate: float
+    time: float
+
+
+def kernels_for(
+    node: onnx.NodeProto, x_type: int, w_type: int, rows: Sequence[int], device: Device, library: str, severity: int = 4
+) -> list[TimedKernel]:
+    """Return every kernel that can serve a DeftGemm `node` at each of `rows`, the fastest of each first.
+
+    `x_type` and `w_type` are element types of X and W; kept blocks are not looked at. Raises UnsupportedError with the
+    library's own words if it refuses the node. `severity`: the least that ONNX Runtime logs.
+    """
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    question = helper.make_node(
+        "DeftGemmChoice",
+        ["M"],
+        ["lines"],
+        name=node.name,
+        domain=_DOMAIN,
+        **attributes,
+        x_type=x_type,
+        w_type=w_type,
+        capability=device.capability,
+        multiprocessors=device.multiprocessors,
+    )
+    graph = helper.make_graph(
+        [question],
+        "choice",
+        [helper.make_tensor_value_info("M", TensorProto.INT64, ["count"])],
+        [helper.make_tensor_value_info("lines", TensorProto.UINT8, ["bytes"])],
+    )
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid(_DOMAIN, 1)]
+    model = helper.make_model(graph, opset_imports=domains, ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = severity
+    options.intra_op_num_threads = 1
+    options.register_custom_ops_library(library)
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
+        (text,) = session.run(None, {"M": np.array(rows, np.int64)})
+    except Exception as error:
+        raise UnsupportedError(first_line(error).split(" : ")[-1]) from error
+    found = [_timed(line) for line in bytes(text).decode().splitlines()]
+    return sorted(found, key=lambda kernel: (kernel.M, kernel.time))
+
+
+def _timed(line: str) -> TimedKernel:
+    M, kernel, estimate, time = line.split("\t")
+    return TimedKernel(int(M), kernel, float(estimate), float(time))

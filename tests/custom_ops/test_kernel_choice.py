@@ -1,0 +1,164 @@
+"""Which kernel would serve a node on a GPU that is not here, and what a table of measured times changes."""
+
+import json
+import os
+import time
+
+import numpy as np
+import onnxruntime
+import pytest
+from gemm_model import gemm_model, reference, run_gemm
+from onnx import TensorProto
+
+from deftonnx.errors import UnsupportedError
+from deftonnx.formats import pack_weight
+from deftonnx.runtime.cuda import Device
+from deftonnx.runtime.kernel_choice import kernels_for
+from deftonnx.runtime.manifest import read_manifest
+from deftonnx.version import __version__
+
+H200 = Device("NVIDIA H200", 90, 132, 141 << 30)
+
+
+@pytest.fixture(scope="module")
+def manifest(operator_library):
+    found = read_manifest(operator_library)
+    if 90 not in found.kernels:
+        pytest.skip("the library was built without kernels for sm_90")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_table_of_this_user(monkeypatch):
+    monkeypatch.setenv("DEFTONNX_TUNING", "")
+
+
+def node(K=4096, N=512, **attributes):
+    X = np.zeros((1, K), np.float16)
+    packed = pack_weight(np.zeros((K, N), np.float32), "half")
+    return gemm_model(X, packed, np.zeros(N, np.float32), **attributes).graph.node[0]
+
+
+@pytest.fixture
+def kernels(operator_library):
+    def ask(rows, capability=90, x_type=TensorProto.FLOAT16, multiprocessors=132, severity=4, **attributes):
+        device = Device("a GPU", capability, multiprocessors, 1)
+        return kernels_for(node(**attributes), x_type, TensorProto.FLOAT16, rows, device, operator_library, severity)
+
+    return ask
+
+
+def test_manifest(manifest):
+    assert manifest.version == __version__
+    assert all(len(set(names)) > 10 for names in manifest.kernels.values())
+    assert manifest.code_for(90) == 90
+    assert manifest.code_for(70) is None
+    if 80 in manifest.kernels:
+        assert manifest.code_for(89) == 80
+
+
+def test_other_files_have_no_manifest(tmp_path):
+    for content in (b"", b"no library", b"deftonnx-manifest:{}\0", b"deftonnx-manifest:{"):
+        (tmp_path / "file").write_bytes(content)
+        with pytest.raises(UnsupportedError, match="not an operator library"):
+            read_manifest(tmp_path / "file")
+
+
+def test_kernels_are_those_of_the_library_the_fastest_first(manifest, kernels):
+    found = kernels([1, 4096])
+    assert {k.kernel for k in found} <= set(manifest.kernels[90])
+    assert {k.M for k in found} == {1, 4096}
+    for M in (1, 4096):
+        times = [k.time for k in found if k.M == M]
+        assert times == sorted(times)
+        assert times[0] > 0
+    assert found[0].kernel != next(k.kernel for k in found if k.M == 4096)
+    assert all(k.time == k.estimate for k in found)
+
+
+def test_a_node_may_name_its_kernel(manifest, kernels):
+    name = kernels([4096])[-1].kernel
+    assert [k.kernel for k in kernels([4096], compute=name)] == [name]
+
+
+def test_refusals_are_the_library_s(manifest, kernels, operator_library):
+    with pytest.raises(UnsupportedError, match="node 'layer': no kernel for compute capability 30"):
+        kernels([1], capability=30)
+    with pytest.raises(UnsupportedError, match="no kernel 'no_such_kernel'"):
+        kernels([1], compute="no_such_kernel")
+    softmax = node()
+    next(a for a in softmax.attribute if a.name == "activation").s = b"softmax"
+    with pytest.raises(UnsupportedError, match="unknown activation 'softmax'"):
+        kernels_for(softmax, TensorProto.FLOAT16, TensorProto.FLOAT16, [1], H200, operator_library)
+
+
+@pytest.fixture
+def table(manifest, monkeypatch, tmp_path):
+    """Writes a tuning table and makes the library read it."""
+    path = tmp_path / "table.json"
+    monkeypatch.setenv("DEFTONNX_TUNING", str(path))
+
+    def write(**changes):
+        content = {"library": manifest.fingerprint, "architecture": 90, "multiprocessors": 132, "kernels": {}}
+        path.write_text(json.dumps(content | changes))
+        os.utime(path, ns=(time.time_ns(), time.time_ns() + 10**9 * next(_seconds)))  # surely changed
+
+    write.path = path
+    return write
+
+
+_seconds = iter(range(1, 1000))
+
+
+def test_measured_times_decide(kernels, table):
+    table()
+    first, second, *_ = kernels([4096])
+    points = [[4096, 4096, 512, 50e3, 1e3], [1, 64, 64, 1e3, 1e3]]
+    table(kernels={first.kernel: points, second.kernel: [[8, 8, 8, 3, 1]]})
+    found = {k.kernel: k for k in kernels([4096])}
+    assert found[first.kernel].time == pytest.approx(50 * first.estimate, rel=1e-4)  # the nearer point
+    assert found[second.kernel].time == pytest.approx(3 * second.estimate, rel=1e-4)
+    assert found[first.kernel].estimate == first.estimate
+    assert kernels([4096])[0].kernel != first.kernel
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "a value expected at character 0"),
+        ("{", "expected at character"),
+        ("[" * 1000, "nested too deeply"),
+        ('{"library": "x', "a string without end"),
+        ("{} {}", "more text after the value"),
+        ("null", "'library' is missing"),
+        ({"library": "0"}, "another build of the library"),
+        ({"architecture": 80}, "made on another GPU"),
+        ({"multiprocessors": 100}, "made on another GPU"),
+        ({"kernels": []}, "'kernels' is missing or of the wrong kind"),
+        ({"kernels": {"k": [[1, 2, 3, 4]]}}, "'k' needs rows of 5 numbers"),
+        ({"kernels": {"k": [[1, 2, 3, 4, 0]]}}, "not positive"),
+        ({"kernels": {"k": [[1, 2, 3, 4, "five"]]}}, "not positive"),
+        (None, "does not exist"),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+def test_a_broken_table_is_a_warning(kernels, table, capfd, content, reason):
+    if isinstance(content, str):
+        table.path.write_text(content)
+    elif content is not None:
+        table(**content)
+    found = kernels([4096], severity=2)
+    assert all(k.time == k.estimate for k in found)
+    log = capfd.readouterr().err
+    assert "tuning table" in log
+    assert reason in log
+
+
+def test_cpu_sessions_do_not_look_for_a_table(operator_library, table):
+    table.path.write_text("broken")
+    X = np.ones((2, 16), np.float32)
+    packed = pack_weight(np.ones((16, 3), np.float32), "deft16")
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(operator_library)
+    Y = run_gemm(gemm_model(X, packed, np.zeros(3, np.float32)), X, options=options)
+    np.testing.assert_allclose(Y, reference(X, packed, 0.0), rtol=1e-6)
