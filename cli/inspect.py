@@ -37,8 +37,8 @@ def inspect(model: Path, as_json: bool, **options: Any) -> None:
 
 def _table(layers: list[LayerInfo], title: str) -> Table:
     table = Table(title=title, title_justify="left")
-    for column in ("layer", "op", "M", "K", "N", "groups", "parameters", "share", "eligible"):
-        left = column in ("layer", "op", "M", "eligible")
+    for column in ("layer", "op", "M", "K", "N", "groups", "parameters", "format", "bytes", "share", "eligible"):
+        left = column in ("layer", "op", "M", "format", "eligible")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     for x in layers:
         table.add_row(
@@ -46,6 +46,8 @@ def _table(layers: list[LayerInfo], title: str) -> Table:
             x.op,
             x.m_rule or "",
             *(number_or_nothing(v) for v in (x.K, x.N, x.groups, x.parameters)),
+            x.format or "",
+            number_or_nothing(x.bytes),
             "" if x.share is None else f"{x.share:.1%}",
             "yes" if x.reason is None else f"no: {x.reason}",
         )

@@ -43,6 +43,14 @@ from deftonnx.report import html, table
     default=True,
     help="The paper's literal form: leave the Gathers.",
 )
+@click.option(
+    "--format",
+    default="fp32",
+    show_default=True,
+    metavar="fp32|half|deft16|deft16q|deft8[:E]|deft8:auto",
+    help="How weights of MatMul and Gemm are stored. deft8:E: 8 bits, E of them exponent (1 to 7); deft8:auto chooses "
+    "E layer by layer. All but fp32 write ai.deftonnx nodes.",
+)
 @click.option("--eval-data", metavar="PATH", help="Data to score on, in the forms of --calib-data; may hold 'labels'.")
 @click.option(
     "--metric", metavar="NAME", help="top1, rel-l2, cosine, kl or module:function. Default: top1 with labels."

@@ -43,8 +43,12 @@ def selection_options(command: Command) -> Command:
                 metavar="TYPE",
                 help="Leave these operators alone. Repeatable.",
             ),
-            click.option("--keep-first/--no-keep-first", default=True, help="Leave first layers alone (default)."),
-            click.option("--keep-last/--no-keep-last", default=True, help="Leave last layers alone (default)."),
+            click.option(
+                "--keep-first/--no-keep-first", default=True, help="Eliminate nothing in first layers (default)."
+            ),
+            click.option(
+                "--keep-last/--no-keep-last", default=True, help="Eliminate nothing in last layers (default)."
+            ),
             click.option("--portable", is_flag=True, help="Standard ONNX operators only, no ai.deftonnx nodes."),
         )
     ):

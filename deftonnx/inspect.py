@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from deftonnx import model_file
-from deftonnx.layers import LinearLayer, Refusal, find_layers
+from deftonnx.layers import LinearLayer, PackedGemm, Refusal, find_layers
 from deftonnx.rewrite.normalise import import_model, normalise
 from deftonnx.selection import select
 from deftonnx.settings import Settings
@@ -21,7 +21,8 @@ SCHEMA_VERSION = 1
 @dataclass
 class LayerInfo:
     """One node. `m_rule` is the rule for M, the rows of X; `share` is of the multiply-adds of one sample, dimensions
-    without a fixed length counting as 1; `reason` is None where the layer is eligible."""
+    without a fixed length counting as 1; `bytes` are those of weights and biases, `format` is that of a packed weight;
+    `reason` is None where the layer is eligible."""
 
     name: str
     op: str
@@ -33,6 +34,8 @@ class LayerInfo:
     macs: int | None
     share: float | None
     reason: str | None
+    format: str | None = None
+    bytes: int | None = None
 
 
 def inspect(model: str | Path | onnx.ModelProto, **options: Any) -> list[LayerInfo]:
@@ -45,13 +48,19 @@ def inspect(model: str | Path | onnx.ModelProto, **options: Any) -> list[LayerIn
     layers = [f for f in found if isinstance(f, LinearLayer)]
     _, refusals = select(graph, layers, layers, Settings(**options).resolve(has_data=True), None, None)
     reasons = {refusal.name: refusal.reason for refusal in refusals}
-    total = sum(layer.macs() for layer in layers)
+    total = sum(layer.macs() for layer in layers) + sum(f.macs for f in found if isinstance(f, PackedGemm))
     return [
-        LayerInfo(f.name, f.op, None, None, None, None, None, None, None, f.reason)
-        if isinstance(f, Refusal)
-        else _describe(f, total, reasons.get(f.name))
+        _describe(f, total, reasons.get(f.name)) if isinstance(f, LinearLayer) else _describe_refused(f, total)
         for f in found
     ]
+
+
+def _describe_refused(node: Refusal, total: int) -> LayerInfo:
+    if not isinstance(node, PackedGemm):
+        return LayerInfo(node.name, node.op, None, None, None, None, None, None, None, node.reason)
+    share = node.macs / total if total else None
+    sizes = (node.m_rule, node.K, node.N, 1, node.parameters, node.macs, share)
+    return LayerInfo(node.name, node.op, *sizes, node.reason, node.format, node.bytes)
 
 
 def _describe(layer: LinearLayer, total: int, reason: str | None) -> LayerInfo:
@@ -67,4 +76,5 @@ def _describe(layer: LinearLayer, total: int, reason: str | None) -> LayerInfo:
         macs,
         macs / total if total else None,
         reason,
+        bytes=layer.constant_bytes(),
     )

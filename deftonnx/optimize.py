@@ -9,33 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime
 
-from deftonnx import evaluation, model_file
+from deftonnx import assemble, evaluation, model_file
 from deftonnx.calibration import readers
 from deftonnx.elimination import sequential
 from deftonnx.elimination.choice import Choice, siblings
 from deftonnx.errors import DeftError, UnsupportedError, UsageError
-from deftonnx.layers import LinearLayer, Refusal, find_layers
+from deftonnx.format_selection import record_formats
+from deftonnx.layers import LinearLayer, PackedGemm, Refusal, find_layers
 from deftonnx.plan import METADATA_KEY, Plan, earlier_plan
 from deftonnx.report.measure import BATCH, one_sample, scored_data, size
 from deftonnx.report.measure import measure as measure_into
-from deftonnx.report.report import LayerRow, Report
-from deftonnx.rewrite.absorb import absorb as absorb_pass
+from deftonnx.report.report import Report
 from deftonnx.rewrite.absorb import readers as readers_of
-from deftonnx.rewrite.eliminate import eliminate
 from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.normalise import export_model, import_model, normalise
 from deftonnx.selection import record, select
-from deftonnx.settings import Settings
+from deftonnx.settings import AUTOMATIC, Settings
 
-TOLERANCE = {np.dtype(np.float16): 2e-2}
-DEFAULT_TOLERANCE = 1e-3
-ABSOLUTE_TOLERANCE = 1e-6
-"""ONNX Runtime's Sigmoid is off by 1e-7 near zero: a saturated output has no more correct digits than that."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -98,7 +92,8 @@ def optimize(
     earlier = earlier_plan(origin)
     choices, refusals = select(graph, layers, originals, settings, plan, earlier)
     refusals = [f for f in found if isinstance(f, Refusal)] + refusals
-    before = {layer.name: (layer.macs(), layer.K) for layer in layers}
+    sizes = assemble.before(layers)
+    packed_macs = sum(item.macs for item in found if isinstance(item, PackedGemm))
 
     reading = readers_of(original, originals)
     for choice in choices:
@@ -111,22 +106,23 @@ def optimize(
     batches = feeds if has_data else None
     sequential.eliminate(graph, original, siblings(choices), batches, settings.seed, finished)
     del original, originals, reading  # and their weights
-    expected = evaluation.run(evaluation.session(export_model(graph, origin)), feeds[:1]) if feeds else {}
     result_plan = record(settings, found, choices, refusals, earlier)
-    rows, macs = _rewrite(graph, layers, choices, before, settings.absorb)
+    done = assemble.assemble(graph, origin, layers, choices, sizes, settings, plan, batches, feeds[:1])
+    record_formats(result_plan, done.formats, done.unpacked)
     final = finish(graph, origin, {METADATA_KEY: result_plan.to_json()})
 
     report = Report(
         model="the model" if isinstance(model, onnx.ModelProto) else str(model),
         settings=settings.to_dict(),
-        before=size(origin, sum(macs for macs, _ in before.values())),
-        after=size(final, macs),
-        layers=rows,
+        before=size(origin, sum(was.macs for was in sizes.values()) + packed_macs),
+        after=size(final, done.macs + packed_macs),
+        layers=done.rows,
         left_alone=refusals,
-        warnings=_warnings(settings, calib_data, bool(feeds)),
+        left_unpacked=done.unpacked,
+        warnings=_warnings(settings, calib_data, bool(feeds), done),
     )
     if feeds:
-        _verify(expected, final, feeds[:1])
+        assemble.verify(done.expected, final, feeds[:1])
         measure_into(report, origin, final, scored, metric, one_sample(feeds[0], graph.inputs) if measure else None)
     report.seconds = time.perf_counter() - started
     return Result(final, result_plan, report)
@@ -147,6 +143,8 @@ def _calibration_data(source: Any, graph: gs.Graph, settings: Settings) -> reade
 def _of_plan(plan: Plan, has_data: bool) -> Settings:
     """The settings a plan was made with, for a caller who named none."""
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plan.settings.items()}
+    if not has_data and known.get("density") is None and known.get("alpha") is None:
+        known.update(criterion=None, refit=None)  # a run without data, which eliminated nothing
     try:
         return Settings(**known).resolve(has_data)
     except TypeError as error:
@@ -167,84 +165,20 @@ def _feeds(
         return []
 
 
-def _rewrite(
-    graph: gs.Graph,
-    layers: list[LinearLayer],
-    choices: list[Choice],
-    before: dict[str, tuple[int, int]],
-    absorb: bool,
-) -> tuple[list[LayerRow], int]:
-    """Absorb and eliminate in the masked graph; what each layer became, row by row, and the multiply-adds left."""
-    chosen = {choice.layer.name: choice for choice in choices}
-    kept = {layer.name: int(layer.kept.sum()) // layer.groups for layer in layers}
-    while absorb and absorb_pass(graph, layers):
-        pass
-    forms = {layer.name: _form(layer) for layer in layers}
-    macs = {layer.name: layer.macs() for layer in layers}
-    ops = {layer.name: layer.op for layer in layers}
-    eliminate(graph, layers)
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    rows: list[LayerRow] = []
-    for layer in layers:
-        choice = chosen.get(layer.name)
-        if choice is None and macs[layer.name] == before[layer.name][0]:
-            continue
-        rows.append(
-            LayerRow(
-                name=layer.name,
-                op=ops[layer.name],
-                K=before[layer.name][1],
-                kept=kept[layer.name],
-                granularity=choice.granularity.name if choice else None,
-                form=forms[layer.name] if choice else "fewer outputs",
-                error=choice.error if choice else None,
-                macs_before=before[layer.name][0],
-                macs_after=macs[layer.name],
-            )
-        )
-    return rows, sum(macs.values())
-
-
-def _form(layer: LinearLayer) -> str:
-    """How the elimination of a layer is written."""
-    if layer.kept.all():
-        return "absorbed"
-    if not (layer.kept == layer.kept[:, :1]).all():
-        return "DeftConv"
-    first = layer.kept[0, 0]
-    prefix = layer.groups == 1 and bool(first[: int(first.sum())].all())
-    return "Slice" if prefix else "Gather"
-
-
-def _verify(expected: evaluation.Outputs, final: onnx.ModelProto, feeds: list[readers.Feed]) -> None:
-    """The rewritten model must compute what the masked one did, to rounding."""
-    got = evaluation.run(evaluation.session(final), feeds)
-    for name, want in expected.items():
-        if want.dtype.kind != "f":
-            continue
-        limit = TOLERANCE.get(want.dtype, DEFAULT_TOLERANCE)
-        have, wanted = evaluation.without_agreed(got[name].astype(np.float64), want.astype(np.float64))
-        with np.errstate(invalid="ignore"):
-            difference, norm = float(np.linalg.norm(have - wanted)), float(np.linalg.norm(wanted))
-        if not difference <= limit * norm + ABSOLUTE_TOLERANCE * np.sqrt(want.size):
-            raise DeftError(
-                f"internal check failed: output '{name}' of the result differs from its plan by"
-                f" {difference / max(norm, 1e-30):.2g};"
-                " please report this model, and use --no-absorb meanwhile"
-            )
-
-
-def _warnings(settings: Settings, source: Any, ran: bool) -> list[str]:
+def _warnings(settings: Settings, source: Any, ran: bool, done: assemble.Assembled) -> list[str]:
     warnings = []
     lossless = settings.density is None and settings.alpha is None
     if isinstance(source, str) and source == "random":
         warnings.append("calibrated on random data: expect a large loss of accuracy on real inputs")
     if source is None and lossless:
         warnings.append(
-            "without --calib-data only lossless rewrites were done; with a few hundred samples, layers can be reduced"
+            "without --calib-data nothing was eliminated but what loses nothing; with a few hundred samples, layers can"
+            " be reduced"
         )
     elif source is None:
         warnings.append("reduced from the weights alone, without calibration data: check the accuracy before use")
+    if source is None and settings.format in AUTOMATIC and done.formats:
+        warnings.append("without --calib-data the exponent bits of deft8 were chosen from the weights alone")
     if not ran:
         warnings.append("the result was not run: there is no data, and the model runs on none that could be made up")
     return warnings

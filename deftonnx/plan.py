@@ -21,7 +21,9 @@ class LayerPlan:
     """What one layer keeps.
 
     `kept` lists the kept units of every group (see `granularity`); None leaves the choice to the run that reads the
-    plan. `error` is ‖Y − Y*‖²/‖Y* − mean‖² on the calibration rows. `reason` says why a layer is left alone.
+    plan. `error` is ‖Y − Y*‖²/‖Y* − mean‖² on the calibration rows. `reason` says why nothing is eliminated.
+    `format` is that of the weights, None leaves it to the run; `format_error` is what packing adds to `error`, and
+    `format_reason` says why a layer stays in fp32 where another format was asked for.
     """
 
     name: str
@@ -36,6 +38,9 @@ class LayerPlan:
     kept: list[list[int]] | None = None
     error: float | None = None
     reason: str | None = None
+    format: str | None = None
+    format_error: float | None = None
+    format_reason: str | None = None
 
 
 @dataclass
@@ -81,7 +86,7 @@ class Plan:
 def _layer(entry: dict[str, Any], origin: str) -> LayerPlan:
     """One entry, its fields checked: a plan may have been written by hand."""
     layer = LayerPlan(**entry)
-    text = dict.fromkeys(("granularity", "criterion", "refit", "reason"), (str, type(None)))
+    text = dict.fromkeys(("granularity", "criterion", "refit", "reason", "format", "format_reason"), (str, type(None)))
     types = {"name": (str,), "op": (str,), **text, "density": (int, float, type(None)), "kept": (list, type(None))}
     for key, allowed in types.items():
         if type(getattr(layer, key)) not in allowed:

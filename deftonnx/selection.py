@@ -18,7 +18,7 @@ from deftonnx.layers.conv import ConvLayer
 from deftonnx.plan import LayerPlan, Plan
 from deftonnx.rewrite.absorb import absorbable
 from deftonnx.rewrite.functions import OLDEST_OPSET
-from deftonnx.settings import Settings
+from deftonnx.settings import FP32, Settings, check_format
 
 GRAM_LIMIT = 13000
 """Largest K whose statistics fit: three float64 matrices of K² are 4 GB there."""
@@ -44,7 +44,7 @@ def select(
     choices, refusals = [], []
     for layer, original in zip(layers, originals, strict=True):
         entry = planned.get(layer.name)
-        reason = _excluded(layer, settings) or edges.get(layer.name)
+        reason = excluded(layer, settings) or edges.get(layer.name)
         if entry is not None:
             reason = entry.reason
         elif (done := reduced.get(layer.name)) is not None and (settings.density or 1) >= done - 0.02:
@@ -69,10 +69,13 @@ def _planned(plan: Plan | None, layers: list[LinearLayer]) -> dict[str, LayerPla
                 raise UsageError(
                     f"the plan's {field} '{value}' of layer '{entry.name}' is not one of {', '.join(table)}"
                 )
+        if entry.format is not None:
+            check_format(entry.format, f"the plan's format of layer '{entry.name}'")
     return {entry.name: entry for entry in plan.layers}
 
 
-def _excluded(layer: LinearLayer, settings: Settings) -> str | None:
+def excluded(layer: LinearLayer, settings: Settings) -> str | None:
+    """The reason if the user's options leave `layer` alone."""
     for pattern in settings.nodes_to_exclude:
         if re.search(pattern, layer.name):
             return f"excluded by --nodes-to-exclude {pattern}"
@@ -196,7 +199,9 @@ def record(
         choice = chosen.get(item.name)
         if choice is None and item.name in known:  # whose sizes are those of the model before that run
             entry = known[item.name]
-            entries.append(entry if entry.kept else replace(entry, reason=reasons[item.name]))
+            entries.append(
+                entry if entry.kept or entry.format not in (None, FP32) else replace(entry, reason=reasons[item.name])
+            )
             continue
         entry = LayerPlan(item.name, item.op)
         if isinstance(item, LinearLayer):

@@ -10,9 +10,14 @@ from deftonnx.elimination.choice import CRITERIA
 from deftonnx.elimination.groups import Granularity
 from deftonnx.elimination.refit import NEEDS_DATA, REFITS
 from deftonnx.errors import UsageError
+from deftonnx.formats import FORMAT_NAMES, FormatError, get_format
 
 TARGETS = ("any", "cpu", "cuda")
 DEFAULT_DENSITY = 0.75
+FP32 = "fp32"
+"""The format of a weight that is not packed."""
+AUTOMATIC = ("deft8:auto", "deft8")
+"""Formats that choose their exponent bits layer by layer."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Settings:
     keep_last: bool = True
     absorb: bool = True
     portable: bool = False
+    format: str = FP32
     calib_samples: int = 512
     seed: int = 0
 
@@ -75,6 +81,9 @@ class Settings:
         ):
             if value is not None and value not in known:
                 raise UsageError(f"{option} '{value}' is not one of {', '.join(known)}")
+        check_format(self.format, "--format")
+        if self.portable and self.format != FP32:
+            raise UsageError(f"--format {self.format} needs ai.deftonnx nodes, which --portable forbids")
         if self.granularity != "auto":
             Granularity.parse(self.granularity)
         if self.calib_samples < 1:
@@ -90,3 +99,14 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def check_format(name: str, what: str) -> None:
+    """Raise UsageError, in a sentence about `what`, if `name` is no format."""
+    if name in (FP32, *AUTOMATIC):
+        return
+    try:
+        get_format(name)
+    except FormatError as error:
+        known = ", ".join((FP32, *FORMAT_NAMES, AUTOMATIC[0]))
+        raise UsageError(f"{what} '{name}' is not one of {known}") from error

@@ -12,9 +12,9 @@ TIERS = [
     {"errors", "version", "arrays", "plan", "model_file"},
     {"layers", "calibration", "formats", "runtime"},
     {"elimination", "rewrite"},
-    {"settings", "selection", "evaluation"},
+    {"settings", "selection", "format_selection", "evaluation"},
     {"report"},
-    {"optimize", "inspect", "check"},
+    {"assemble", "optimize", "inspect", "check"},
     {"__init__", "cli"},
 ]
 APART = {"elimination": "rewrite", "rewrite": "elimination", "formats": "layers", "layers": "calibration"}

@@ -23,6 +23,7 @@ in a model has a body of its own, kept apart by the overload field of ONNX IR ve
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -67,17 +68,9 @@ def gemm_node(
     compute: str = "auto",
 ) -> onnx.NodeProto:
     """Return a DeftGemm node over `packed`; `inputs` name X, W, scale, bias and, if used, the last two."""
-    node = helper.make_node(
-        OPERATOR,
-        inputs,
-        [output],
-        name=name,
-        domain=DOMAIN,
-        format=packed.format,
-        layout=LAYOUT_VERSION,
-        features=packed.K if features is None else features,
-        K=packed.K,
-        N=packed.N,
+    attributes = gemm_attributes(
+        packed,
+        features=features,
         block=block,
         activation=activation,
         alpha=alpha,
@@ -85,8 +78,36 @@ def gemm_node(
         output_type=output_type,
         compute=compute,
     )
+    node = helper.make_node(OPERATOR, inputs, [output], name=name, domain=DOMAIN, **attributes)
     node.overload = _overload(node)
     return node
+
+
+def gemm_attributes(
+    packed: PackedWeight,
+    *,
+    features: int | None = None,
+    block: int = 0,
+    activation: str = "none",
+    alpha: float = 0.0,
+    beta: float = 0.0,
+    output_type: int = TensorProto.FLOAT,
+    compute: str = "auto",
+) -> dict[str, Any]:
+    """Return the attributes of a DeftGemm node over `packed`."""
+    return {
+        "format": packed.format,
+        "layout": LAYOUT_VERSION,
+        "features": packed.K if features is None else features,
+        "K": packed.K,
+        "N": packed.N,
+        "block": block,
+        "activation": activation,
+        "alpha": alpha,
+        "beta": beta,
+        "output_type": output_type,
+        "compute": compute,
+    }
 
 
 def weight_tensors(packed: PackedWeight, name: str) -> tuple[TensorProto, TensorProto]:
@@ -131,6 +152,9 @@ def _overload(node: onnx.NodeProto) -> str:
 def _function(node: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
     if opset < OLDEST_OPSET:
         raise FormatError(f"packed weights need ONNX opset {OLDEST_OPSET} or newer, the model has {opset}")
+    layout = next((a.i for a in node.attribute if a.name == "layout"), 0)
+    if layout != LAYOUT_VERSION:
+        raise FormatError(f"node {node.name!r} ({OPERATOR}) has layout version {layout}, known is {LAYOUT_VERSION}")
     activation = _string(node, "activation")
     if activation not in ACTIVATIONS:
         raise FormatError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")

@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterator
 
 import onnx_graphsurgeon as gs
 
-from deftonnx.layers import conv, conv_transpose, gemm, matmul, refused
+from deftonnx.layers import conv, conv_transpose, deft_gemm, gemm, matmul, refused
+from deftonnx.layers.deft_gemm import PackedGemm
 from deftonnx.layers.linear import LinearLayer, Refusal, is_standard
 
-__all__ = ["LinearLayer", "Refusal", "find_layers", "match"]
+__all__ = ["LinearLayer", "PackedGemm", "Refusal", "find_layers", "match"]
 
 MATCHERS: dict[str, Callable[[gs.Node], LinearLayer | Refusal | None]] = {
     "MatMul": matmul.match,
     "Gemm": gemm.match,
     "Conv": conv.match,
     "ConvTranspose": conv_transpose.match,
+    "DeftGemm": deft_gemm.match,
     **dict.fromkeys(refused.REASONS, refused.match),
 }
 STANDARD = {"MatMul", "Gemm", "Conv", "ConvTranspose"}

@@ -143,6 +143,12 @@ class LinearLayer(ABC):
         bias = self.bias()
         return int(self.kept.sum()) * self.outputs + (0 if bias is None else bias.size)
 
+    def constant_bytes(self) -> int:
+        """Bytes of all constants that the layer's nodes read, in the form that the graph has them in now."""
+        producers = self.y.inputs if self.op == "MatMul" else []  # an Add that holds the bias
+        nodes = {id(node): node for node in (self.node, *producers)}
+        return sum(constant_bytes(node) for node in nodes.values())
+
     def _slice_kept(self, alive: Array) -> tuple[Array, Array]:
         """Per-group channel indices (groups, channels') for `keep_inputs`, and `kept` taken along them."""
         index = np.asarray(alive, dtype=np.int64).reshape(self.groups, -1) - (
@@ -179,6 +185,11 @@ class BiasInputLayer(LinearLayer):
 def is_standard(node: gs.Node) -> bool:
     """True for a node of the standard ONNX operators."""
     return node.domain in (None, "", "ai.onnx")
+
+
+def constant_bytes(node: gs.Node) -> int:
+    """Bytes of the constants that a node reads, without loading them."""
+    return sum(int(t._values.nbytes) for t in node.inputs if isinstance(t, gs.Constant))
 
 
 def replace_constant(node: gs.Node, index: int, values: Array) -> None:

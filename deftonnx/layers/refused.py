@@ -27,7 +27,6 @@ REASONS = {
     "FusedMatMul": "already fused by ONNX Runtime: optimise the model before it was fused",
     "NhwcConv": "already fused by ONNX Runtime: optimise the model before it was fused",
     "DeftConv": "already reduced",
-    "DeftGemm": "already reduced",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
+from deftonnx.layers import Refusal
 from deftonnx.report import summary
 from deftonnx.report.report import Report
 
@@ -24,42 +25,42 @@ td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; }
 <table><tr><th></th><th class="number">before</th><th class="number">after</th><th class="number">change</th></tr>
 {summary}</table>
 <h2>Layers</h2>
-<table><tr><th>layer</th><th>op</th><th class="number">K</th><th class="number">kept</th><th>granularity</th>
-<th>written as</th><th class="number">error</th><th>multiply-adds left</th></tr>
+<table><tr>{columns}<th>multiply-adds left</th></tr>
 {layers}</table>
 <h2>Left alone</h2>
 <table><tr><th>layer</th><th>op</th><th>why</th></tr>
 {left_alone}</table>
+{left_unpacked}
 </body></html>
+"""
+_LEFT_UNPACKED = """<h2>Left unpacked</h2>
+<table><tr><th>layer</th><th>op</th><th>why</th></tr>
+{rows}</table>
 """
 
 
 def page(report: Report) -> str:
     """The report as HTML; all text from the model is escaped."""
+    columns = summary.LAYER_COLUMNS
+    numbers = {i for i, number in enumerate(columns.values()) if number}
     return _PAGE.format(
         model=escape(report.model),
         output=escape(report.output or "nowhere"),
         seconds=report.seconds,
         warnings="".join(f'<p class="warning">{escape(w)}</p>' for w in report.warnings),
         summary="\n".join(_row(row, numbers={1, 2, 3}) for row in summary.rows(report)),
+        columns="".join(f"<th{' class=number' * number}>{escape(c)}</th>" for c, number in columns.items()),
         layers="\n".join(
-            _row(
-                (
-                    row.name,
-                    row.op,
-                    str(row.K),
-                    str(row.kept),
-                    row.granularity or "",
-                    row.form,
-                    "" if row.error is None else f"{row.error:.2%}",
-                ),
-                numbers={2, 3, 6},
-                last=_bar(row.macs_after / max(row.macs_before, 1)),
-            )
+            _row(summary.layer_cells(row), numbers, _bar(row.macs_after / max(row.macs_before, 1)))
             for row in report.layers
         ),
-        left_alone="\n".join(_row((r.name, r.op, r.reason)) for r in report.left_alone),
+        left_alone=_refusals(report.left_alone),
+        left_unpacked=_LEFT_UNPACKED.format(rows=_refusals(report.left_unpacked)) if report.left_unpacked else "",
     )
+
+
+def _refusals(refusals: Iterable[Refusal]) -> str:
+    return "\n".join(_row((r.name, r.op, r.reason)) for r in refusals)
 
 
 def _row(cells: Iterable[str], numbers: frozenset[int] | set[int] = frozenset(), last: str = "") -> str:

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 
 from deftonnx import evaluation, model_file
 from deftonnx.calibration import readers
+from deftonnx.formats.gemm_function import DOMAIN, OPERATOR
 from deftonnx.report.report import Report, Size
 
 SLOWER = 1.1
@@ -20,9 +21,28 @@ BATCH = 64
 
 
 def size(model: onnx.ModelProto, macs: int) -> Size:
-    """Bytes and parameters of `model`, and the multiply-adds counted elsewhere."""
-    parameters = sum(int(np.prod(t.dims)) for t in model_file.constants(model) if len(t.dims) > 0)
-    return Size(bytes=model.ByteSize(), parameters=parameters, macs=macs)
+    """Bytes and parameters of `model`, and the multiply-adds counted elsewhere. A packed weight counts K · N."""
+    gemms = [node for node in model.graph.node if (node.domain, node.op_type) == (DOMAIN, OPERATOR)]
+    of_gemms = {name for node in gemms for name in node.input}
+    constants = [t for t in model_file.constants(model) if len(t.dims) > 0]
+    biases = {t.name: int(np.prod(t.dims)) for t in constants if t.name in of_gemms and _is_bias(t)}
+    parameters = sum(int(np.prod(t.dims)) for t in constants if t.name not in of_gemms)
+    for node in gemms:
+        sizes = {a.name: a.i for a in node.attribute}
+        parameters += sizes["K"] * sizes["N"] + biases.get(node.input[3], 0)
+    return Size(bytes=model.ByteSize(), parameters=parameters, macs=macs, weight_bytes=sum(map(_bytes, constants)))
+
+
+def _is_bias(tensor: onnx.TensorProto) -> bool:
+    """True for a vector of floats that are not all zero, as a layer without a bias has them."""
+    vector = tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 1
+    return vector and bool(onnx.numpy_helper.to_array(tensor).any())
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    if tensor.raw_data:
+        return len(tensor.raw_data)
+    return int(np.prod(tensor.dims)) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def scored_data(

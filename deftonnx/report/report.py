@@ -18,12 +18,13 @@ SCHEMA_VERSION = 1
 
 @dataclass
 class Size:
-    """A model's size: bytes of the file, parameters, multiply-adds of its linear layers for one sample, and the
-    milliseconds of each timing round for one sample on this CPU."""
+    """A model's size: bytes of the file and of its weights, parameters, multiply-adds of its linear layers for one
+    sample, and the milliseconds of each timing round for one sample on this CPU."""
 
     bytes: int
     parameters: int
     macs: int
+    weight_bytes: int = 0
     latency_ms: list[float] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -34,13 +35,21 @@ class Size:
                 round(v, 5) for v in (statistics.median(self.latency_ms), min(self.latency_ms), max(self.latency_ms))
             ]
             latency = dict(zip(("median", "min", "max"), rounds, strict=True))
-        return {"bytes": self.bytes, "parameters": self.parameters, "macs": self.macs, "latency_ms": latency}
+        return {
+            "bytes": self.bytes,
+            "weight_bytes": self.weight_bytes,
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "latency_ms": latency,
+        }
 
 
 @dataclass
 class LayerRow:
     """One layer before and after. `form` says how its elimination is written: absorbed by the producer, Gather, Slice,
-    DeftConv, or 'fewer outputs' where only its readers were reduced."""
+    DeftConv, 'kept blocks' where a DeftGemm's kernel walks them, 'fewer outputs' where only its readers were reduced,
+    or 'all kept' where it was only packed. `format` is that of a packed weight, `format_error` what packing costs on
+    the calibration rows, measured as `error` is. The bytes are those of the layer's weights and biases."""
 
     name: str
     op: str
@@ -51,6 +60,10 @@ class LayerRow:
     error: float | None
     macs_before: int
     macs_after: int
+    format: str | None = None
+    format_error: float | None = None
+    bytes_before: int = 0
+    bytes_after: int = 0
 
 
 @dataclass
@@ -64,6 +77,7 @@ class Report:
     layers: list[LayerRow]
     left_alone: list[Refusal]
     warnings: list[str]
+    left_unpacked: list[Refusal] = field(default_factory=list)
     output: str | None = None
     accuracy: Score | None = None
     accuracy_on: str | None = None
@@ -71,8 +85,11 @@ class Report:
 
     @property
     def improved(self) -> bool:
-        """True where the result has fewer multiply-adds or fewer parameters."""
-        return self.after.macs < self.before.macs or self.after.parameters < self.before.parameters
+        """True where the result has fewer multiply-adds, fewer parameters or smaller weights."""
+        before, after = self.before, self.after
+        return (
+            after.macs < before.macs or after.parameters < before.parameters or after.weight_bytes < before.weight_bytes
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; the schema is versioned."""
@@ -88,6 +105,7 @@ class Report:
             "accuracy": None if self.accuracy is None else {**self.accuracy.to_dict(), "on": self.accuracy_on},
             "layers": [vars(row) for row in self.layers],
             "left_alone": [vars(refusal) for refusal in self.left_alone],
+            "left_unpacked": [vars(refusal) for refusal in self.left_unpacked],
             "warnings": self.warnings,
             "seconds": round(self.seconds, 2),
         }

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import statistics
 
-from deftonnx.report.report import Report, Size
+from deftonnx.report.report import LayerRow, Report, Size
 
 Row = tuple[str, str, str, str]
+LAYER_COLUMNS = {
+    "layer": False,
+    "op": False,
+    "K": True,
+    "kept": True,
+    "granularity": False,
+    "written as": False,
+    "error": True,
+    "format": False,
+    "format error": True,
+    "weights": True,
+}
+"""The columns of the table of layers, and whether they hold numbers. Both errors are mean squares over the variance of
+the layer's outputs: what elimination costs, and what packing adds."""
 NOISE = 0.05
 
 
@@ -15,6 +29,12 @@ def rows(report: Report) -> list[Row]:
     before, after = report.before, report.after
     table = [
         ("file size", _bytes(before.bytes), _bytes(after.bytes), _ratio(before.bytes, after.bytes)),
+        (
+            "weights",
+            _bytes(before.weight_bytes),
+            _bytes(after.weight_bytes),
+            _ratio(before.weight_bytes, after.weight_bytes),
+        ),
         (
             "parameters",
             _count(before.parameters),
@@ -61,6 +81,22 @@ def _count(value: int) -> str:
         if value >= limit:
             return f"{value / limit:.2f} {unit}"
     return str(value)
+
+
+def layer_cells(row: LayerRow) -> tuple[str, ...]:
+    """The figures of one layer, under LAYER_COLUMNS."""
+    return (
+        row.name,
+        row.op,
+        str(row.K),
+        str(row.kept),
+        row.granularity or "",
+        row.form,
+        "" if row.error is None else f"{row.error:.2%}",
+        row.format or "",
+        "" if row.format_error is None else f"{row.format_error:.2g}",
+        f"{_bytes(row.bytes_before)} → {_bytes(row.bytes_after)}",
+    )
 
 
 def _bytes(value: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from deftonnx.layers import Refusal
 from deftonnx.report import summary
 from deftonnx.report.report import Report
 
@@ -27,31 +28,31 @@ def show(report: Report, console: Console | None = None, verbose: int = 0) -> No
         table.add_row(*row)
     console.print(table)
     reduced = sum(row.granularity is not None for row in report.layers)
+    packed = sum(row.format is not None for row in report.layers)
+    counts = [f"{reduced} layers reduced", f"{len(report.left_alone)} left alone"]
+    if packed or report.left_unpacked:
+        counts += [f"{packed} packed", f"{len(report.left_unpacked)} left unpacked"]
     console.print(
-        f"{reduced} layers reduced, {len(report.left_alone)} left alone, in {report.seconds:.1f} s"
-        + ("" if verbose else " (-v for each)"),
+        f"{', '.join(counts)}, in {report.seconds:.1f} s" + ("" if verbose else " (-v for each)"),
         highlight=False,
     )
 
 
 def _layers(report: Report, console: Console) -> None:
     table = Table(title="layers", title_justify="left")
-    for column in ("layer", "op", "K", "kept", "granularity", "written as", "error", "multiply-adds"):
-        table.add_column(column, justify="left" if column in ("layer", "op", "granularity", "written as") else "right")
+    for column, is_number in (*summary.LAYER_COLUMNS.items(), ("multiply-adds", True)):
+        table.add_column(column, justify="right" if is_number else "left")
     for row in report.layers:
-        table.add_row(
-            row.name,
-            row.op,
-            str(row.K),
-            str(row.kept),
-            row.granularity or "",
-            row.form,
-            "" if row.error is None else f"{row.error:.2%}",
-            f"{row.macs_after / max(row.macs_before, 1):.0%}",
-        )
+        table.add_row(*summary.layer_cells(row), f"{row.macs_after / max(row.macs_before, 1):.0%}")
     console.print(table)
-    if report.left_alone:
-        alone = Table("layer", "op", "why it was left alone", title="left alone", title_justify="left")
-        for refusal in report.left_alone:
-            alone.add_row(refusal.name, refusal.op, refusal.reason)
-        console.print(alone)
+    _refusals(report.left_alone, "left alone", console)
+    _refusals(report.left_unpacked, "left unpacked", console)
+
+
+def _refusals(refusals: list[Refusal], title: str, console: Console) -> None:
+    if not refusals:
+        return
+    table = Table("layer", "op", f"why it was {title}", title=title, title_justify="left")
+    for refusal in refusals:
+        table.add_row(refusal.name, refusal.op, refusal.reason)
+    console.print(table)

@@ -17,11 +17,7 @@ def finish(graph: gs.Graph, origin: onnx.ModelProto, metadata: dict[str, str]) -
             tensor.dtype = None
     model = export_model(graph, origin)
     del model.graph.value_info[:]
-    if any(node.domain == functions.DOMAIN and node.op_type == "DeftConv" for node in model.graph.node):
-        others = [f for f in model.functions if f.domain != functions.DOMAIN]
-        del model.functions[:]
-        model.functions.extend([*others, functions.deft_conv_function(graph.opset)])
-        model.ir_version = max(model.ir_version, functions.OLDEST_IR)
+    functions.attach_functions(model, graph.opset)
     entries = {entry.key: entry.value for entry in model.metadata_props} | metadata
     del model.metadata_props[:]
     for key, value in entries.items():

@@ -19,6 +19,10 @@ import numpy as np
 import onnx
 from onnx import parser
 
+from deftonnx.formats.gemm_function import OPERATOR as DEFT_GEMM
+from deftonnx.formats.gemm_function import attach_gemm_functions
+
+DEFT_CONV = "DeftConv"
 DOMAIN = "ai.deftonnx"
 VERSION = 1
 LAYOUT_VERSION = 1
@@ -52,6 +56,21 @@ DeftConv <auto_pad, dilations, group, kernel_shape, pads, strides, blocks_shape,
 def deft_conv_function(opset: int) -> onnx.FunctionProto:
     """The body of DeftConv for models of this standard opset."""
     return parser.parse_function(_CONV_BODY.format(opset=opset, domain=DOMAIN, version=VERSION))
+
+
+def attach_functions(model: onnx.ModelProto, opset: int) -> None:
+    """Give the custom nodes of `model` their function bodies, in place, instead of those it has; to be called last.
+
+    `opset` is that of the standard operators. Nodes get the overloads of their bodies, which other tools drop.
+    """
+    ours = {(DOMAIN, DEFT_CONV), (DOMAIN, DEFT_GEMM)}
+    others = [f for f in model.functions if (f.domain, f.name) not in ours]
+    del model.functions[:]
+    model.functions.extend(others)
+    if any((node.domain, node.op_type) == (DOMAIN, DEFT_CONV) for node in model.graph.node):
+        model.functions.append(deft_conv_function(opset))
+        model.ir_version = max(model.ir_version, OLDEST_IR)
+    attach_gemm_functions(model)
 
 
 def conv_weight(

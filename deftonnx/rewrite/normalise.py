@@ -19,6 +19,7 @@ from deftonnx.layers import LinearLayer, Refusal, match
 from deftonnx.layers.conv import DEPTHWISE, ConvLayer
 from deftonnx.layers.linear import is_standard, unused_name
 from deftonnx.rewrite.fold_reshape import fold_reshape
+from deftonnx.rewrite.functions import attach_functions
 from deftonnx.rewrite.preserve import drop_unwritable, restore
 
 FOLD_LIMIT = 1 << 20
@@ -113,6 +114,7 @@ def skeleton(graph: gs.Graph) -> onnx.ModelProto:
                 inputs.append(node.inputs[i])
     stripped.inputs = [*stripped.inputs, *{t.name: t for t in inputs}.values()]
     model = gs.export_onnx(stripped, do_type_check=False)
+    attach_functions(model, graph.opset)
     return model
 
 

@@ -1,0 +1,176 @@
+"""From the masked graph to the model that is given away: absorb, choose formats, eliminate, pack, fuse.
+
+Each stage has to compute what the one before it did: the eliminated graph what the masked one does, and the packed
+graph what the graph with the decoded weights does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from deftonnx import evaluation
+from deftonnx.calibration import readers
+from deftonnx.elimination.choice import Choice
+from deftonnx.errors import DeftError
+from deftonnx.format_selection import FormatChoice, choose_formats
+from deftonnx.layers import LinearLayer, Refusal
+from deftonnx.plan import Plan
+from deftonnx.report.report import LayerRow
+from deftonnx.rewrite.absorb import absorb
+from deftonnx.rewrite.eliminate import eliminate
+from deftonnx.rewrite.finish import finish
+from deftonnx.rewrite.fuse import fuse
+from deftonnx.rewrite.normalise import export_model, infer_shapes
+from deftonnx.rewrite.pack import blocks_kept, decode, pack, pack_weights
+from deftonnx.settings import Settings
+
+TOLERANCE = {np.dtype(np.float16): 2e-2}
+DEFAULT_TOLERANCE = 1e-3
+ABSOLUTE_TOLERANCE = 1e-6
+"""ONNX Runtime's Sigmoid is off by 1e-7 near zero: a saturated output has no more correct digits than that."""
+
+
+@dataclass
+class Before:
+    """A layer as the model had it."""
+
+    macs: int
+    K: int
+    bytes: int
+
+
+@dataclass
+class Assembled:
+    """What became of each layer, and what the finished graph must compute on the probe."""
+
+    expected: evaluation.Outputs
+    macs: int
+    rows: list[LayerRow] = field(default_factory=list)
+    formats: list[FormatChoice] = field(default_factory=list)
+    unpacked: list[Refusal] = field(default_factory=list)
+
+
+def before(layers: list[LinearLayer]) -> dict[str, Before]:
+    """The sizes of layers that nothing has been done to yet."""
+    return {layer.name: Before(layer.macs(), layer.K, layer.constant_bytes()) for layer in layers}
+
+
+def assemble(
+    graph: gs.Graph,
+    origin: onnx.ModelProto,
+    layers: list[LinearLayer],
+    choices: list[Choice],
+    sizes: dict[str, Before],
+    settings: Settings,
+    plan: Plan | None,
+    batches: list[readers.Feed] | None,
+    probe: list[readers.Feed],
+) -> Assembled:
+    """Write the choices into the masked `graph`, in place. `batches` are calibration data, `probe` what to check on."""
+    expected = _run(export_model(graph, origin), probe)
+    kept = {layer.name: int(layer.kept.sum()) // layer.groups for layer in layers}
+    while settings.absorb and absorb(graph, layers):
+        pass
+    formats, unpacked = choose_formats(graph, layers, settings, plan, batches)
+    in_kernel = _in_kernel(layers, formats, settings)
+    forms = {layer.name: "kept blocks" if layer.name in in_kernel else _form(layer) for layer in layers}
+    macs = {layer.name: layer.macs() for layer in layers}
+    ops = {layer.name: layer.op for layer in layers}
+    eliminate(graph, [layer for layer in layers if layer.name not in in_kernel])
+    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    if formats:
+        verify(expected, finish(graph, origin, {}), probe)
+        expected = _pack(graph, origin, layers, formats, in_kernel, probe)
+    result = Assembled(expected, sum(macs.values()), formats=formats, unpacked=unpacked)
+    chosen = {choice.layer.name: choice for choice in choices}
+    packed = {choice.layer.name: choice for choice in formats}
+    for layer in layers:
+        choice, was = chosen.get(layer.name), sizes[layer.name]
+        row = LayerRow(
+            name=layer.name,
+            op=ops[layer.name],
+            K=was.K,
+            kept=kept[layer.name],
+            granularity=choice.granularity.name if choice else None,
+            form=forms[layer.name] if choice else "all kept" if macs[layer.name] == was.macs else "fewer outputs",
+            error=choice.error if choice else None,
+            macs_before=was.macs,
+            macs_after=macs[layer.name],
+            bytes_before=was.bytes,
+            bytes_after=layer.constant_bytes(),
+        )
+        if layer.name in packed:
+            row.format, row.format_error = packed[layer.name].format, packed[layer.name].error
+        if choice or row.format or row.macs_after != row.macs_before:
+            result.rows.append(row)
+    return result
+
+
+def _in_kernel(layers: list[LinearLayer], formats: list[FormatChoice], settings: Settings) -> set[str]:
+    """Packed layers whose kept features are blocks that a CUDA kernel walks, so that they need no Gather."""
+    packed = {choice.layer.name for choice in formats}
+    return {
+        layer.name
+        for layer in layers
+        if settings.target == "cuda"
+        and layer.name in packed
+        and not layer.kept.all()
+        and blocks_kept(layer.kept[0, 0]) is not None
+    }
+
+
+def _form(layer: LinearLayer) -> str:
+    """How the elimination of a layer is written."""
+    if layer.kept.all():
+        return "absorbed"
+    if not (layer.kept == layer.kept[:, :1]).all():
+        return "DeftConv"
+    first = layer.kept[0, 0]
+    prefix = layer.groups == 1 and bool(first[: int(first.sum())].all())
+    return "Slice" if prefix else "Gather"
+
+
+def _pack(
+    graph: gs.Graph,
+    origin: onnx.ModelProto,
+    layers: list[LinearLayer],
+    formats: list[FormatChoice],
+    in_kernel: set[str],
+    probe: list[readers.Feed],
+) -> evaluation.Outputs:
+    """Pack and fuse; what the graph computes on `probe` with the decoded weights."""
+    packed = pack_weights(layers, {choice.layer.name: choice.format for choice in formats}, in_kernel)
+    decode(layers, packed, in_kernel)
+    expected = _run(finish(graph, origin, {}), probe)
+    infer_shapes(graph)
+    pack(graph, layers, packed, in_kernel)
+    fuse(graph)
+    return expected
+
+
+def _run(model: onnx.ModelProto, feeds: list[readers.Feed]) -> evaluation.Outputs:
+    return evaluation.run(evaluation.session(model), feeds) if feeds else {}
+
+
+def verify(expected: evaluation.Outputs, final: onnx.ModelProto, feeds: list[readers.Feed]) -> None:
+    """Raise DeftError unless `final` computes what is `expected` of it on `feeds`, to rounding."""
+    if not feeds:
+        return
+    got = evaluation.run(evaluation.session(final), feeds)
+    for name, want in expected.items():
+        if want.dtype.kind != "f":
+            continue
+        limit = TOLERANCE.get(want.dtype, DEFAULT_TOLERANCE)
+        have, wanted = evaluation.without_agreed(got[name].astype(np.float64), want.astype(np.float64))
+        with np.errstate(invalid="ignore"):
+            difference, norm = float(np.linalg.norm(have - wanted)), float(np.linalg.norm(wanted))
+        if not difference <= limit * norm + ABSOLUTE_TOLERANCE * np.sqrt(want.size):
+            raise DeftError(
+                f"internal check failed: output '{name}' of the result differs from its plan by"
+                f" {difference / max(norm, 1e-30):.2g};"
+                " please report this model, and use --no-absorb meanwhile"
+            )

@@ -1,0 +1,46 @@
+"""DeftGemm, which an earlier run has written: left alone, its sizes known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from deftonnx.formats.gemm_function import DOMAIN
+from deftonnx.layers.linear import Refusal, constant_bytes, dimension_rule
+
+
+@dataclass(frozen=True)
+class PackedGemm(Refusal):
+    """A layer whose weight is packed. K counts the features that it keeps, `bytes` is what all its constants take,
+    `m_rule` and `macs` are as those of a `LinearLayer`."""
+
+    format: str
+    m_rule: str
+    K: int
+    N: int
+    parameters: int
+    macs: int
+    bytes: int
+
+
+def match(node: gs.Node) -> Refusal | None:
+    """The refusal of a DeftGemm, with its sizes; that of a node of this name in another domain has none."""
+    if node.domain != DOMAIN:
+        return Refusal(node.name, node.op, f"an operator of the domain '{node.domain}'")
+    K, N, name = int(node.attrs["K"]), int(node.attrs["N"]), str(node.attrs["format"])
+    x = node.inputs[0]
+    m_rule, rows = dimension_rule(x.shape[:-1] if x.shape else [None])
+    biased = bool(node.inputs[3].values.any())
+    return PackedGemm(
+        node.name,
+        node.op,
+        f"already packed as {name}",
+        format=name,
+        m_rule=m_rule,
+        K=K,
+        N=N,
+        parameters=K * N + N * biased,
+        macs=rows * K * N,
+        bytes=constant_bytes(node),
+    )

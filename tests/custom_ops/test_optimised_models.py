@@ -1,0 +1,40 @@
+"""What `optimize` writes, in a CPU session with the library registered: the same results as without it."""
+
+import numpy as np
+import onnxruntime
+import pytest
+from models import assert_same, run
+from small_files import inputs, small_model
+from transformer_block import samples, transformer
+
+import deftonnx
+from deftonnx.formats import FORMAT_NAMES
+
+
+def with_library(model, options, x):
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})
+
+
+@pytest.mark.parametrize("name", FORMAT_NAMES)
+def test_transformer(options, name):
+    x = samples()
+    packed = deftonnx.optimize(transformer(), calib_data=x, density=1.0, format=name, measure=False).model
+    assert_same(with_library(packed, options, x), run(packed, {"x": x}), 1e-6)
+
+
+@pytest.mark.parametrize("granularity", ["block:16", "vector", "element"])
+def test_elimination(options, granularity):
+    x = inputs(500)
+    wanted = {"density": 0.5, "granularity": granularity, "target": "cuda", "keep_last": False, "absorb": False}
+    packed = deftonnx.optimize(small_model(), calib_data=x, format="deft8:3", measure=False, **wanted).model
+    blocks = [a.i for node in packed.graph.node for a in node.attribute if a.name == "block"]
+    assert any(blocks) == (granularity != "element")
+    assert_same(with_library(packed, options, x), run(packed, {"x": x}), 1e-6)
+
+
+def test_one_sample_without_a_batch_dimension(options):
+    model = small_model("1")
+    x = np.asarray(inputs(1))
+    packed = deftonnx.optimize(model, format="deft16", measure=False).model
+    assert_same(with_library(packed, options, x), run(packed, {"x": x}), 1e-6)

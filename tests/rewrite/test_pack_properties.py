@@ -1,0 +1,57 @@
+"""Whatever the graph, the formats and what is eliminated: DeftGemm nodes compute what the decoded weights do."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from generator import Builder, random_mask
+from models import assert_same, feed_for, mask, prepare, run
+from test_absorb_properties import batch_size
+
+from deftonnx.formats import FORMAT_NAMES
+from deftonnx.rewrite.absorb import absorb
+from deftonnx.rewrite.eliminate import eliminate
+from deftonnx.rewrite.finish import finish
+from deftonnx.rewrite.fuse import fuse
+from deftonnx.rewrite.normalise import infer_shapes
+from deftonnx.rewrite.pack import blocks_kept, decode, pack, pack_weights, refuse
+
+CASES = 480
+CHUNK = 12
+
+
+def check(seed: int) -> int:
+    """One random graph; the number of its DeftGemm nodes."""
+    rng = np.random.default_rng([seed, 2])
+    proto = Builder(seed).build(steps=int(rng.integers(4, 22)))
+    feed = feed_for(proto, seed, N=batch_size(proto, rng))
+    graph, layers = prepare(proto)
+    for layer in layers:
+        kept = random_mask(layer.kept.shape, layer.shares_choice, rng, graph.opset)
+        if kept is not None:
+            mask(layer, kept)
+    absorb(graph, layers)
+    formats = {x.name: str(rng.choice(FORMAT_NAMES)) for x in layers if refuse(x, graph.opset) is None}
+    in_kernel = {
+        x.name
+        for x in layers
+        if x.name in formats and not x.kept.all() and blocks_kept(x.kept[0, 0]) is not None and rng.random() < 0.8
+    }
+    eliminate(graph, [layer for layer in layers if layer.name not in in_kernel])
+    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    weights = pack_weights(layers, formats, in_kernel)
+    decode(layers, weights, in_kernel)
+    want = run(finish(graph, proto, {}), feed)
+    infer_shapes(graph)
+    assert pack(graph, layers, weights, in_kernel) == bool(formats)
+    fuse(graph)
+    small = finish(graph, proto, {})
+    onnx.checker.check_model(small)
+    assert_same(run(small, feed), want, 2e-5)
+    return sum(node.op_type == "DeftGemm" for node in small.graph.node)
+
+
+@pytest.mark.parametrize("first", range(0, CASES, CHUNK))
+def test_packed_graph_computes_what_the_decoded_weights_do(first: int) -> None:
+    assert sum(check(seed) for seed in range(first, first + CHUNK)) > 0
