@@ -51,7 +51,7 @@ def bench(
     settings = measuring.Settings(
         provider=provider or ("cpu" if cuda.obstacle() else "cuda"),
         batches=batches or (None,),
-        sizes=dict(_size(text) for text in sizes),
+        sizes=dict(free_axis(text) for text in sizes),
         inputs=None if inputs is None else _arrays(inputs),
         **options,
     )
@@ -74,7 +74,8 @@ def bench(
         wide_console().print(_table(results, settings))
 
 
-def _size(text: str) -> tuple[str, int]:
+def free_axis(text: str) -> tuple[str, int]:
+    """The name and length that --dim gives."""
     name, _, length = text.partition("=")
     if not (name and length.isdecimal() and int(length) > 0):
         raise UsageError(f"--dim {text}: give a name and a length, as in sequence=128")

@@ -6,6 +6,7 @@ import click
 from deftonnx.cli.bench import bench
 from deftonnx.cli.check import check
 from deftonnx.cli.console import DeftGroup
+from deftonnx.cli.doctor import doctor
 from deftonnx.cli.inspect import inspect
 from deftonnx.cli.lib_path import lib_path
 from deftonnx.cli.optimize import optimize
@@ -30,3 +31,4 @@ main.add_command(inspect)
 main.add_command(check)
 main.add_command(lib_path)
 main.add_command(bench)
+main.add_command(doctor)

@@ -1,8 +1,9 @@
 """Builds libdeftonnx_ops.so: kernels → machine code → a table of them → one library.
 
-    python custom_ops/build.py [--arch 90 ...] [--jobs 2] [--output PATH]
+    python custom_ops/build.py [--arch 90 ...] [--jobs 2] [--output PATH] [--strict]
 
-Needs Triton, nvcc (NVCC, or the package nvidia-cuda-nvcc) and a C++17 compiler (CXX, or c++), but no GPU.
+Needs Triton, nvcc (NVCC, or the package nvidia-cuda-nvcc) and a C++17 compiler (CXX, or c++), but no GPU: see
+kernel_tools.py.
 Compiled kernels are kept by content in custom_ops/build/cache, so that a second build takes seconds.
 """
 
@@ -13,6 +14,7 @@ import os
 import runpy
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -27,13 +29,17 @@ PACKAGE = HERE.parent / "deftonnx"
 LIBRARY = PACKAGE / "runtime" / "libdeftonnx_ops.so"
 
 
-def link(sources: list[Path], output: Path) -> None:
-    """Compile the C++ runtime with the kernel table and link the library. Raises CalledProcessError."""
+def link(sources: list[Path], output: Path, strict: bool = False) -> None:
+    """Compile the C++ runtime with the kernel table and link the library; `strict`: warnings are errors.
+
+    Raises CalledProcessError.
+    """
     runtime = HERE / "runtime"
     pending = output.with_suffix(f".{os.getpid()}")
     output.parent.mkdir(parents=True, exist_ok=True)
     command = [
         *(os.environ.get("CXX", "c++"), "-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra"),
+        *(["-Werror"] if strict else []),
         *("-fvisibility=hidden", f"-Wl,--version-script={runtime / 'exports.map'}", "-Wl,-z,defs"),
         *("-static-libstdc++", "-static-libgcc", f"-I{runtime}", "-o", str(pending)),
         *map(str, [*sorted(runtime.glob("*.cpp")), *sources]),
@@ -49,13 +55,18 @@ def package_version() -> str:
     return str(runpy.run_path(str(PACKAGE / "version.py"))["__version__"])
 
 
-def build(architectures: list[int] | None, jobs: int, output: Path) -> None:
+def build(architectures: list[int] | None, jobs: int, output: Path, strict: bool = False) -> None:
     """Compile what the cache lacks and link the library at `output`."""
+    start = time.monotonic()
     with ProcessPoolExecutor(jobs) as pool:
         each = pool.map if jobs > 1 else map
         tables = {family.TABLE: family.rows(architectures, BUILD / "cache", each) for family in FAMILIES}
-    link(write_tables(tables, BUILD / "table", package_version()), output)
-    print(f"{output}: {sum(map(len, tables.values()))} kernels, {output.stat().st_size / 2**20:.1f} MiB")
+    link(write_tables(tables, BUILD / "table", package_version()), output, strict)
+    processor = sum(os.times()[:4])
+    print(
+        f"{output}: {sum(map(len, tables.values()))} kernels, {output.stat().st_size / 2**20:.1f} MiB, "
+        f"{time.monotonic() - start:.0f} s, {processor / 60:.1f} CPU-minutes"
+    )
 
 
 def main() -> None:
@@ -64,8 +75,9 @@ def main() -> None:
     parser.add_argument("--arch", type=int, action="append", help="only this compute capability, as in 90")
     parser.add_argument("--jobs", type=int, default=1, help="kernels compiled at once")
     parser.add_argument("--output", type=Path, default=LIBRARY)
+    parser.add_argument("--strict", action="store_true", help="the C++ compiler's warnings are errors")
     arguments = parser.parse_args()
-    build(arguments.arch, arguments.jobs, arguments.output)
+    build(arguments.arch, arguments.jobs, arguments.output, arguments.strict)
 
 
 if __name__ == "__main__":

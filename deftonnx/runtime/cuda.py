@@ -7,6 +7,7 @@ import ctypes
 import functools
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnxruntime
 
@@ -30,6 +31,26 @@ def driver() -> ctypes.CDLL | None:
     except OSError:
         return None
     return library if library.cuInit(0) == 0 else None
+
+
+LIBRARIES = ("cudart", "cublas", "cublasLt", "cudnn", "cufft", "curand", "nvrtc")
+"""What ONNX Runtime's CUDA provider loads, the last four only for some operators."""
+
+
+def libraries() -> dict[str, str | None]:
+    """Where each of LIBRARIES was loaded from, None for those that are not to be found."""
+    preload()
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    paths = {line.split(maxsplit=5)[5] for line in maps.splitlines() if line.count("/") > 1}
+    found: dict[str, str | None] = dict.fromkeys(LIBRARIES)
+    for path in sorted(paths):
+        stem = Path(path).name.split(".so")[0].removeprefix("lib")
+        if stem in found:
+            found[stem] = path
+    return found
 
 
 @dataclass(frozen=True)
