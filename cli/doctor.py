@@ -71,6 +71,8 @@ def _add_library(rows: Table, library: dict[str, Any]) -> None:
         kernels = ", ".join(f"sm_{arch}: {count}" for arch, count in library["kernels"].items()) or "none"
         rows.add_row("operator library", library["path"])
         rows.add_row("", f"version {library['version']}, kernels {kernels}")
+    if tuning := library.get("tuning"):
+        rows.add_row("", f"tuning table {tuning['path']}" + (f", {tuning['problem']}" if tuning["problem"] else ""))
     if library["problem"]:
         rows.add_row("" if library["path"] else "operator library", library["problem"])
 

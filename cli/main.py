@@ -10,6 +10,7 @@ from deftonnx.cli.doctor import doctor
 from deftonnx.cli.inspect import inspect
 from deftonnx.cli.lib_path import lib_path
 from deftonnx.cli.optimize import optimize
+from deftonnx.cli.tune import tune
 
 from deftonnx.version import __version__
 
@@ -32,3 +33,4 @@ main.add_command(check)
 main.add_command(lib_path)
 main.add_command(bench)
 main.add_command(doctor)
+main.add_command(tune)

@@ -141,7 +141,7 @@ def _plain_run(session: onnxruntime.InferenceSession, feed: Mapping[str, Array])
 def _bound_run(session: onnxruntime.InferenceSession, feed: Mapping[str, Array], graph: bool) -> Run:
     """A run with its inputs and outputs in the GPU's memory, at fixed addresses as a CUDA graph needs."""
     first, binding = session.io_binding(), session.io_binding()
-    values = [(name, _device_value(array)) for name, array in feed.items()]
+    values = [(name, device_value(array)) for name, array in feed.items()]
     for name, value in values:
         first.bind_ortvalue_input(name, value)
         binding.bind_ortvalue_input(name, value)
@@ -168,7 +168,8 @@ def _host_value(array: Array) -> onnxruntime.OrtValue:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
-def _device_value(array: Array) -> onnxruntime.OrtValue:
+def device_value(array: Array) -> onnxruntime.OrtValue:
+    """A copy of `array` in the GPU's memory."""
     if array.dtype != ml_dtypes.bfloat16:
         return onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0)
     kind = onnx.TensorProto.BFLOAT16

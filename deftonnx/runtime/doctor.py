@@ -18,6 +18,7 @@ from deftonnx.runtime.gemm_nodes import DOMAIN, gemm_nodes
 from deftonnx.runtime.library import LibraryNotFoundError, get_library_path
 from deftonnx.runtime.manifest import Manifest, read_manifest
 from deftonnx.runtime.placement import cuda_graph_obstacle, placement
+from deftonnx.runtime.tuning_table import table_state
 from deftonnx.version import __version__
 
 SCHEMA = "deftonnx-doctor"
@@ -119,7 +120,8 @@ def _library(device: Device | None) -> dict[str, Any]:
         "kernels": {str(architecture): len(names) for architecture, names in sorted(manifest.kernels.items())},
         "bytes": Path(path).stat().st_size,
     }
-    return content | {"problem": _load_problem(path) or _mismatch(manifest, device)}
+    tuning = None if device is None else table_state(device, manifest)
+    return content | {"tuning": tuning, "problem": _load_problem(path) or _mismatch(manifest, device)}
 
 
 def _load_problem(path: str) -> str | None:
