@@ -15,6 +15,7 @@ from deftonnx.elimination.refit import REFITS
 from deftonnx.errors import UnchangedError, UsageError
 from deftonnx.optimize import optimize as run
 from deftonnx.report import html, table
+from deftonnx.settings import IO_TYPES
 
 
 @click.command()
@@ -50,6 +51,13 @@ from deftonnx.report import html, table
     metavar="fp32|half|deft16|deft16q|deft8[:E]|deft8:auto",
     help="How weights of MatMul and Gemm are stored. deft8:E: 8 bits, E of them exponent (1 to 7); deft8:auto chooses "
     "E layer by layer. All but fp32 write ai.deftonnx nodes.",
+)
+@click.option(
+    "--io-types",
+    type=click.Choice(IO_TYPES),
+    default="keep",
+    show_default=True,
+    help="Type of the graph's float32 inputs and outputs, and of the activations that packed layers hand each other.",
 )
 @click.option("--eval-data", metavar="PATH", help="Data to score on, in the forms of --calib-data; may hold 'labels'.")
 @click.option(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from deftonnx import evaluation
 from deftonnx.calibration import readers
@@ -24,11 +25,13 @@ from deftonnx.rewrite.absorb import absorb
 from deftonnx.rewrite.eliminate import eliminate
 from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.fuse import fuse
+from deftonnx.rewrite.narrow import chains, narrow
 from deftonnx.rewrite.normalise import export_model, infer_shapes
 from deftonnx.rewrite.pack import blocks_kept, decode, pack, pack_weights
 from deftonnx.settings import Settings
 
 TOLERANCE = {np.dtype(np.float16): 2e-2}
+IO_TOLERANCE = {"keep": 0.0, "float16": 2e-2, "bfloat16": 1e-1}
 DEFAULT_TOLERANCE = 1e-3
 ABSOLUTE_TOLERANCE = 1e-6
 """ONNX Runtime's Sigmoid is off by 1e-7 near zero: a saturated output has no more correct digits than that."""
@@ -51,6 +54,7 @@ class Assembled:
     macs: int
     rows: list[LayerRow] = field(default_factory=list)
     formats: list[FormatChoice] = field(default_factory=list)
+    wide: list[Refusal] = field(default_factory=list)
     unpacked: list[Refusal] = field(default_factory=list)
 
 
@@ -85,7 +89,11 @@ def assemble(
     if formats:
         verify(expected, finish(graph, origin, {}), probe)
         expected = _pack(graph, origin, layers, formats, in_kernel, probe)
-    result = Assembled(expected, sum(macs.values()), formats=formats, unpacked=unpacked)
+    wide: list[Refusal] = []
+    if settings.io_types != "keep":
+        verify(expected, finish(graph, origin, {}), probe)
+        wide = _narrow(graph, origin, settings.io_types, batches)
+    result = Assembled(expected, sum(macs.values()), formats=formats, unpacked=unpacked, wide=wide)
     chosen = {choice.layer.name: choice for choice in choices}
     packed = {choice.layer.name: choice for choice in formats}
     for layer in layers:
@@ -105,6 +113,7 @@ def assemble(
         )
         if layer.name in packed:
             row.format, row.format_error = packed[layer.name].format, packed[layer.name].error
+            row.output_type = TensorProto.DataType.Name(layer.node.attrs["output_type"]).lower()
         if choice or row.format or row.macs_after != row.macs_before:
             result.rows.append(row)
     return result
@@ -152,11 +161,34 @@ def _pack(
     return expected
 
 
+def _narrow(graph: gs.Graph, origin: onnx.ModelProto, asked: str, batches: list[readers.Feed] | None) -> list[Refusal]:
+    """Give activations the 16-bit type that was asked for where their values on `batches` allow it."""
+    infer_shapes(graph)
+    names = sorted({t.name for chain in chains(graph, asked) for t in chain.tensors} | {t.name for t in graph.outputs})
+    known = {t.name for t in graph.inputs}
+    ranges: dict[str, float] = {}
+    if batches:
+        model = finish(graph, origin, {})
+        infer_shapes(graph)
+        made = {t.name for t in model.graph.output}
+        observed = [name for name in names if name not in known]
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in observed if name not in made)
+        session = evaluation.session(model)
+        for feed in batches:
+            values = {**feed, **evaluation.run(session, [feed])}
+            for name in names:
+                if values[name].dtype.kind == "f" and values[name].size:
+                    ranges[name] = max(ranges.get(name, 0.0), float(np.abs(values[name]).max()))
+    return narrow(graph, asked, ranges)
+
+
 def _run(model: onnx.ModelProto, feeds: list[readers.Feed]) -> evaluation.Outputs:
     return evaluation.run(evaluation.session(model), feeds) if feeds else {}
 
 
-def verify(expected: evaluation.Outputs, final: onnx.ModelProto, feeds: list[readers.Feed]) -> None:
+def verify(
+    expected: evaluation.Outputs, final: onnx.ModelProto, feeds: list[readers.Feed], io_types: str = "keep"
+) -> None:
     """Raise DeftError unless `final` computes what is `expected` of it on `feeds`, to rounding."""
     if not feeds:
         return
@@ -164,7 +196,7 @@ def verify(expected: evaluation.Outputs, final: onnx.ModelProto, feeds: list[rea
     for name, want in expected.items():
         if want.dtype.kind != "f":
             continue
-        limit = TOLERANCE.get(want.dtype, DEFAULT_TOLERANCE)
+        limit = max(TOLERANCE.get(want.dtype, DEFAULT_TOLERANCE), IO_TOLERANCE[io_types])
         have, wanted = evaluation.without_agreed(got[name].astype(np.float64), want.astype(np.float64))
         with np.errstate(invalid="ignore"):
             difference, norm = float(np.linalg.norm(have - wanted)), float(np.linalg.norm(wanted))

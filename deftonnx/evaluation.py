@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import tempfile
 import time
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -44,6 +46,9 @@ class Score:
         return asdict(self)
 
 
+BFLOAT16 = "tensor(bfloat16)"
+NARROW = {"tensor(float16)": np.float16, BFLOAT16: ml_dtypes.bfloat16}
+"""Input types that data in float32 are cast to."""
 IN_MEMORY = 32 << 20
 """Bytes of weights up to which a session is given the model itself, which it then keeps; above, it gets a file."""
 
@@ -72,10 +77,39 @@ def run(model: ort.InferenceSession, feeds: list[Feed]) -> Outputs:
     parts: list[list[Array]] = []
     for feed in feeds:
         try:
-            parts.append(model.run(names, feed))
+            parts.append(runner(model, feed)())
         except Exception as error:
             raise UnsupportedError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
     return {name: _join([part[i] for part in parts]) for i, name in enumerate(names)}
+
+
+def runner(model: ort.InferenceSession, feed: Feed) -> Callable[[], list[Array]]:
+    """A function that runs `model` on `feed`, whose floats are cast to the types of the model's inputs.
+
+    Outputs in bfloat16, which NumPy has not, come as float32.
+    """
+    types = {t.name: t.type for t in model.get_inputs()}
+    feed = {name: value.astype(NARROW[types[name]]) if types[name] in NARROW else value for name, value in feed.items()}
+    if BFLOAT16 not in {*types.values(), *(t.type for t in model.get_outputs())}:
+        return lambda: model.run(None, feed)
+    names = [output.name for output in model.get_outputs()]
+    values = {name: _ort_value(value) for name, value in feed.items()}
+    return lambda: [_to_array(value) for value in model.run_with_ort_values(names, values)]
+
+
+def _ort_value(array: Array) -> ort.OrtValue:
+    if array.dtype == NARROW[BFLOAT16]:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, onnx.TensorProto.BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _to_array(value: ort.OrtValue) -> Array:
+    if value.element_type() != onnx.TensorProto.BFLOAT16:
+        return value.numpy()
+    array = np.empty(value.shape(), NARROW[BFLOAT16])
+    if array.size:
+        ctypes.memmove(array.ctypes.data, value.data_ptr(), array.nbytes)
+    return array.astype(np.float32)
 
 
 def _join(parts: list[Array]) -> Array:
@@ -207,16 +241,17 @@ def latencies(
     """
     results: list[list[float]] = [[] for _ in models]
     repeats = []
-    for model in models:
-        model.run(None, feed)
+    runs = [runner(model, feed) for model in models]
+    for run_once in runs:
+        run_once()
         start = time.perf_counter()
-        model.run(None, feed)
+        run_once()
         once = time.perf_counter() - start
         repeats.append(max(1, min(1000, int(budget / rounds / len(models) / max(once, 1e-6)))))
     for _ in range(rounds):
-        for model, repeat, result in zip(models, repeats, results, strict=True):
+        for run_once, repeat, result in zip(runs, repeats, results, strict=True):
             start = time.perf_counter()
             for _ in range(repeat):
-                model.run(None, feed)
+                run_once()
             result.append((time.perf_counter() - start) / repeat * 1e3)
     return results

@@ -26,6 +26,7 @@ from deftonnx.report.measure import measure as measure_into
 from deftonnx.report.report import Report
 from deftonnx.rewrite.absorb import readers as readers_of
 from deftonnx.rewrite.finish import finish
+from deftonnx.rewrite.narrow import OLDEST_OPSET
 from deftonnx.rewrite.normalise import export_model, import_model, normalise
 from deftonnx.selection import record, select
 from deftonnx.settings import AUTOMATIC, Settings
@@ -79,6 +80,8 @@ def optimize(
     plan = Plan.read(plan) if isinstance(plan, (str, Path)) else plan
     has_data = data is not None
     settings = asked.resolve(has_data) if plan is None or asked != Settings() else _of_plan(plan, has_data)
+    if settings.io_types == "bfloat16" and graph.opset < OLDEST_OPSET:
+        raise UnsupportedError(f"--io-types bfloat16 needs opset {OLDEST_OPSET}, the model has {graph.opset}")
     feeds = _feeds(data, graph.inputs, settings, session)
     del session  # and the memory it holds
     scored = scored_data(eval_data, graph.inputs, feeds, has_data)
@@ -122,7 +125,7 @@ def optimize(
         warnings=_warnings(settings, calib_data, bool(feeds), done),
     )
     if feeds:
-        assemble.verify(done.expected, final, feeds[:1])
+        assemble.verify(done.expected, final, feeds[:1], settings.io_types)
         measure_into(report, origin, final, scored, metric, one_sample(feeds[0], graph.inputs) if measure else None)
     report.seconds = time.perf_counter() - started
     return Result(final, result_plan, report)
@@ -179,6 +182,8 @@ def _warnings(settings: Settings, source: Any, ran: bool, done: assemble.Assembl
         warnings.append("reduced from the weights alone, without calibration data: check the accuracy before use")
     if source is None and settings.format in AUTOMATIC and done.formats:
         warnings.append("without --calib-data the exponent bits of deft8 were chosen from the weights alone")
+    for left in done.wide:
+        warnings.append(f"{left.op} '{left.name}' stays float32: {left.reason} on the calibration data")
     if not ran:
         warnings.append("the result was not run: there is no data, and the model runs on none that could be made up")
     return warnings

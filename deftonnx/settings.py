@@ -12,6 +12,7 @@ from deftonnx.elimination.refit import NEEDS_DATA, REFITS
 from deftonnx.errors import UsageError
 from deftonnx.formats import FORMAT_NAMES, FormatError, get_format
 
+IO_TYPES = ("keep", "float16", "bfloat16")
 TARGETS = ("any", "cpu", "cuda")
 DEFAULT_DENSITY = 0.75
 FP32 = "fp32"
@@ -37,6 +38,7 @@ class Settings:
     absorb: bool = True
     portable: bool = False
     format: str = FP32
+    io_types: str = "keep"
     calib_samples: int = 512
     seed: int = 0
 
@@ -78,6 +80,7 @@ class Settings:
             ("criterion", self.criterion, CRITERIA),
             ("refit", self.refit, REFITS),
             ("target", self.target, TARGETS),
+            ("--io-types", self.io_types, IO_TYPES),
         ):
             if value is not None and value not in known:
                 raise UsageError(f"{option} '{value}' is not one of {', '.join(known)}")

@@ -69,15 +69,17 @@ def _hard_sigmoid() -> Nodes:
 
 
 def _gelu() -> Nodes:
-    return _gated(
+    """0.5 z (1 + erf(z / sqrt(2))), written as exporters do: ONNX Runtime fuses it into one operator."""
+    return [
         float_constant("half", 0.5),
         float_constant("one", 1),
-        float_constant("sqrt_half", np.sqrt(0.5)),
-        helper.make_node("Mul", ["Z", "sqrt_half"], ["scaled"]),
+        float_constant("sqrt_two", np.sqrt(2)),
+        helper.make_node("Div", ["Z", "sqrt_two"], ["scaled"]),
         helper.make_node("Erf", ["scaled"], ["erf"]),
         helper.make_node("Add", ["erf", "one"], ["twice_gate"]),
-        helper.make_node("Mul", ["twice_gate", "half"], ["gate"]),
-    )
+        helper.make_node("Mul", ["Z", "twice_gate"], ["twice"]),
+        helper.make_node("Mul", ["twice", "half"], ["A"]),
+    ]
 
 
 def _gelu_tanh() -> Nodes:

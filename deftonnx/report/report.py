@@ -49,7 +49,8 @@ class LayerRow:
     """One layer before and after. `form` says how its elimination is written: absorbed by the producer, Gather, Slice,
     DeftConv, 'kept blocks' where a DeftGemm's kernel walks them, 'fewer outputs' where only its readers were reduced,
     or 'all kept' where it was only packed. `format` is that of a packed weight, `format_error` what packing costs on
-    the calibration rows, measured as `error` is. The bytes are those of the layer's weights and biases."""
+    the calibration rows, measured as `error` is. The bytes are those of the layer's weights and biases, `output_type`
+    is that of a packed layer's outputs."""
 
     name: str
     op: str
@@ -64,6 +65,7 @@ class LayerRow:
     format_error: float | None = None
     bytes_before: int = 0
     bytes_after: int = 0
+    output_type: str | None = None
 
 
 @dataclass

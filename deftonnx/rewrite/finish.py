@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import dtype_to_onnx
 
 from deftonnx.rewrite import functions
 from deftonnx.rewrite.normalise import export_model
@@ -16,6 +19,8 @@ def finish(graph: gs.Graph, origin: onnx.ModelProto, metadata: dict[str, str]) -
             tensor.shape = None
             tensor.dtype = None
     model = export_model(graph, origin)
+    _set_types(model.graph.input, graph.inputs)
+    _set_types(model.graph.output, graph.outputs)
     del model.graph.value_info[:]
     functions.attach_functions(model, graph.opset)
     entries = {entry.key: entry.value for entry in model.metadata_props} | metadata
@@ -23,3 +28,11 @@ def finish(graph: gs.Graph, origin: onnx.ModelProto, metadata: dict[str, str]) -
     for key, value in entries.items():
         model.metadata_props.add(key=key, value=value)
     return model
+
+
+def _set_types(values: Iterable[onnx.ValueInfoProto], tensors: list[gs.Tensor]) -> None:
+    """Inputs and outputs are declared as in `origin`, but for their types where a pass has changed these."""
+    types = {t.name: t.dtype for t in tensors if t.dtype is not None}
+    for value in values:
+        if value.name in types and value.type.HasField("tensor_type"):
+            value.type.tensor_type.elem_type = dtype_to_onnx(types[value.name])

@@ -77,11 +77,11 @@ def is_deft_gemm(node: gs.Node) -> bool:
 
 
 class Reserved:
-    """The tensors of a graph that must stay: its outputs, and what the bodies of If, Loop and Scan read."""
+    """The tensors of a graph that must stay: what the bodies of If, Loop and Scan read, and its `outputs`."""
 
-    def __init__(self, graph: gs.Graph) -> None:
+    def __init__(self, graph: gs.Graph, outputs: bool = True) -> None:
         bodies = list(graph.subgraphs(recursive=True))
-        self.names = {t.name for t in graph.outputs}
+        self.names = {t.name for t in graph.outputs if outputs}
         self.names |= {t.name for body in bodies for node in body.nodes for t in node.inputs}
         self.names |= {t.name for body in bodies for t in body.outputs}
 

@@ -132,6 +132,7 @@ def drop_identity_dropout(graph: gs.Graph) -> None:
         source, result = node.inputs[0], node.outputs[0]
         for user in list(result.outputs):
             user.inputs = [source if t is result else t for t in user.inputs]
+        node.inputs.clear()
         node.outputs.clear()
         graph.nodes.remove(node)
 

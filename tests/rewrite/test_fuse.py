@@ -259,3 +259,9 @@ def test_fusing_twice_changes_nothing() -> None:
     infer_shapes(graph)
     assert fuse(graph)
     assert not fuse(graph)
+
+
+def test_identities_and_dropout_are_no_obstacle() -> None:
+    proto = linear("a = Identity (y) d = Dropout (a) z = Relu (d)")
+    _, small = packed(proto)
+    assert [node.op_type for node in small.graph.node] == ["DeftGemm"]

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 from generator import Builder, random_mask
-from models import assert_same, feed_for, mask, prepare, run
+from models import Array, Feed, assert_same, distance, feed_for, mask, prepare, run
 from test_absorb_properties import batch_size
 
+from deftonnx import evaluation
 from deftonnx.formats import FORMAT_NAMES
 from deftonnx.rewrite.absorb import absorb
 from deftonnx.rewrite.eliminate import eliminate
 from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.fuse import fuse
+from deftonnx.rewrite.narrow import OLDEST_OPSET, TYPES, narrow
 from deftonnx.rewrite.normalise import infer_shapes
 from deftonnx.rewrite.pack import blocks_kept, decode, pack, pack_weights, refuse
 
 CASES = 480
+NEAR = {"float16": 2e-2, "bfloat16": 0.15}
 CHUNK = 12
 
 
@@ -49,7 +53,21 @@ def check(seed: int) -> int:
     small = finish(graph, proto, {})
     onnx.checker.check_model(small)
     assert_same(run(small, feed), want, 2e-5)
+    check_narrow(graph, proto, feed, want, "float16" if seed % 2 or graph.opset < OLDEST_OPSET else "bfloat16")
     return sum(node.op_type == "DeftGemm" for node in small.graph.node)
+
+
+def check_narrow(graph: gs.Graph, proto: onnx.ModelProto, feed: Feed, want: list[Array], asked: str) -> None:
+    """Whatever is narrow, the model loads, has the types that were asked for, and is near."""
+    infer_shapes(graph)
+    assert narrow(graph, asked, {}) == []
+    small = finish(graph, proto, {})
+    onnx.checker.check_model(small)
+    assert {t.type.tensor_type.elem_type for t in (*small.graph.input, *small.graph.output)} == {TYPES[asked][1]}
+    got = evaluation.run(evaluation.session(small), [feed])
+    for name, array in zip(got, want, strict=True):
+        if array.size:
+            assert distance(got[name].astype(np.float32), array) <= NEAR[asked]
 
 
 @pytest.mark.parametrize("first", range(0, CASES, CHUNK))
