@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -492,7 +493,9 @@ def test_interrupt_by_signal(folder: Path) -> None:
     program = "from deftonnx.cli.main import main; main()"
     command = [sys.executable, "-c", program, *OPTIMIZE, "--calib-data", "slow.py"]
     before = files(folder)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # a shell's background jobs, and so perhaps this test, ignore the signal
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     assert process.stderr is not None
     assert process.stderr.readline() == "here\n"
     process.send_signal(signal.SIGINT)
