@@ -44,7 +44,7 @@ def _show_machine(console: Console, content: dict[str, Any]) -> None:
     rows = Table.grid(padding=(0, 2))
     rows.add_row("deftonnx", f"{facts['deftonnx']}, Python {facts['python']}, {facts['platform']}")
     packages = facts["onnxruntime_packages"]
-    rows.add_row("ONNX Runtime", ", ".join(packages) or facts["onnxruntime"])
+    rows.add_row("ONNX Runtime", f"{facts['onnxruntime']} ({', '.join(packages) or 'not from a Python package'})")
     if len(packages) > 1:
         rows.add_row("", "more than one package overwrite each other's files: keep one")
     for name, found in content["providers"].items():

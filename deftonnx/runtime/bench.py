@@ -15,11 +15,10 @@ import onnx
 import onnxruntime
 
 from deftonnx import model_file
-from deftonnx.calibration.activations import first_line
 from deftonnx.errors import UnsupportedError, UsageError
 from deftonnx.runtime import cuda
 from deftonnx.runtime.made_up_inputs import Array, made_up_inputs
-from deftonnx.runtime.session import register_if_built
+from deftonnx.runtime.session import reason, register_if_built
 
 SCHEMA = "deftonnx-bench"
 SCHEMA_VERSION = 1
@@ -72,8 +71,8 @@ def bench(models: Sequence[str | Path], settings: Settings, progress: Callable[[
     Raises UsageError for a model or option that cannot be used, UnsupportedError where the provider or a model cannot
     be run here.
     """
-    if settings.provider == "cuda" and (reason := cuda.obstacle()):
-        raise UnsupportedError(f"--provider cuda: {reason}")
+    if settings.provider == "cuda" and (obstacle := cuda.obstacle()):
+        raise UnsupportedError(f"--provider cuda: {obstacle}")
     if settings.cuda_graph and settings.provider != "cuda":
         raise UsageError("--cuda-graph goes with --provider cuda")
     protos = [model_file.read(path) for path in models]
@@ -101,7 +100,7 @@ class _Candidate:
 
 def _candidate(path: str, model: onnx.ModelProto, batch: int | None, settings: Settings) -> _Candidate:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is told in the error
     options.intra_op_num_threads = settings.threads
     # the threads of a model that is not having its turn must not spin beside the one that is
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -118,7 +117,7 @@ def _candidate(path: str, model: onnx.ModelProto, batch: int | None, settings: S
             run()
     except Exception as error:
         graph = " with a CUDA graph" if settings.cuda_graph else ""
-        raise UnsupportedError(f"ONNX Runtime cannot run '{path}'{graph}: {first_line(error)}") from error
+        raise UnsupportedError(f"ONNX Runtime cannot run '{path}'{graph}: {reason(error)}") from error
     return _Candidate(path, run, library)
 
 

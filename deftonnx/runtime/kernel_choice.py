@@ -10,9 +10,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from deftonnx.calibration.activations import first_line
 from deftonnx.errors import UnsupportedError
 from deftonnx.runtime.cuda import Device
+from deftonnx.runtime.session import reason
 
 _DOMAIN = "ai.deftonnx"
 
@@ -66,7 +66,7 @@ def kernels_for(
         )
         (text,) = session.run(None, {"M": np.array(rows, np.int64)})
     except Exception as error:
-        raise UnsupportedError(first_line(error).split(" : ")[-1]) from error
+        raise UnsupportedError(reason(error).removeprefix("Exception during initialization: ")) from error
     found = [_timed(line) for line in bytes(text).decode().splitlines()]
     return sorted(found, key=lambda kernel: (kernel.M, kernel.time))
 

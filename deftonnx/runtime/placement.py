@@ -10,12 +10,11 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
-from deftonnx.calibration.activations import first_line
 from deftonnx.errors import DeftError, UnsupportedError
 from deftonnx.model_file import bodies
 from deftonnx.runtime import cuda
 from deftonnx.runtime.bench import Settings, bench, uses_library
-from deftonnx.runtime.session import register_if_built
+from deftonnx.runtime.session import reason, register_if_built
 
 _CONTROL_FLOW = ("If", "Loop", "Scan")
 
@@ -43,7 +42,7 @@ def placement(path: str | Path, model: onnx.ModelProto) -> Placement:
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
         except Exception as error:
-            raise UnsupportedError(f"ONNX Runtime cannot load '{path}': {first_line(error)}") from error
+            raise UnsupportedError(f"ONNX Runtime cannot load '{path}': {reason(error)}") from error
         graph = onnx.load(str(written), load_external_data=False).graph
         memcpy = sum(node.op_type.startswith("Memcpy") for node in _nodes(graph))
     return Placement(memcpy, _on_cpu(session))
@@ -65,8 +64,8 @@ def cuda_graph_obstacle(
     """
     if found := sorted({node.op_type for node in _nodes(model.graph) if node.op_type in _CONTROL_FLOW}):
         return f"it has control flow: {', '.join(found)}"
-    if reason := cuda.obstacle():
-        raise UnsupportedError(f"not known without a usable GPU: {reason}")
+    if obstacle := cuda.obstacle():
+        raise UnsupportedError(f"not known without a usable GPU: {obstacle}")
     try:
         bench([path], Settings("cuda", (batch,), cuda_graph=True, rounds=1, seconds=0, sizes=sizes), lambda text: None)
     except DeftError as error:

@@ -27,6 +27,8 @@ def state(monkeypatch, tmp_path):
         (tmp_path / "library.so").touch()
 
     monkeypatch.setattr(build_backend.subprocess, "run", run)
+    for hook in ("wheel", "editable"):
+        monkeypatch.setattr(build_meta, f"get_requires_for_build_{hook}", lambda settings: [])
     for hook in ("build_wheel", "build_editable"):
         monkeypatch.setattr(
             build_meta, hook, lambda folder, settings, metadata: seen["settings"].append(settings) or PLAIN
