@@ -35,8 +35,8 @@ VARIABLE = "DEFTONNX_KERNELS"
 Settings = dict[str, Any] | None
 
 
-class BuildError(Exception):
-    """The library was asked for and cannot be built."""
+class BuildError(SystemExit):
+    """The library was asked for and cannot be built: one sentence, and no traceback in pip's output."""
 
 
 @dataclass(frozen=True)

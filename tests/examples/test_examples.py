@@ -81,3 +81,11 @@ def test_ci_script_goes_on_after_a_failure(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "model 'missing.onnx' does not exist" in done.stderr
     assert (tmp_path / "out" / "lenet5_mnist.deft.onnx").exists()
+
+
+def test_the_packed_session_is_accurate(tmp_path: Path) -> None:
+    done = run(tmp_path, sys.executable, EXAMPLES / "packed_session.py")
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split("top-1 ")[1].split("%")[0]) >= 98.5
+    original = (EXAMPLES / "data" / "lenet5_mnist.onnx").stat().st_size
+    assert (tmp_path / "lenet5_mnist.packed.onnx").stat().st_size < 0.4 * original
