@@ -42,7 +42,7 @@ SAMPLES = 4000
 
 def run(folder: Path, name: str, density: float, granularity: str) -> dict[str, Any]:
     """One row of the table."""
-    load = _loader(folder)
+    load = load_function(folder)
     path = folder / "models" / f"{name}.onnx"
     calib, _ = load(TASKS[name], "calib")
     test, labels = load(TASKS[name], "test")
@@ -78,7 +78,8 @@ def run(folder: Path, name: str, density: float, granularity: str) -> dict[str, 
     return row
 
 
-def _loader(folder: Path) -> Any:
+def load_function(folder: Path) -> Any:
+    """The `load` of DATA_FOLDER/eval/evaluate.py."""
     spec = importlib.util.spec_from_file_location("evaluate", folder / "eval" / "evaluate.py")
     assert spec is not None
     assert spec.loader is not None

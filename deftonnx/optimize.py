@@ -76,10 +76,10 @@ def optimize(
     session = evaluation.session(origin, _quoted(model))  # refuse now what ONNX Runtime cannot load
     asked = Settings(**options)
     graph = import_model(origin)
-    data = _calibration_data(calib_data, graph, asked)
     plan = Plan.read(plan) if isinstance(plan, (str, Path)) else plan
-    has_data = data is not None
+    has_data = calib_data is not None
     settings = asked.resolve(has_data) if plan is None or asked != Settings() else _of_plan(plan, has_data)
+    data = _calibration_data(calib_data, graph, settings)
     if settings.io_types == "bfloat16" and graph.opset < OLDEST_OPSET:
         raise UnsupportedError(f"--io-types bfloat16 needs opset {OLDEST_OPSET}, the model has {graph.opset}")
     feeds = _feeds(data, graph.inputs, settings, session)
@@ -175,8 +175,8 @@ def _warnings(settings: Settings, source: Any, ran: bool, done: assemble.Assembl
         warnings.append("calibrated on random data: expect a large loss of accuracy on real inputs")
     if source is None and lossless:
         warnings.append(
-            "without --calib-data nothing was eliminated but what loses nothing; with a few hundred samples, layers can"
-            " be reduced"
+            "without --calib-data only lossless eliminations were done; with a few hundred samples, layers can be"
+            " reduced"
         )
     elif source is None:
         warnings.append("reduced from the weights alone, without calibration data: check the accuracy before use")

@@ -144,6 +144,12 @@ def test_a_plan_gives_the_same_bytes_and_an_optimised_model_stays(name: str, den
     assert [e.format for e in second.plan.layers] == [e.format for e in first.plan.layers]
 
 
+def test_a_plan_made_with_random_data_gives_the_same_bytes() -> None:
+    first = optimised(small_model(), "deft8:auto", calib_data="random", calib_samples=40, density=0.5)
+    again = deftonnx.optimize(small_model(), calib_data="random", plan=first.plan, measure=False)
+    assert again.model.SerializeToString(deterministic=True) == first.model.SerializeToString(deterministic=True)
+
+
 def test_the_plan_says_the_format_of_each_layer() -> None:
     plan = optimised(small_model(), "half", calib_data=inputs(), density=1.0).plan
     for entry, name in zip(plan.layers, ("deft8:5", "fp32", "deft16"), strict=True):
