@@ -14,6 +14,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+SHOWN_FORMATS = ("half", "deft16", "deft8:auto")
+FORMATS = ROOT / "benchmarks" / "results" / "cpu" / "format_accuracy.json"
 ACCURACY = ROOT / "benchmarks" / "results" / "cpu" / "accuracy.json"
 
 
@@ -59,7 +61,34 @@ def _speed(row: dict[str, Any], cores: int) -> str:
     )
 
 
-TABLES = {"accuracy": accuracy}
+def formats() -> str:
+    """The accuracy of packed formats as Markdown, and where it is from."""
+    content = json.loads(FORMATS.read_text(encoding="utf-8"))
+    lines = [
+        "| model | format | top-1 | packed | points lost | output error | weights |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in (row for row in content["rows"] if row["format"] in SHOWN_FORMATS):
+        before, after = row["weight_bytes"]
+        cells = [
+            row["model"],
+            f"`{row['format']}`",
+            f"{row['original_top1']:.2f}",
+            f"{row['top1']:.2f}",
+            f"{row['loss']:.2f} ± {row['interval_95']:.2f}",
+            f"{row['rel_l2']:.1e}",
+            f"{after / before:.0%}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    commits = ", ".join(sorted({row["commit"] for row in content["rows"]}))
+    source = (
+        f"Nothing eliminated; convolutions stay in fp32. Output error is ‖Δ‖/‖y‖ of the model's outputs, weights are"
+        f" the bytes of all of them. From `{FORMATS.relative_to(ROOT)}` ({content['date']}, commits {commits})."
+    )
+    return "\n".join([*lines, "", source])
+
+
+TABLES = {"accuracy": accuracy, "formats": formats}
 
 
 def filled(text: str) -> str:

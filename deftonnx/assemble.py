@@ -6,7 +6,7 @@ graph what the graph with the decoded weights does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -52,10 +52,12 @@ class Assembled:
 
     expected: evaluation.Outputs
     macs: int
-    rows: list[LayerRow] = field(default_factory=list)
-    formats: list[FormatChoice] = field(default_factory=list)
-    wide: list[Refusal] = field(default_factory=list)
-    unpacked: list[Refusal] = field(default_factory=list)
+    rows: list[LayerRow]
+    formats: list[FormatChoice]
+    unpacked: list[Refusal]
+    """Layers that stay in fp32 against the wish."""
+    wide: list[Refusal]
+    """Inputs and outputs of the graph that stay float32 against the wish."""
 
 
 def before(layers: list[LinearLayer]) -> dict[str, Before]:
@@ -81,9 +83,7 @@ def assemble(
         pass
     formats, unpacked = choose_formats(graph, layers, settings, plan, batches)
     in_kernel = _in_kernel(layers, formats, settings)
-    forms = {layer.name: "kept blocks" if layer.name in in_kernel else _form(layer) for layer in layers}
-    macs = {layer.name: layer.macs() for layer in layers}
-    ops = {layer.name: layer.op for layer in layers}
+    rows = {x.name: _row(x, kept[x.name], x.name in in_kernel, sizes[x.name]) for x in layers}
     eliminate(graph, [layer for layer in layers if layer.name not in in_kernel])
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     if formats:
@@ -93,30 +93,43 @@ def assemble(
     if settings.io_types != "keep":
         verify(expected, finish(graph, origin, {}), probe)
         wide = _narrow(graph, origin, settings.io_types, batches)
-    result = Assembled(expected, sum(macs.values()), formats=formats, unpacked=unpacked, wide=wide)
+    _complete(rows, layers, choices, formats)
+    changed = [row for row in rows.values() if row.granularity or row.format or row.macs_after != row.macs_before]
+    return Assembled(expected, sum(row.macs_after for row in rows.values()), changed, formats, unpacked, wide)
+
+
+def _row(layer: LinearLayer, kept: int, in_kernel: bool, was: Before) -> LayerRow:
+    """What elimination makes of a layer, which is about to be written."""
+    return LayerRow(
+        name=layer.name,
+        op=layer.op,
+        K=was.K,
+        kept=kept,
+        granularity=None,
+        form="kept blocks" if in_kernel else _form(layer),
+        error=None,
+        macs_before=was.macs,
+        macs_after=layer.macs(),
+        bytes_before=was.bytes,
+    )
+
+
+def _complete(
+    rows: dict[str, LayerRow], layers: list[LinearLayer], choices: list[Choice], formats: list[FormatChoice]
+) -> None:
+    """Add what was chosen for each layer, and the size of what was written."""
     chosen = {choice.layer.name: choice for choice in choices}
     packed = {choice.layer.name: choice for choice in formats}
     for layer in layers:
-        choice, was = chosen.get(layer.name), sizes[layer.name]
-        row = LayerRow(
-            name=layer.name,
-            op=ops[layer.name],
-            K=was.K,
-            kept=kept[layer.name],
-            granularity=choice.granularity.name if choice else None,
-            form=forms[layer.name] if choice else "all kept" if macs[layer.name] == was.macs else "fewer outputs",
-            error=choice.error if choice else None,
-            macs_before=was.macs,
-            macs_after=macs[layer.name],
-            bytes_before=was.bytes,
-            bytes_after=layer.constant_bytes(),
-        )
-        if layer.name in packed:
-            row.format, row.format_error = packed[layer.name].format, packed[layer.name].error
+        row = rows[layer.name]
+        row.bytes_after = layer.constant_bytes()
+        if (choice := chosen.get(layer.name)) is not None:
+            row.granularity, row.error = choice.granularity.name, choice.error
+        else:
+            row.form = "all kept" if row.macs_after == row.macs_before else "fewer outputs"
+        if (format_choice := packed.get(layer.name)) is not None:
+            row.format, row.format_error = format_choice.format, format_choice.error
             row.output_type = TensorProto.DataType.Name(layer.node.attrs["output_type"]).lower()
-        if choice or row.format or row.macs_after != row.macs_before:
-            result.rows.append(row)
-    return result
 
 
 def _in_kernel(layers: list[LinearLayer], formats: list[FormatChoice], settings: Settings) -> set[str]:
