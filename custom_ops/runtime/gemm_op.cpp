@@ -5,6 +5,7 @@
 #include "gemm_op.h"
 
 #include <exception>
+#include <string>
 
 #include "cpu_gemm.h"
 #include "cuda_gemm.h"
@@ -15,7 +16,11 @@ namespace {
 
 enum Input : size_t { kX, kWeight, kScale, kBias, kKept, kResidual, kInputCount };
 
+constexpr const char* kName = "DeftGemm";
+constexpr int kMostBodies = 64;  // deftonnx/formats/gemm_function.py
+
 struct GemmOp : OrtCustomOp {
+  std::string name;
   ElementType x_type, weight_type, y_type;
 };
 
@@ -68,7 +73,7 @@ template <class Kernel>
 GemmOp MakeOp(ElementType x, ElementType weight, ElementType y, const char* (*provider)(const OrtCustomOp*)) {
   GemmOp op{};
   op.version = kApiVersion;
-  op.GetName = [](const OrtCustomOp*) { return "DeftGemm"; };
+  op.GetName = [](const OrtCustomOp* self) { return Self(self).name.c_str(); };
   op.GetExecutionProviderType = provider;
   op.GetInputType = InputType;
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputCount; };
@@ -97,6 +102,18 @@ GemmOp MakeOp(ElementType x, ElementType weight, ElementType y, const char* (*pr
 const char* CudaProvider(const OrtCustomOp*) { return "CUDAExecutionProvider"; }
 const char* CpuProvider(const OrtCustomOp*) { return "CPUExecutionProvider"; }
 
+// A model names its nodes by their function bodies: DeftGemm, DeftGemm_2 ... See gemm_function.py.
+std::vector<GemmOp> WithNumberedNames(const std::vector<GemmOp>& ops) {
+  std::vector<GemmOp> all;
+  for (int number = 1; number <= kMostBodies; ++number) {
+    for (const GemmOp& op : ops) {
+      all.push_back(op);
+      all.back().name = number == 1 ? kName : kName + ("_" + std::to_string(number));
+    }
+  }
+  return all;
+}
+
 }  // namespace
 
 std::vector<OrtCustomOp*> GemmOps() {
@@ -109,7 +126,7 @@ std::vector<OrtCustomOp*> GemmOps() {
         all.push_back(MakeOp<CpuGemm>(x, weight, x, CpuProvider));
       }
     }
-    return all;
+    return WithNumberedNames(all);
   }();
   std::vector<OrtCustomOp*> pointers;
   for (GemmOp& op : ops) pointers.push_back(&op);

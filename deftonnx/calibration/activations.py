@@ -100,7 +100,7 @@ def extract(graph: gs.Graph, nodes: list[gs.Node], sample: Feed, outputs: list[s
     opsets = graph.import_domains or [onnx.helper.make_opsetid("", graph.opset)]
     functions = [OnnxExporter.export_function(f) for f in graph.functions]
     model = onnx.helper.make_model(part, opset_imports=opsets, functions=functions, ir_version=10)
-    return attach_gemm_functions(model)  # onnx-graphsurgeon drops the overloads that tell them apart
+    return attach_gemm_functions(model)  # under the names that their bodies have in this part
 
 
 def _session(model: onnx.ModelProto) -> ort.InferenceSession:

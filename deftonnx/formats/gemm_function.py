@@ -17,7 +17,9 @@ Attributes
     compute: "auto", or the name of the one CUDA kernel to use.
 
 A function cannot leave an input out, and its operators depend on the attributes, so every combination used
-in a model has a body of its own, kept apart by the overload field of ONNX IR version 10.
+in a model has a body of its own, and therefore a name: DeftGemm, DeftGemm_2, DeftGemm_3 … in the order of the
+combinations. To the operator library all these names are one operator. (Overloads, which IR version 10 has for
+this, would not do: ONNX Runtime before 1.28 takes one body for all of them, and computes nonsense.)
 """
 
 from __future__ import annotations
@@ -50,7 +52,20 @@ _ATTRIBUTES = (
     "output_type",
     "compute",
 )
-_IR_VERSION_WITH_OVERLOADS = 10
+MOST_BODIES = 64
+"""Names that the operator library knows: custom_ops/runtime/gemm_op.cpp."""
+_IR_VERSION_WITH_FUNCTIONS = 8
+
+
+def is_gemm(domain: str | None, operator: str) -> bool:
+    """Whether this is DeftGemm, under any of the names that its bodies have."""
+    return domain == DOMAIN and base_name(operator) == OPERATOR
+
+
+def base_name(operator: str) -> str:
+    """DeftGemm for the numbered names of its bodies, and any other operator's own name."""
+    head, _, number = operator.partition("_")
+    return head if head == OPERATOR and number.isdecimal() else operator
 
 
 def gemm_node(
@@ -79,7 +94,6 @@ def gemm_node(
         compute=compute,
     )
     node = helper.make_node(OPERATOR, inputs, [output], name=name, domain=DOMAIN, **attributes)
-    node.overload = _overload(node)
     return node
 
 
@@ -118,30 +132,33 @@ def weight_tensors(packed: PackedWeight, name: str) -> tuple[TensorProto, Tensor
 
 
 def attach_gemm_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give every DeftGemm node of `model` its function body, in place, and return `model`.
+    """Give every DeftGemm node of `model` its function body, and the name of that, in place; return `model`.
 
-    To be called last: other tools may drop the overload that tells a node's function from the others. The IR
-    version rises to 10 where it was lower. Raises FormatError for an opset under 13, an unknown format or an
-    unknown activation.
+    To be called last. The IR version rises to 8 where it was lower. Raises FormatError for an opset under 13, an
+    unknown format or activation, and more than MOST_BODIES combinations.
     """
-    nodes = [n for n in _all_nodes(model.graph) if (n.domain, n.op_type) == (DOMAIN, OPERATOR)]
+    nodes = [n for n in _all_nodes(model.graph) if is_gemm(n.domain, n.op_type)]
     if not nodes:
         return model
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    functions = {_overload(node): node for node in nodes}
+    examples = {_combination(node): node for node in nodes}
+    if len(examples) > MOST_BODIES:
+        raise FormatError(f"{len(examples)} combinations of format, activation and inputs; {MOST_BODIES} are possible")
+    names = {key: OPERATOR if i == 1 else f"{OPERATOR}_{i}" for i, key in enumerate(sorted(examples), start=1)}
     for node in nodes:
-        node.overload = _overload(node)
-    others = [f for f in model.functions if (f.domain, f.name) != (DOMAIN, OPERATOR)]
+        node.op_type = names[_combination(node)]
+        node.ClearField("overload")
+    others = [f for f in model.functions if not is_gemm(f.domain, f.name)]
     del model.functions[:]
-    model.functions.extend([*others, *(_function(functions[key], opset) for key in sorted(functions))])
+    model.functions.extend([*others, *(_function(examples[key], names[key], opset) for key in names)])
     if all(o.domain != DOMAIN for o in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    model.ir_version = max(model.ir_version, _IR_VERSION_WITH_OVERLOADS)
+    model.ir_version = max(model.ir_version, _IR_VERSION_WITH_FUNCTIONS)
     return model
 
 
-def _overload(node: onnx.NodeProto) -> str:
-    """The combination of `node`: equal ones share a body."""
+def _combination(node: onnx.NodeProto) -> str:
+    """What the body of `node` depends on: nodes of the same combination share one."""
     format_name = _string(node, "format").replace(":", "")
     parts = [format_name, _string(node, "activation")]
     if _selects(node):
@@ -149,7 +166,7 @@ def _overload(node: onnx.NodeProto) -> str:
     return "_".join([*parts, f"{len(node.input)}_inputs"])
 
 
-def _function(node: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
+def _function(node: onnx.NodeProto, name: str, opset: int) -> onnx.FunctionProto:
     if opset < OLDEST_OPSET:
         raise FormatError(f"packed weights need ONNX opset {OLDEST_OPSET} or newer, the model has {opset}")
     layout = next((a.i for a in node.attribute if a.name == "layout"), 0)
@@ -171,17 +188,15 @@ def _function(node: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
         *ACTIVATIONS[activation](),
         _output_cast(),
     ]
-    function = helper.make_function(
+    return helper.make_function(
         DOMAIN,
-        OPERATOR,
+        name,
         _INPUTS[: len(node.input)],
         ["Y"],
         nodes,
         [helper.make_opsetid("", opset)],
         attributes=list(_ATTRIBUTES),
     )
-    function.overload = _overload(node)
-    return function
 
 
 def _product() -> Nodes:

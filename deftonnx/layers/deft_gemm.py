@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from deftonnx.formats.gemm_function import DOMAIN
+from deftonnx.formats.gemm_function import DOMAIN, OPERATOR
 from deftonnx.layers.linear import Refusal, constant_bytes, dimension_rule
 
 
@@ -34,7 +34,7 @@ def match(node: gs.Node) -> Refusal | None:
     biased = bool(node.inputs[3].values.any())
     return PackedGemm(
         node.name,
-        node.op,
+        OPERATOR,
         f"already packed as {name}",
         format=name,
         m_rule=m_rule,

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from deftonnx import evaluation, model_file
 from deftonnx.calibration import readers
-from deftonnx.formats.gemm_function import DOMAIN, OPERATOR
+from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.report.report import Report, Size
 
 SLOWER = 1.1
@@ -22,7 +22,7 @@ BATCH = 64
 
 def size(model: onnx.ModelProto, macs: int) -> Size:
     """Bytes and parameters of `model`, and the multiply-adds counted elsewhere. A packed weight counts K · N."""
-    gemms = [node for node in model.graph.node if (node.domain, node.op_type) == (DOMAIN, OPERATOR)]
+    gemms = [node for node in model.graph.node if is_gemm(node.domain, node.op_type)]
     of_gemms = {name for node in gemms for name in node.input}
     constants = [t for t in model_file.constants(model) if len(t.dims) > 0]
     biases = {t.name: int(np.prod(t.dims)) for t in constants if t.name in of_gemms and _is_bias(t)}

@@ -19,7 +19,6 @@ import numpy as np
 import onnx
 from onnx import parser
 
-from deftonnx.formats.gemm_function import OPERATOR as DEFT_GEMM
 from deftonnx.formats.gemm_function import attach_gemm_functions
 
 DEFT_CONV = "DeftConv"
@@ -61,10 +60,9 @@ def deft_conv_function(opset: int) -> onnx.FunctionProto:
 def attach_functions(model: onnx.ModelProto, opset: int) -> None:
     """Give the custom nodes of `model` their function bodies, in place, instead of those it has; to be called last.
 
-    `opset` is that of the standard operators. Nodes get the overloads of their bodies, which other tools drop.
+    `opset` is that of the standard operators.
     """
-    ours = {(DOMAIN, DEFT_CONV), (DOMAIN, DEFT_GEMM)}
-    others = [f for f in model.functions if (f.domain, f.name) not in ours]
+    others = [f for f in model.functions if (f.domain, f.name) != (DOMAIN, DEFT_CONV)]
     del model.functions[:]
     model.functions.extend(others)
     if any((node.domain, node.op_type) == (DOMAIN, DEFT_CONV) for node in model.graph.node):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from deftonnx.formats.gemm_function import DOMAIN, OPERATOR
+from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.layers import Refusal
 from deftonnx.layers.linear import is_standard, unused_name
 from deftonnx.rewrite.activations import Activation, function_of, recognise
@@ -73,7 +73,7 @@ def fuse(graph: gs.Graph) -> bool:
 
 def is_deft_gemm(node: gs.Node) -> bool:
     """True for our operator."""
-    return (node.domain, node.op) == (DOMAIN, OPERATOR)
+    return is_gemm(node.domain, node.op)
 
 
 class Reserved:

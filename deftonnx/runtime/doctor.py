@@ -11,10 +11,11 @@ import onnxruntime
 
 from deftonnx import model_file
 from deftonnx.errors import UnsupportedError, UsageError
+from deftonnx.formats.gemm_function import DOMAIN, base_name
 from deftonnx.runtime import cuda
 from deftonnx.runtime.cuda import Device
 from deftonnx.runtime.environment import environment
-from deftonnx.runtime.gemm_nodes import DOMAIN, gemm_nodes
+from deftonnx.runtime.gemm_nodes import gemm_nodes
 from deftonnx.runtime.library import LibraryNotFoundError, get_library_path
 from deftonnx.runtime.manifest import Manifest, read_manifest
 from deftonnx.runtime.placement import cuda_graph_obstacle, placement
@@ -72,7 +73,7 @@ def examine_model(path: Path, batch: int | None, sizes: Mapping[str, int], gpu: 
         "path": str(path),
         "batch": batch,
         "nodes": len(nodes),
-        "deft_nodes": dict(Counter(node.op_type for node in nodes if node.domain == DOMAIN)),
+        "deft_nodes": dict(Counter(base_name(node.op_type) for node in nodes if node.domain == DOMAIN)),
         "gemms": [vars(node) for node in gemm_nodes(proto, batch, sizes, device, library)],
         "memcpy": None,
         "on_cpu": None,

@@ -10,11 +10,11 @@ import onnx
 from onnx import TensorProto, helper
 
 from deftonnx.errors import UnsupportedError
+from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.model_file import bodies
 from deftonnx.runtime.cuda import Device
 from deftonnx.runtime.kernel_choice import kernels_for
 
-DOMAIN = "ai.deftonnx"
 _TYPE_NAMES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
@@ -49,7 +49,7 @@ def gemm_nodes(
     found = []
     for graph in bodies(model.graph):
         for node in graph.node:
-            if (node.domain, node.op_type) == (DOMAIN, "DeftGemm"):
+            if is_gemm(node.domain, node.op_type):
                 found.append(_describe(node, shapes, weights, device, library))
     return found
 
@@ -110,7 +110,7 @@ def _inferred(model: onnx.ModelProto, batch: int | None, sizes: Mapping[str, int
     for graph in bodies(copy.graph):
         del graph.value_info[:]
         for node in graph.node:
-            if (node.domain, node.op_type) == (DOMAIN, "DeftGemm"):
+            if is_gemm(node.domain, node.op_type):
                 _stand_in(copy, node)
     for value in copy.graph.input:
         for axis, d in enumerate(value.type.tensor_type.shape.dim):

@@ -12,7 +12,7 @@ from test_round_trip import all_codes
 
 from deftonnx.formats import FORMAT_NAMES, FormatError, PackedWeight, pack_weight, unpack_weight
 from deftonnx.formats.activation import ACTIVATIONS
-from deftonnx.formats.gemm_function import attach_gemm_functions
+from deftonnx.formats.gemm_function import MOST_BODIES, attach_gemm_functions, gemm_node, weight_tensors
 
 SHAPES = [(0, 8, 4), (1, 1, 1), (3, 17, 5), (2, 16, 1), (5, 1, 7), (4, 33, 9)]  # M, K, N
 
@@ -102,7 +102,7 @@ def test_bodies_are_shared_and_decoding_is_folded(tmp_path):
     assert operators == ["Gemm", "Gemm", "Cast"]
 
 
-def test_subgraph_nodes_get_their_overload():
+def test_subgraph_nodes_get_the_name_of_their_body():
     X, packed, bias = case(7, 4, 16, 16, "deft16")
     inner = gemm_model(X, packed, bias).graph
     outer = onnx.helper.make_graph(
@@ -111,7 +111,49 @@ def test_subgraph_nodes_get_their_overload():
     model = onnx.helper.make_model(outer, opset_imports=[onnx.helper.make_opsetid("", 17)])
     attach_gemm_functions(model)
     branch = model.graph.node[0].attribute[0].g
-    assert branch.node[0].overload == model.functions[0].overload != ""
+    assert branch.node[0].op_type == model.functions[0].name == "DeftGemm"
+
+
+def several(combinations):
+    """A chain of DeftGemm nodes over 16 features, of (format, activation) each, and what it computes."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((3, 16)).astype(np.float32)
+    nodes, initializers, want = [], [onnx.numpy_helper.from_array(np.zeros(16, np.float32), "bias")], X
+    for i, (name, activation) in enumerate(combinations):
+        packed = pack_weight(rng.standard_normal((16, 16)).astype(np.float32) / 4, name)
+        initializers += weight_tensors(packed, f"W{i}")
+        inputs = [f"Y{i - 1}" if i else "X", f"W{i}", f"W{i}_scale", "bias"]
+        nodes.append(gemm_node(inputs, f"Y{i}", packed, name=f"n{i}", activation=activation))
+        want = reference(want, packed, 0.0, activation=activation)
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [3, 16])
+        for name in ("X", f"Y{len(combinations) - 1}")
+    ]
+    graph = onnx.helper.make_graph(nodes, "chain", ends[:1], ends[1:], initializers)
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), X, want
+
+
+def test_every_combination_has_a_body_of_its_own_name():
+    combinations = [("deft8:4", "relu"), ("deft8:2", "none"), ("half", "tanh"), ("deft8:4", "relu")]
+    model, X, want = several(combinations)
+    attach_gemm_functions(model)
+    onnx.checker.check_model(model)
+    assert [node.op_type for node in model.graph.node] == ["DeftGemm_2", "DeftGemm", "DeftGemm_3", "DeftGemm_2"]
+    assert [f.name for f in model.functions] == ["DeftGemm", "DeftGemm_2", "DeftGemm_3"]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"X": X})[0], want, rtol=1e-5, atol=1e-6)
+    again = onnx.ModelProto.FromString(model.SerializeToString())
+    assert attach_gemm_functions(again).SerializeToString() == model.SerializeToString()
+
+
+def test_too_many_combinations_are_refused():
+    names = [name for name in FORMAT_NAMES if name != "deft16"]
+    combinations = [(name, activation) for name in names for activation in ACTIVATIONS]
+    assert len(combinations) > MOST_BODIES
+    attach_gemm_functions(several(combinations[:MOST_BODIES])[0])
+    with pytest.raises(FormatError, match="combinations of format, activation and inputs; 64 are possible"):
+        attach_gemm_functions(several(combinations)[0])
 
 
 def test_an_old_opset_and_an_unknown_activation_are_refused():

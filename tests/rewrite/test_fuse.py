@@ -9,6 +9,7 @@ import onnx
 import pytest
 from models import NEWEST_OPSET, assert_same, feed_for, model, prepare, run
 
+from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.fuse import Reserved, fuse, is_deft_gemm, match
@@ -108,7 +109,7 @@ def packed(
 
 def attributes(proto: onnx.ModelProto) -> dict[str, object]:
     """Those of the only DeftGemm."""
-    (node,) = [node for node in proto.graph.node if node.op_type == "DeftGemm"]
+    (node,) = [node for node in proto.graph.node if is_gemm(node.domain, node.op_type)]
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 

@@ -12,6 +12,7 @@ from test_absorb_properties import batch_size
 
 from deftonnx import evaluation
 from deftonnx.formats import FORMAT_NAMES
+from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.rewrite.absorb import absorb
 from deftonnx.rewrite.eliminate import eliminate
 from deftonnx.rewrite.finish import finish
@@ -54,7 +55,7 @@ def check(seed: int) -> int:
     onnx.checker.check_model(small)
     assert_same(run(small, feed), want, 2e-5)
     check_narrow(graph, proto, feed, want, "float16" if seed % 2 or graph.opset < OLDEST_OPSET else "bfloat16")
-    return sum(node.op_type == "DeftGemm" for node in small.graph.node)
+    return sum(is_gemm(node.domain, node.op_type) for node in small.graph.node)
 
 
 def check_narrow(graph: gs.Graph, proto: onnx.ModelProto, feed: Feed, want: list[Array], asked: str) -> None:
