@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from deftonnx.cli.console import progress, warn
 from deftonnx.cli.selection_options import selection_options
 
@@ -14,8 +15,9 @@ from deftonnx.elimination.choice import CRITERIA
 from deftonnx.elimination.refit import REFITS
 from deftonnx.errors import UnchangedError, UsageError
 from deftonnx.optimize import optimize as run
+from deftonnx.presets import PRESETS
 from deftonnx.report import html, table
-from deftonnx.settings import IO_TYPES
+from deftonnx.settings import IO_TYPES, PRECISIONS
 
 
 @click.command()
@@ -29,6 +31,12 @@ from deftonnx.settings import IO_TYPES
     ".npz, or script.py[:function] yielding feed dicts (function 'calibration_data' by default). 'random' for none.",
 )
 @click.option("--calib-samples", type=int, default=512, show_default=True, help="Samples used, picked with --seed.")
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="For NVIDIA GPUs. dense16: 16 bits, packed and fused, no elimination. balanced: density 0.75 as well. fast: "
+    "density 0.5 and weights in 8 bits. Options given beside it go before it.",
+)
 @selection_options
 @click.option("--alpha", type=float, help="The paper's correlation threshold, instead of --density.")
 @click.option("--criterion", type=click.Choice(list(CRITERIA)), help="What decides what goes. Default: obs.")
@@ -58,6 +66,14 @@ from deftonnx.settings import IO_TYPES
     default="keep",
     show_default=True,
     help="Type of the graph's float32 inputs and outputs, and of the activations that packed layers hand each other.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="keep",
+    show_default=True,
+    help="16-bit: float16 where values on calibration data fit it, in the largest regions that have CUDA kernels. "
+    "Inputs and outputs keep their types (see --io-types).",
 )
 @click.option("--eval-data", metavar="PATH", help="Data to score on, in the forms of --calib-data; may hold 'labels'.")
 @click.option(
@@ -91,6 +107,7 @@ def optimize(
     fail_if_unchanged: bool,
     verbose: int,
     quiet: bool,
+    preset: str | None,
     **settings: Any,
 ) -> None:
     """Make MODEL smaller and faster and write the result beside it.
@@ -115,7 +132,8 @@ def optimize(
             metric=metric,
             plan=plan_in,
             progress=callback,
-            **settings,
+            preset=preset,
+            **(settings if preset is None else _given(settings)),
         )
     report = result.report
     if not dry_run:
@@ -133,6 +151,12 @@ def optimize(
         table.show(report, verbose=verbose)
     if fail_if_unchanged and not report.improved:
         raise UnchangedError(f"nothing in '{model}' was improved")
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of `settings` that do not have their default."""
+    source = click.get_current_context().get_parameter_source
+    return {name: value for name, value in settings.items() if source(name) is not ParameterSource.DEFAULT}
 
 
 def _check_outputs(outputs: dict[str, Path | None], inputs: list[Path | str]) -> None:

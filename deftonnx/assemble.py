@@ -13,13 +13,14 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from deftonnx import evaluation
+from deftonnx import evaluation, precision
 from deftonnx.calibration import readers
 from deftonnx.elimination.choice import Choice
 from deftonnx.errors import DeftError
 from deftonnx.format_selection import FormatChoice, choose_formats
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.plan import Plan
+from deftonnx.precision import Narrowed, to_sixteen_bits
 from deftonnx.report.report import LayerRow
 from deftonnx.rewrite.absorb import absorb
 from deftonnx.rewrite.eliminate import eliminate
@@ -58,6 +59,8 @@ class Assembled:
     """Layers that stay in fp32 against the wish."""
     wide: list[Refusal]
     """Inputs and outputs of the graph that stay float32 against the wish."""
+    in_float32: list[Refusal]
+    """Heavy nodes that stay in float32 against the wish."""
 
 
 def before(layers: list[LinearLayer]) -> dict[str, Before]:
@@ -90,12 +93,18 @@ def assemble(
         verify(expected, finish(graph, origin, {}), probe)
         expected = _pack(graph, origin, layers, formats, in_kernel, probe)
     wide: list[Refusal] = []
-    if settings.io_types != "keep":
+    narrowed = Narrowed()
+    if settings.precision != "keep":
         verify(expected, finish(graph, origin, {}), probe)
+        narrowed = to_sixteen_bits(graph, origin, expected, batches or probe, probe)
+    if settings.io_types != "keep":
+        verify(expected, finish(graph, origin, {}), probe, rounding(settings))
         wide = _narrow(graph, origin, settings.io_types, batches)
     _complete(rows, layers, choices, formats)
-    changed = [row for row in rows.values() if row.granularity or row.format or row.macs_after != row.macs_before]
-    return Assembled(expected, sum(row.macs_after for row in rows.values()), changed, formats, unpacked, wide)
+    _tell_output_types(graph, rows, narrowed)
+    changed = [row for row in rows.values() if row.changed]
+    macs = sum(row.macs_after for row in rows.values())
+    return Assembled(expected, macs, changed, formats, unpacked, wide, narrowed.refusals)
 
 
 def _row(layer: LinearLayer, kept: int, in_kernel: bool, was: Before) -> LayerRow:
@@ -129,7 +138,15 @@ def _complete(
             row.form = "all kept" if row.macs_after == row.macs_before else "fewer outputs"
         if (format_choice := packed.get(layer.name)) is not None:
             row.format, row.format_error = format_choice.format, format_choice.error
-            row.output_type = TensorProto.DataType.Name(layer.node.attrs["output_type"]).lower()
+
+
+def _tell_output_types(graph: gs.Graph, rows: dict[str, LayerRow], narrowed: Narrowed) -> None:
+    for name, kind in narrowed.kinds.items():
+        if name in rows:
+            rows[name].output_type = kind
+    for node in graph.nodes:
+        if node.name in rows and "output_type" in node.attrs:
+            rows[node.name].output_type = TensorProto.DataType.Name(node.attrs["output_type"]).lower()
 
 
 def _in_kernel(layers: list[LinearLayer], formats: list[FormatChoice], settings: Settings) -> set[str]:
@@ -195,25 +212,28 @@ def _narrow(graph: gs.Graph, origin: onnx.ModelProto, asked: str, batches: list[
     return narrow(graph, asked, ranges)
 
 
+def rounding(settings: Settings) -> float:
+    """What the narrow types that were asked for may cost an output, ‖Δ‖/‖y‖."""
+    return max(IO_TOLERANCE[settings.io_types], 0.0 if settings.precision == "keep" else precision.TOLERANCE)
+
+
 def _run(model: onnx.ModelProto, feeds: list[readers.Feed]) -> evaluation.Outputs:
     return evaluation.run(evaluation.session(model), feeds) if feeds else {}
 
 
-def verify(
-    expected: evaluation.Outputs, final: onnx.ModelProto, feeds: list[readers.Feed], io_types: str = "keep"
-) -> None:
-    """Raise DeftError unless `final` computes what is `expected` of it on `feeds`, to rounding."""
+def verify(expected: evaluation.Outputs, final: onnx.ModelProto, feeds: list[readers.Feed], limit: float = 0.0) -> None:
+    """Raise DeftError unless `final` computes what is `expected` of it on `feeds`, to rounding or to `limit`."""
     if not feeds:
         return
     got = evaluation.run(evaluation.session(final), feeds)
     for name, want in expected.items():
         if want.dtype.kind != "f":
             continue
-        limit = max(TOLERANCE.get(want.dtype, DEFAULT_TOLERANCE), IO_TOLERANCE[io_types])
+        allowed = max(TOLERANCE.get(want.dtype, DEFAULT_TOLERANCE), limit)
         have, wanted = evaluation.without_agreed(got[name].astype(np.float64), want.astype(np.float64))
         with np.errstate(invalid="ignore"):
             difference, norm = float(np.linalg.norm(have - wanted)), float(np.linalg.norm(wanted))
-        if not difference <= limit * norm + ABSOLUTE_TOLERANCE * np.sqrt(want.size):
+        if not difference <= allowed * norm + ABSOLUTE_TOLERANCE * np.sqrt(want.size):
             raise DeftError(
                 f"internal check failed: output '{name}' of the result differs from its plan by"
                 f" {difference / max(norm, 1e-30):.2g};"

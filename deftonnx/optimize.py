@@ -21,6 +21,7 @@ from deftonnx.errors import DeftError, UnsupportedError, UsageError
 from deftonnx.format_selection import record_formats
 from deftonnx.layers import LinearLayer, PackedGemm, Refusal, find_layers
 from deftonnx.plan import METADATA_KEY, Plan, earlier_plan
+from deftonnx.presets import with_preset
 from deftonnx.report.measure import BATCH, one_sample, scored_data, size
 from deftonnx.report.measure import measure as measure_into
 from deftonnx.report.report import Report
@@ -59,13 +60,15 @@ def optimize(
     plan: Plan | str | Path | None = None,
     measure: bool = True,
     progress: Progress = lambda what, done, total: None,
+    preset: str | None = None,
     **options: Any,
 ) -> Result:
     """Make an exported model smaller and faster.
 
     `calib_data` and `eval_data` are whatever `calibration.readers.read` takes, or 'random'. `plan` replays decisions
     of an earlier run. `progress` is called with (what, done, total). `measure` times both models on this CPU.
-    Other keywords are the fields of `Settings`, which are the command line's options.
+    Other keywords are the fields of `Settings`, which are the command line's options; `preset` names a combination of
+    them (see presets.py).
 
     Raises `DeftError` (see `errors`) with one sentence for anything that cannot be used.
     """
@@ -74,7 +77,7 @@ def optimize(
     model_file.check(origin, _quoted(model))
     evaluation.check_metric(metric)
     session = evaluation.session(origin, _quoted(model))  # refuse now what ONNX Runtime cannot load
-    asked = Settings(**options)
+    asked = Settings(**with_preset(preset, options))
     graph = import_model(origin)
     plan = Plan.read(plan) if isinstance(plan, (str, Path)) else plan
     has_data = calib_data is not None
@@ -122,10 +125,11 @@ def optimize(
         layers=done.rows,
         left_alone=refusals,
         left_unpacked=done.unpacked,
+        left_in_float32=done.in_float32,
         warnings=_warnings(settings, calib_data, bool(feeds), done),
     )
     if feeds:
-        assemble.verify(done.expected, final, feeds[:1], settings.io_types)
+        assemble.verify(done.expected, final, feeds[:1], assemble.rounding(settings))
         measure_into(report, origin, final, scored, metric, one_sample(feeds[0], graph.inputs) if measure else None)
     report.seconds = time.perf_counter() - started
     return Result(final, result_plan, report)

@@ -14,6 +14,7 @@ from deftonnx.formats import FORMAT_NAMES, FormatError, get_format
 
 IO_TYPES = ("keep", "float16", "bfloat16")
 TARGETS = ("any", "cpu", "cuda")
+PRECISIONS = ("keep", "16-bit")
 DEFAULT_DENSITY = 0.75
 FP32 = "fp32"
 """The format of a weight that is not packed."""
@@ -39,6 +40,7 @@ class Settings:
     portable: bool = False
     format: str = FP32
     io_types: str = "keep"
+    precision: str = "keep"
     calib_samples: int = 512
     seed: int = 0
 
@@ -53,7 +55,7 @@ class Settings:
                 raise UsageError("--density and --alpha exclude each other")
             criterion = "correlation"
         if not has_data:
-            asked = density is not None or criterion is not None or refit is not None
+            asked = density not in (None, 1) or criterion is not None or refit is not None
             if criterion == "obs" or (criterion is None and asked):
                 raise UsageError(
                     "criterion obs needs calibration data: pass --calib-data, or --criterion correlation --refit scale"
@@ -81,6 +83,7 @@ class Settings:
             ("refit", self.refit, REFITS),
             ("target", self.target, TARGETS),
             ("--io-types", self.io_types, IO_TYPES),
+            ("--precision", self.precision, PRECISIONS),
         ):
             if value is not None and value not in known:
                 raise UsageError(f"{option} '{value}' is not one of {', '.join(known)}")

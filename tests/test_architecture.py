@@ -14,7 +14,7 @@ TIERS = [
     {"elimination", "rewrite"},
     {"settings", "selection", "format_selection", "evaluation"},
     {"report"},
-    {"assemble", "optimize", "inspect", "check"},
+    {"assemble", "precision", "presets", "optimize", "inspect", "check"},
     {"__init__", "cli"},
 ]
 APART = {"elimination": "rewrite", "rewrite": "elimination", "formats": "layers", "layers": "calibration"}

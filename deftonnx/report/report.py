@@ -67,6 +67,11 @@ class LayerRow:
     bytes_after: int = 0
     output_type: str | None = None
 
+    @property
+    def changed(self) -> bool:
+        """True where something was done to the layer."""
+        return bool(self.granularity or self.format or self.output_type) or self.macs_after != self.macs_before
+
 
 @dataclass
 class Report:
@@ -80,6 +85,7 @@ class Report:
     left_alone: list[Refusal]
     warnings: list[str]
     left_unpacked: list[Refusal] = field(default_factory=list)
+    left_in_float32: list[Refusal] = field(default_factory=list)
     output: str | None = None
     accuracy: Score | None = None
     accuracy_on: str | None = None
@@ -108,6 +114,7 @@ class Report:
             "layers": [vars(row) for row in self.layers],
             "left_alone": [vars(refusal) for refusal in self.left_alone],
             "left_unpacked": [vars(refusal) for refusal in self.left_unpacked],
+            "left_in_float32": [vars(refusal) for refusal in self.left_in_float32],
             "warnings": self.warnings,
             "seconds": round(self.seconds, 2),
         }

@@ -47,6 +47,7 @@ def _layers(report: Report, console: Console) -> None:
     console.print(table)
     _refusals(report.left_alone, "left alone", console)
     _refusals(report.left_unpacked, "left unpacked", console)
+    _refusals(report.left_in_float32, "left in float32", console)
 
 
 def _refusals(refusals: list[Refusal], title: str, console: Console) -> None:

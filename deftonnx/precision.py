@@ -1,0 +1,107 @@
+"""Regions of a finished graph in 16 bits: measure the ranges, choose, rewrite, and check that only rounding is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import helper
+
+from deftonnx import evaluation
+from deftonnx.calibration.readers import Feed
+from deftonnx.errors import DeftError
+from deftonnx.layers import Refusal
+from deftonnx.rewrite.finish import finish
+from deftonnx.rewrite.normalise import import_model, infer_shapes
+from deftonnx.rewrite.regions.assign import assign, is_float
+from deftonnx.rewrite.regions.convert import convert
+from deftonnx.rewrite.regions.kernels import FLOAT16
+
+RANGE_SAMPLES = 128
+"""Samples that the ranges of activations are measured on: the largest of millions of values moves little with more."""
+TOLERANCE = 1e-2
+"""‖Δ‖/‖y‖ that rounding to 16 bits may cost an output."""
+ABSOLUTE_TOLERANCE = 1e-4
+"""An output whose norm is below it counts as that large."""
+
+
+@dataclass
+class Narrowed:
+    """The type of each node that computes in 16 bits, by its name, and why heavy nodes stay in float32."""
+
+    kinds: dict[str, str] = field(default_factory=dict)
+    refusals: list[Refusal] = field(default_factory=list)
+
+
+def to_sixteen_bits(
+    graph: gs.Graph, origin: onnx.ModelProto, expected: evaluation.Outputs, feeds: list[Feed], probe: list[Feed]
+) -> Narrowed:
+    """Give `graph`, in place, regions in 16 bits.
+
+    `feeds` measure the ranges; on `probe` the result must equal `expected` to rounding, or float32 is kept.
+    """
+    infer_shapes(graph)
+    ranges = largest_magnitudes(graph, origin, feeds) if feeds else {}
+    before = finish(graph, origin, {})
+    infer_shapes(graph)
+    found = assign(graph, ranges, (FLOAT16,))
+    names = {node.name: found.kinds[id(node)] for node in graph.nodes if id(node) in found.kinds}
+    if not convert(graph, found):
+        return Narrowed({}, found.refusals)
+    worst = difference(expected, finish(graph, origin, {}), probe)
+    infer_shapes(graph)
+    if worst <= TOLERANCE:
+        return Narrowed(names, found.refusals)
+    restored = import_model(before)
+    graph.nodes, graph.inputs, graph.outputs = restored.nodes, restored.inputs, restored.outputs
+    infer_shapes(graph)
+    reason = f"in float16 an output of the model differs by {worst:.2g}, more than rounding should cost"
+    return Narrowed({}, [Refusal("all nodes", "", reason)])
+
+
+def largest_magnitudes(graph: gs.Graph, origin: onnx.ModelProto, feeds: Iterable[Feed]) -> dict[str, float]:
+    """max |x| of every float32 tensor of `graph` on the first RANGE_SAMPLES samples; infinity where one is not finite.
+
+    The maxima are computed inside the model, so that no activation has to be kept.
+    """
+    names = sorted(t.name for t in graph.tensors().values() if isinstance(t, gs.Variable) and is_float(t))
+    model = finish(graph, origin, {})
+    del model.graph.output[:]
+    results = {}
+    for serial, name in enumerate(names):
+        results[f"deft_largest_{serial}"] = name
+        parts = [f"deft_{part}_{serial}" for part in ("magnitude", "largest")]
+        model.graph.node.append(helper.make_node("Abs", [name], [parts[0]]))
+        model.graph.node.append(helper.make_node("ReduceMax", [parts[0]], [parts[1]], keepdims=0))
+        model.graph.output.append(helper.make_tensor_value_info(parts[1], onnx.TensorProto.FLOAT, []))
+    ranges: dict[str, float] = {}
+    session, samples = evaluation.session(model), 0
+    for feed in feeds:
+        for result, value in evaluation.run(session, [feed]).items():
+            reach = float(value.reshape(-1)[0]) if value.size else 0.0
+            ranges[results[result]] = max(ranges.get(results[result], 0.0), reach if np.isfinite(reach) else np.inf)
+        samples += max((len(a) for a in feed.values() if a.ndim), default=1)
+        if samples >= RANGE_SAMPLES:
+            break
+    return ranges
+
+
+def difference(expected: evaluation.Outputs, model: onnx.ModelProto, feeds: list[Feed]) -> float:
+    """The largest ‖Δ‖/‖y‖ of a float output; 0 without data, infinity where the model does not run."""
+    if not feeds:
+        return 0.0
+    try:
+        got = evaluation.run(evaluation.session(model), feeds)
+    except DeftError:
+        return float("inf")
+    worst = 0.0
+    for name, want in expected.items():
+        if want.dtype.kind == "f" and want.size:
+            have, wanted = evaluation.without_agreed(got[name].astype(np.float64), want.astype(np.float64))
+            with np.errstate(invalid="ignore"):
+                distance = float(np.linalg.norm(have - wanted)) / max(float(np.linalg.norm(wanted)), ABSOLUTE_TOLERANCE)
+            worst = max(worst, distance if np.isfinite(distance) else np.inf)
+    return worst

@@ -1,0 +1,143 @@
+"""Regions in 16 bits: what is taken, where the casts are, and that the model computes what it did to rounding."""
+
+import numpy as np
+import pytest
+from generator import Builder
+from models import feed_for, model
+from models import run as outputs
+from onnx import TensorProto
+from transformer_block import samples, transformer
+
+import deftonnx
+from deftonnx.errors import UsageError
+from deftonnx.precision import TOLERANCE, to_sixteen_bits
+from deftonnx.rewrite.finish import finish
+from deftonnx.rewrite.normalise import import_model, normalise
+
+RNG = np.random.default_rng(5)
+
+
+def run(proto, feed):
+    """All outputs by name."""
+    return dict(zip([t.name for t in proto.graph.output], outputs(proto, feed), strict=True))
+
+
+def narrowed(proto, feed):
+    """The model in 16 bits, the names of its nodes that are, and the refusals."""
+    graph = import_model(proto)
+    normalise(graph)
+    expected = run(proto, feed)
+    found = to_sixteen_bits(graph, proto, expected, [feed], [feed])
+    return finish(graph, proto, {}), found, expected
+
+
+def assert_close(proto, feed, expected):
+    for name, value in run(proto, feed).items():
+        assert value.dtype == expected[name].dtype
+        distance = np.linalg.norm(value.astype(np.float64) - expected[name])
+        assert distance <= TOLERANCE * np.linalg.norm(expected[name]) + 1e-4
+
+
+def ops(proto, kind):
+    return [node for node in proto.graph.node if node.op_type == kind]
+
+
+def test_chain_has_casts_at_its_edges_only():
+    proto = model(
+        """g (float[N,3,9,9] x) => (float[N,4,4,4] y) <float[4,3,3,3] w, float[4,4,3,3] v> {
+        a = Conv (x, w) b = Relu (a) c = Conv <pads=[1,1,1,1]> (b, v) d = Add (b, c)
+        y = MaxPool <kernel_shape=[2,2], strides=[2,2], ceil_mode=1> (d) }"""
+    )
+    feed = {"x": RNG.standard_normal((2, 3, 9, 9)).astype(np.float32)}
+    result, found, expected = narrowed(proto, feed)
+    assert list(found.kinds.values()) == ["float16"] * 5
+    assert len(ops(result, "Cast")) == 2
+    assert_close(result, feed, expected)
+
+
+def test_elementwise_nodes_alone_stay():
+    proto = model("g (float[N,4] x) => (float[N,4] y) { a = Relu (x) y = Sigmoid (a) }")
+    result, found, _ = narrowed(proto, {"x": RNG.standard_normal((2, 4)).astype(np.float32)})
+    assert not found.kinds
+    assert not ops(result, "Cast")
+
+
+def test_values_beyond_the_range_stay_in_float32():
+    proto = model(
+        "g (float[N,8] x) => (float[N,8] y) <float[8,8] w, float[8,8] v, float k, float s> {"
+        "a = MatMul (x, w) b = Mul (a, k) [wide] c = MatMul (b, v) d = Mul (c, s) [last] y = MatMul (d, w) }",
+        k=np.array(1e6),
+        s=np.array(1e-6),
+    )
+    feed = {"x": RNG.standard_normal((4, 8)).astype(np.float32)}
+    result, found, expected = narrowed(proto, feed)
+    assert found.kinds == {"MatMul_0": "float16", "last": "float16"} | found.kinds
+    assert "wide" not in found.kinds
+    refusal = next(r for r in found.refusals if r.name == "wide")
+    assert "float16 does not hold" in refusal.reason
+    assert_close(result, feed, expected)
+
+
+@pytest.mark.parametrize("masked", [-3.4e38, -np.inf, -1e9])
+def test_attention_mask(masked):
+    proto = model(
+        "g (float[N,4,8] q, float[N,4,8] k, float[N,1,4] m) => (float[N,4,8] y) {"
+        "t = Transpose <perm=[0,2,1]> (k) s = MatMul (q, t) a = Add (s, m) p = Softmax <axis=-1> (a) y = MatMul (p, k)}"
+    )
+    feed = {name: RNG.standard_normal((2, 4, 8)).astype(np.float32) for name in "qk"}
+    feed["m"] = np.where(RNG.random((2, 1, 4)) < 0.4, masked, 0).astype(np.float32)
+    feed["m"][:, :, 0] = 0
+    result, found, expected = narrowed(proto, feed)
+    assert len(found.kinds) == 5
+    assert_close(result, feed, expected)
+
+
+def test_outputs_inside_a_region_and_shared_weights():
+    proto = model(
+        "g (float[N,8] x) => (float[N,8] a, float[N,8] y, float[8,8] u) <float[8,8] w> {"
+        "a = MatMul (x, w) b = Relu (a) y = MatMul (b, w) u = Identity (w) }"
+    )
+    feed = {"x": RNG.standard_normal((3, 8)).astype(np.float32)}
+    result, found, expected = narrowed(proto, feed)
+    assert len(found.kinds) == 3
+    np.testing.assert_array_equal(run(result, feed)["u"], expected["u"])
+    assert_close(result, feed, expected)
+
+
+def test_bodies_read_float32():
+    proto = model(
+        "g (float[2,8] x, bool c) => (float[2,8] y) <float[8,8] w> { a = MatMul (x, w) b = Relu (a)"
+        "y = If (c) <then_branch = t () => (float[2,8] o) { o = Neg (b) },"
+        " else_branch = e () => (float[2,8] p) { p = Abs (b) }> }"
+    )
+    feed = {"x": RNG.standard_normal((2, 8)).astype(np.float32), "c": np.array(True)}
+    result, found, expected = narrowed(proto, feed)
+    assert len(found.kinds) == 2
+    assert_close(result, feed, expected)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_graphs(seed):
+    proto = Builder(seed).build(steps=10)
+    feed = feed_for(proto, seed)
+    result, _, expected = narrowed(proto, feed)
+    assert_close(result, feed, expected)
+
+
+@pytest.mark.parametrize("preset", ["dense16", "balanced", "fast"])
+def test_presets(preset):
+    x = samples(80)
+    result = deftonnx.optimize(transformer(), calib_data=x, preset=preset, measure=False, keep_last=False)
+    gemms = ops(result.model, "DeftGemm")
+    types = [a.i for node in gemms for a in node.attribute if a.name == "output_type"]
+    assert types == [TensorProto.FLOAT16] * 6
+    assert [t.type.tensor_type.elem_type for t in (*result.model.graph.input, *result.model.graph.output)] == [1, 1]
+    assert (preset == "dense16") == all(row.granularity is None for row in result.report.layers)
+    assert result.report.accuracy.loss <= {"dense16": TOLERANCE}.get(preset, 1)
+
+
+def test_preset_without_data_and_with_an_option():
+    result = deftonnx.optimize(transformer(), preset="dense16", format="deft16", measure=False)
+    assert {row.format for row in result.report.layers} == {"deft16"}
+    with pytest.raises(UsageError, match="preset 'x' is not one of dense16"):
+        deftonnx.optimize(transformer(), preset="x")
