@@ -14,7 +14,7 @@ import pytest
 from models import assert_same, feed_for, model, run
 from onnx import numpy_helper
 from small_files import inputs, small_model
-from transformer_block import samples, transformer
+from small_networks import convolutional, images, samples, transformer
 
 import deftonnx
 from deftonnx.errors import UsageError
@@ -159,6 +159,21 @@ def test_the_plan_says_the_format_of_each_layer() -> None:
     formats = {name: node["format"] for name, node in packed_nodes(result.model).items()}
     assert formats == {"fc0": b"deft8:5", "fc2": b"deft16"}
     assert [base_name(node.op_type) for node in result.model.graph.node] == ["DeftGemm", "Gemm", "Relu", "DeftGemm"]
+
+
+def test_both_custom_operators_in_one_model() -> None:
+    x = images()
+    first = optimised(convolutional(), "deft8:4", calib_data=x, density=0.5, granularity="vector")
+    assert {f.name for f in first.model.functions} == {"DeftConv", "DeftGemm"}
+    onnx.checker.check_model(first.model, full_check=True)
+    plain = deftonnx.optimize(convolutional(), calib_data=x, density=0.5, granularity="vector", measure=False)
+    later = optimised(plain.model, "deft8:4", calib_data=x, density=0.5)
+    for result in (first, later):
+        assert [n.op_type for n in result.model.graph.node if n.domain] == ["DeftConv", "DeftGemm", "DeftGemm"]
+        assert_same(run(result.model, {"x": x}), run(plain.model, {"x": x}), 0.05)
+    assert_same(run(first.model, {"x": x}), run(later.model, {"x": x}), 1e-5)
+    again = deftonnx.optimize(first.model, calib_data=x, density=0.5, measure=False)
+    np.testing.assert_array_equal(run(again.model, {"x": x})[0], run(first.model, {"x": x})[0])
 
 
 def test_formats_can_be_added_to_a_plan_that_names_none() -> None:

@@ -10,7 +10,7 @@ import pytest
 from models import distance, model
 from onnx import TensorProto
 from small_files import inputs, small_model
-from transformer_block import samples, transformer
+from small_networks import samples, transformer
 
 import deftonnx
 from deftonnx import evaluation

@@ -5,7 +5,7 @@ import onnxruntime
 import pytest
 from models import assert_same, run
 from small_files import inputs, small_model
-from transformer_block import samples, transformer
+from small_networks import convolutional, images, samples, transformer
 
 import deftonnx
 from deftonnx.formats import FORMAT_NAMES
@@ -30,6 +30,15 @@ def test_elimination(options, granularity):
     packed = deftonnx.optimize(small_model(), calib_data=x, format="deft8:3", measure=False, **wanted).model
     blocks = [a.i for node in packed.graph.node for a in node.attribute if a.name == "block"]
     assert any(blocks) == (granularity != "element")
+    assert_same(with_library(packed, options, x), run(packed, {"x": x}), 1e-6)
+
+
+def test_beside_a_convolution_that_is_a_function(options):
+    x = images()
+    packed = deftonnx.optimize(
+        convolutional(), calib_data=x, density=0.5, granularity="vector", format="deft16", measure=False
+    ).model
+    assert "DeftConv" in {node.op_type for node in packed.graph.node}
     assert_same(with_library(packed, options, x), run(packed, {"x": x}), 1e-6)
 
 

@@ -1,4 +1,4 @@
-"""A small transformer block as exporters write it, and inputs for it."""
+"""A small transformer block as exporters write it, a small convolutional network, and inputs for both."""
 
 from typing import Any
 
@@ -23,6 +23,19 @@ NUMBERS = {"scale": np.array(32**-0.5), "root": np.array(2**0.5), "one": np.arra
 def transformer(opset: int = 17) -> onnx.ModelProto:
     """One block: attention and a GELU feed-forward part, both with residuals."""
     return model(TRANSFORMER, opset=opset, **NUMBERS)
+
+
+def convolutional() -> onnx.ModelProto:
+    """A convolution whose blocks can be eliminated, between another one and two dense layers."""
+    return model("""graph (float[N,16,6,6] x) => (float[N,10] z)
+        <float[32,16,1,1] u, float[32,32,3,3] v, float[512,40] w, float[40] b, float[40,10] t> {
+        [stem] s = Conv (x, u) p = Relu (s) [body] c = Conv (p, v) q = Relu (c) f = Flatten (q)
+        [fc] h = Gemm (f, w, b) r = Relu (h) [head] z = MatMul (r, t) }""")
+
+
+def images(count: int = 60) -> np.ndarray[Any, Any]:
+    """Inputs of `convolutional`."""
+    return np.random.default_rng(4).standard_normal((count, 16, 6, 6)).astype(np.float32)
 
 
 def samples(count: int = 40) -> np.ndarray[Any, Any]:
