@@ -164,7 +164,7 @@ def test_the_plan_says_the_format_of_each_layer() -> None:
 def test_both_custom_operators_in_one_model() -> None:
     x = images()
     first = optimised(convolutional(), "deft8:4", calib_data=x, density=0.5, granularity="vector")
-    assert {f.name for f in first.model.functions} == {"DeftConv", "DeftGemm"}
+    assert {f.name.partition("_")[0] for f in first.model.functions} == {"DeftConv", "DeftGemm"}
     onnx.checker.check_model(first.model, full_check=True)
     plain = deftonnx.optimize(convolutional(), calib_data=x, density=0.5, granularity="vector", measure=False)
     later = optimised(plain.model, "deft8:4", calib_data=x, density=0.5)

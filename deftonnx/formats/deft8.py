@@ -42,13 +42,15 @@ def choose_exponent_bits(weight: np.ndarray, gram: np.ndarray | None = None) -> 
     Raises FormatError if `gram` has another shape.
     """
     weight = checked(weight)
-    if gram is not None and gram.shape != (weight.shape[0],) * 2:
-        raise FormatError(f"the Gram matrix of {weight.shape[0]} input features cannot be {gram.shape}")
+    if gram is not None:
+        if gram.shape != (weight.shape[0],) * 2:
+            raise FormatError(f"the Gram matrix of {weight.shape[0]} input features cannot be {gram.shape}")
+        gram = (gram / (np.abs(gram).max(initial=0) or 1.0)).astype(np.float32)
 
     def output_error(exponent_bits: int) -> float:
         packing = Deft8(exponent_bits)
-        error = weight.astype(np.float64) - packing.unpack(packing.pack(weight))  # (K, N)
-        return float(np.sum(error * (error if gram is None else gram.astype(np.float64) @ error)))
+        error = weight - packing.unpack(packing.pack(weight))  # (K, N)
+        return float(np.sum(error * (error if gram is None else gram @ error), dtype=np.float64))
 
     return min(EXPONENT_BITS, key=output_error)
 
@@ -88,13 +90,14 @@ class Deft8:
         code, ties to the even one. An all-zero output feature has scale 1. Signed zeros are kept.
         """
         rows = to_rows(checked(weight))  # (N, Kp)
-        values = decode_table(self.exponent_bits)[: self.largest_code + 1].astype(np.float64)
+        top = float(decode_table(self.exponent_bits)[self.largest_code])
         largest = np.abs(rows).max(axis=1, initial=0).astype(np.float64)
-        scale = np.maximum(largest / values[-1], _SMALLEST_SCALE).astype(np.float32)
-        scale = np.where(scale * values[-1] > _LARGEST_FLOAT, np.nextafter(scale, np.float32(0)), scale)
+        scale = np.maximum(largest / top, _SMALLEST_SCALE).astype(np.float32)
+        scale = np.where(scale * top > _LARGEST_FLOAT, np.nextafter(scale, np.float32(0)), scale)
         scale[largest == 0] = 1
         magnitude = np.abs(rows) / scale[:, None].astype(np.float64)
-        codes = _nearest(magnitude, values) | (np.signbit(rows).astype(np.uint8) << 7)
+        unsigned = np.minimum(_nearest(magnitude, self.exponent_bits), self.largest_code).astype(np.uint8)
+        codes = unsigned | (np.signbit(rows).astype(np.uint8) << 7)
         return PackedWeight(self.name, codes, scale, weight.shape[0])
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -115,9 +118,18 @@ class Deft8:
         ]
 
 
-def _nearest(magnitude: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return for each magnitude the uint8 index of the nearest of the ascending `values`, ties to even."""
-    midpoints = (values[1:] + values[:-1]) / 2
-    below = np.searchsorted(midpoints, magnitude, side="left")
-    above = np.searchsorted(midpoints, magnitude, side="right")
-    return np.where(below % 2 == 0, below, above).astype(np.uint8)
+def _nearest(magnitude: np.ndarray, exponent_bits: int) -> np.ndarray:
+    """Return for each float64 magnitude the number of the nearest value, as if E had no largest one, ties to even.
+
+    In every binade the codes are equally spaced, so the code is the magnitude in units of that spacing, plus the codes
+    of the binades below; rounding up out of a binade gives the first code of the next.
+    """
+    mantissa_bits = 7 - exponent_bits
+    bias = (1 << (exponent_bits - 1)) - 1
+    exponent = np.where(magnitude > 0, np.frexp(magnitude)[1] - 1, -bias)
+    binade = np.maximum(exponent + bias, 1)  # the exponent field; subnormals share the first's
+    steps = np.ldexp(magnitude, mantissa_bits + bias - binade)
+    codes = np.rint(steps).astype(np.int64) + ((binade - 1) << mantissa_bits)
+    if mantissa_bits == 0:  # then a binade is one code, and the even neighbour of a tie may be the lower one
+        codes -= (steps == 1.5) & (codes % 2 == 1)
+    return codes
