@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
+import torch  # before onnxruntime: it brings the CUDA libraries into the process
+
+import onnxruntime as ort  # isort: skip
 from onnx import TensorProto, helper, numpy_helper
 
 from deftonnx import runtime
@@ -49,12 +51,17 @@ def random_packed(name: str, K: int, N: int, seed: int) -> PackedWeight:
         codes = sample.astype(np.float16).view(np.uint16)
     elif name == "deft16":
         codes = round_to_bfloat16(sample)
+    elif name == "deft16q":
+        codes = get_format(name).pack(sample[:, None]).codes[0]
+    elif name == "fp32":
+        codes = sample.view(np.uint32)
     else:
         packing = get_format(name)
         assert isinstance(packing, Deft8)
         one = packing.pack(sample[:, None])
         codes, scale = one.codes[0], scale * one.scale[0]
-    return PackedWeight(name, np.resize(np.roll(codes, seed * 997), (N, padded(K))), scale, K)
+    row = padded(K) // (2 if name == "deft16q" else 1)
+    return PackedWeight(name, np.resize(np.roll(codes, seed * 997), (N, row)), scale, K)
 
 
 def packed_model(layers: Layers, name: str, compute: str = "auto") -> onnx.ModelProto:
@@ -109,16 +116,14 @@ def session_runner(model: onnx.ModelProto, layers: Layers, *, packed: bool, grap
         runtime.register(options)
     provider = ("CUDAExecutionProvider", {"enable_cuda_graph": str(int(graph)), "use_tf32": "1"})
     session = ort.InferenceSession(model.SerializeToString(), options, providers=[provider])
-    rows = np.random.default_rng(5).standard_normal((layers.M, layers.features or layers.K)).astype(np.float32)
-    x = ort.OrtValue.ortvalue_from_numpy(rows.astype(np.float16), "cuda", 0)
-    if layers.dtype != "float16":
-        raise ValueError("sessions are timed in float16")
+    dtype, element = getattr(torch, layers.dtype), ONNX_TYPE[layers.dtype]
+    x = torch.randn(layers.M, layers.features or layers.K, device="cuda").to(dtype)
     binding = session.io_binding()
-    binding.bind_ortvalue_input("X", x)
+    binding.bind_input("X", "cuda", 0, element, list(x.shape), x.data_ptr())
     outputs = []
     for output in session.get_outputs():
-        outputs.append(ort.OrtValue.ortvalue_from_shape_and_type([layers.M, layers.N], np.float16, "cuda", 0))
-        binding.bind_ortvalue_output(output.name, outputs[-1])
+        outputs.append(torch.empty(layers.M, layers.N, device="cuda", dtype=dtype))
+        binding.bind_output(output.name, "cuda", 0, element, list(outputs[-1].shape), outputs[-1].data_ptr())
     run_options = ort.RunOptions()
     run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 

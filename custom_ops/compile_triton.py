@@ -82,7 +82,7 @@ def _compile(variant: Variant) -> CompiledKernel:
 
     names = gemm_tensor_core.arg_names
     types, constants, multiples = variant.signature(names)
-    constants["COMPUTE"] = {"fp16": tl.float16, "bf16": tl.bfloat16}[constants["COMPUTE"]]
+    constants["COMPUTE"] = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32}[constants["COMPUTE"]]
     source = ASTSource(
         fn=gemm_tensor_core,
         signature=types,

@@ -10,7 +10,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from deftonnx.formats import unpack_weight
-from deftonnx.formats.gemm_function import attach_gemm_functions, gemm_node, weight_tensors
+from deftonnx.formats.gemm_function import attach_gemm_functions, gemm_node, no_residual, weight_tensors
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 ONNX_TYPE = {
@@ -54,13 +54,17 @@ def gemm_model(X, packed, bias, *, kept=None, residual=None, output_dtype=None, 
     output_type = ONNX_TYPE[np.dtype(output_dtype or X.dtype)]
     names = ["X", "W", "W_scale", "bias"]
     initializers = [*weight_tensors(packed, "W"), numpy_helper.from_array(bias, "bias")]
-    if kept is not None or residual is not None:
+    tells_type = residual is None and output_type != ONNX_TYPE[X.dtype]
+    if kept is not None or residual is not None or tells_type:
         names.append("kept")
         initializers.append(numpy_helper.from_array(np.array(kept or [], np.int32), "kept"))
     inputs = [helper.make_tensor_value_info("X", ONNX_TYPE[X.dtype], X.shape)]
     if residual is not None:
         names.append("residual")
         inputs.append(helper.make_tensor_value_info("residual", output_type, residual.shape))
+    if tells_type:
+        names.append("residual")
+        initializers.append(no_residual(output_type, "residual"))
     node = gemm_node(names, "Y", packed, name="layer", output_type=output_type, compute=compute, **attributes)
     output = helper.make_tensor_value_info("Y", output_type, [*X.shape[:-1], packed.N])
     graph = helper.make_graph([node], "one_layer", inputs, [output], initializers)

@@ -5,6 +5,6 @@ kernels for those compute capabilities (None: all) and returns their rows. `each
 in parallel.
 """
 
-from families import few_rows, tensor_core
+from families import few_rows, simt, tensor_core
 
-FAMILIES = (few_rows, tensor_core)
+FAMILIES = (few_rows, tensor_core, simt)

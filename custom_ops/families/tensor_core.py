@@ -22,8 +22,10 @@ _OPERANDS: dict[str, list[tuple[str, str, int]]] = {
     "deft8": [("fp16", "u8", 1), ("bf16", "u8", 1)],
     "deft8_split": [("fp16", "u8", 2), ("fp32", "u8", 3)],
     "split": [("fp16", "bf16", 2), ("fp32", "bf16", 3)],
+    "tf32": [(x, w, 1) for x, w in (("bf16", "fp16"), ("fp32", "fp16"), ("fp32", "fp32"))]
+    + [(x, "u32", 1) for x in ("fp16", "bf16", "fp32")],
 }
-_CPP_OPERANDS = {"native": "kNative", "deft8": "kDeft8", "deft8_split": "kDeft8", "split": "kSplit"}
+_CPP_OPERANDS = {"native": "kNative", "deft8": "kDeft8", "deft8_split": "kDeft8", "split": "kSplit", "tf32": "kTf32"}
 _CPP_LOADERS = {
     "tma": "kTma",
     "tma_kept": "kTmaKept",
@@ -54,17 +56,25 @@ class Variant:
     stages: int
     step_ns: float
     fixed_ns: float
+    apart: bool = False
 
     @property
     def name(self) -> str:
         """What users and result files call it."""
         tile = "x".join(map(str, self.tile))
-        return f"{self.x_type}_{self.w_type}_{self.loader}_{tile}"
+        return f"{self.x_type}_{self.w_type}_{self.loader}_{tile}{'_apart' * self.apart}"
 
     @property
     def compute_type(self) -> str:
-        """The tensor core's operand type."""
+        """The tensor core's operand type; fp32 stands for TF32."""
+        if self.operands == "tf32":
+            return "fp32"
         return "fp16" if self.x_type == "fp16" and self.terms == 1 else "bf16"
+
+    @property
+    def sums_apart(self) -> bool:
+        """Whether every K step is summed apart: always where that is not what takes the time."""
+        return self.apart or self.terms > 1 or self.operands == "tf32" or not self.uses_maps
 
     @property
     def uses_maps(self) -> bool:
@@ -92,6 +102,7 @@ class Variant:
             "BLOCK_N": n,
             "BLOCK_K": k,
             "SWAP": self.swap,
+            "APART": self.sums_apart,
         }
         multiples = {"scale", "bias", "kept", "residual", "y", "padded_K"}
         multiples |= set() if self.uses_maps else {"x", "w"}
@@ -109,6 +120,7 @@ def variants(architectures: list[int] | None = None) -> list[Variant]:
         for row in table["gemm_tensor_core"]:
             tile = tuple(row["tile"])
             options = {k: row[k] for k in ("operands", "loader", "swap", "warps", "stages", "step_ns", "fixed_ns")}
+            options["apart"] = row.get("apart", False)
             for x, w, terms in _OPERANDS[row["operands"]]:
                 found.append(Variant(table["architecture"], x_type=x, w_type=w, terms=terms, tile=tile, **options))
     return found
@@ -127,8 +139,10 @@ def _row(variant: Variant, kernel: CompiledKernel) -> Row:
     image = Image(variant.name, kernel.entry, variant.architecture, code, kernel.shared_bytes, kernel.threads)
     fields = (
         element_type(variant.x_type),
+        element_type(variant.w_type),
         f"Operands::{_CPP_OPERANDS[variant.operands]}",
         variant.terms,
+        str(variant.sums_apart).lower(),
         f"Loader::{_CPP_LOADERS[variant.loader]}",
         *variant.tile,
         _box(x_box),

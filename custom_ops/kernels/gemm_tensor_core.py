@@ -3,11 +3,17 @@
 X is (M, features) row-major, W the codes (N, Kp) of layout version 1, Y and residual (M, N). One program
 makes one (BLOCK_M, BLOCK_N) tile of Y; its K loop walks all features or the kept blocks alone.
 
-W is multiplied in 16 bits, exactly:
+W is multiplied exactly:
   * codes that are of X's own type go straight to the tensor core;
   * deft8 codes are unpacked in registers, two or four an instruction, with E a run-time value (decode.py);
   * where the weights need bfloat16's range and X is wider than that, X is split into TERMS bfloat16 values
-    whose sum it is (two for float16, three for float32), one multiplication each.
+    whose sum it is (two for float16, three for float32), one multiplication each;
+  * what fits neither (COMPUTE float32: half weights under bfloat16 or float32, deft16q, fp32) is multiplied
+    as TF32, operands of more than its 11 bits in two parts.
+
+Tensor cores cut a sum off at each step where float32 addition rounds it: measured on Hopper, 1.2e-9 of the
+result per feature. Over a long K that is too much for float32 results; APART sums every K step apart and adds
+these sums with rounding.
 
 LOADER tells how tiles reach shared memory:
   tma         tensor maps; K, features and N multiples of 16; all features.
@@ -37,32 +43,55 @@ def _tile_index(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def _multiply(x, w, acc, TERMS: tl.constexpr, COMPUTE: tl.constexpr, SWAP: tl.constexpr):
-    """acc + x · wᵀ, or its transpose if SWAP; x (BLOCK_M, BLOCK_K) in TERMS parts, smallest first."""
-    high = x.to(COMPUTE)
-    if TERMS == 3:
-        # Tensor cores cut the sum off at each step where float32 addition rounds it: over a long K that is
-        # too much for float32 results, so every K step is summed apart and added with rounding.
-        rest = x.to(tl.float32) - high.to(tl.float32)
-        middle = rest.to(COMPUTE)
-        low = (rest - middle.to(tl.float32)).to(COMPUTE)
-        part = _dot(low, w, tl.zeros_like(acc), SWAP)
-        part = _dot(middle, w, part, SWAP)
-        return acc + _dot(high, w, part, SWAP)
-    elif TERMS == 2:  # noqa: RET505  (a compile-time return does not end the function)
-        low = (x.to(tl.float32) - high.to(tl.float32)).to(COMPUTE)
-        return _dot(high, w, _dot(low, w, acc, SWAP), SWAP)
+def _multiply(
+    x, w, acc, zero, TERMS: tl.constexpr, COMPUTE: tl.constexpr, SWAP: tl.constexpr, APART: tl.constexpr
+):  # fmt: skip
+    """acc + x · wᵀ, or its transpose if SWAP; x (BLOCK_M, BLOCK_K) in TERMS parts, smallest first.
+
+    zero: 0, but not known to the compiler, which would otherwise turn a sum apart into one that is not.
+    """
+    part = tl.full(acc.shape, zero, tl.float32) if APART else acc
+    if tl.float32 == COMPUTE:
+        part = _dot_tf32(x, w, part, SWAP)
     else:
-        return _dot(high, w, acc, SWAP)
+        high = x.to(COMPUTE)
+        if TERMS > 1:
+            rest = x.to(tl.float32) - high.to(tl.float32)
+            middle = rest.to(COMPUTE)
+            if TERMS > 2:
+                part = _dot((rest - middle.to(tl.float32)).to(COMPUTE), w, part, SWAP)
+            part = _dot(middle, w, part, SWAP)
+        part = _dot(high, w, part, SWAP)
+    return acc + part if APART else part
+
+
+@triton.jit
+def _dot_tf32(x, w, acc, SWAP: tl.constexpr):
+    """acc + x · wᵀ to about 2^-20 of the products; operands wider than TF32 in two parts, smallest first."""
+    x_wide: tl.constexpr = x.dtype == tl.float32
+    w_wide: tl.constexpr = w.dtype == tl.float32
+    x_high = _cut(x) if x_wide else x.to(tl.float32)
+    w_high = _cut(w) if w_wide else w.to(tl.float32)
+    if w_wide:
+        acc = _dot(x_high, w - w_high, acc, SWAP)
+    if x_wide:
+        acc = _dot(x - x_high, w_high, acc, SWAP)
+    return _dot(x_high, w_high, acc, SWAP)
+
+
+@triton.jit
+def _cut(x):
+    """The float32 x without the mantissa bits that TF32 lacks."""
+    return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _dot(x, w, acc, SWAP: tl.constexpr):
     # both returns need their branch: a compile-time return does not end the function
     if SWAP:
-        return tl.dot(w, x.T, acc)
+        return tl.dot(w, x.T, acc, input_precision="tf32")
     else:  # noqa: RET505
-        return tl.dot(x, w.T, acc)
+        return tl.dot(x, w.T, acc, input_precision="tf32")
 
 
 @triton.jit
@@ -90,13 +119,14 @@ def _columns(k, kept, block_shift, K, LOADER: tl.constexpr):
 def _product_by_maps(
     x, w, kept, row, column, K, block_shift, decode_shift, decode_factor,
     KEPT: tl.constexpr, TERMS: tl.constexpr, DECODE: tl.constexpr, COMPUTE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """The tile at (row, column), or its transpose if SWAP, through tensor maps x and w."""
     ROWS: tl.constexpr = BLOCK_N if SWAP else BLOCK_M
     COLUMNS: tl.constexpr = BLOCK_M if SWAP else BLOCK_N
     LOG_K: tl.constexpr = BLOCK_K.bit_length() - 1
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    zero = (K >> 31).to(tl.float32)
     for step in range(tl.cdiv(K, BLOCK_K)):
         x_column = step * BLOCK_K
         if KEPT:
@@ -107,7 +137,7 @@ def _product_by_maps(
         w_tile = w.load([column, step * BLOCK_K])
         if DECODE:
             w_tile = decode_deft8(w_tile, decode_shift, decode_factor, COMPUTE)
-        acc = _multiply(x_tile, w_tile, acc, TERMS, COMPUTE, SWAP)
+        acc = _multiply(x_tile, w_tile, acc, zero, TERMS, COMPUTE, SWAP, APART)
     return acc
 
 
@@ -115,12 +145,13 @@ def _product_by_maps(
 def _product_by_pointers(
     x, w, kept, row, column, M, N, K, features, padded_K, block_shift, decode_shift, decode_factor,
     LOADER: tl.constexpr, TERMS: tl.constexpr, DECODE: tl.constexpr, COMPUTE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """The tile at (row, column), or its transpose if SWAP, through pointers x and w."""
     ROWS: tl.constexpr = BLOCK_N if SWAP else BLOCK_M
     COLUMNS: tl.constexpr = BLOCK_M if SWAP else BLOCK_N
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    zero = (K >> 31).to(tl.float32)
     # rows beyond the end read the last row: their results are not stored
     x_rows = tl.minimum(row + tl.arange(0, BLOCK_M), M - 1).to(tl.int64)[:, None] * features
     w_rows = tl.minimum(column + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)[:, None] * padded_K
@@ -129,11 +160,23 @@ def _product_by_pointers(
         inside = (k < K)[None, :]
         x_columns = _columns(k, kept, block_shift, K, LOADER)
         x_tile = tl.load(x + x_rows + x_columns[None, :], mask=inside, other=0.0)
-        w_tile = tl.load(w + w_rows + k[None, :], mask=inside, other=0)
+        if w.dtype.element_ty == tl.uint32:
+            w_tile = _load_deft16q(w + w_rows // 2, step * BLOCK_K // 2, K, BLOCK_K // 2)
+        else:
+            w_tile = tl.load(w + w_rows + k[None, :], mask=inside, other=0)
         if DECODE:
             w_tile = decode_deft8(w_tile, decode_shift, decode_factor, COMPUTE)
-        acc = _multiply(x_tile, w_tile, acc, TERMS, COMPUTE, SWAP)
+        acc = _multiply(x_tile, w_tile, acc, zero, TERMS, COMPUTE, SWAP, APART)
     return acc
+
+
+@triton.jit
+def _load_deft16q(rows, first, K, WORDS: tl.constexpr):
+    """Words (N, WORDS) of two features each to their float32 values (N, 2 WORDS)."""
+    word = first + tl.arange(0, WORDS)
+    words = tl.load(rows + word[None, :], mask=(2 * word < K)[None, :], other=0)
+    pairs = tl.join((words << 16).to(tl.float32, bitcast=True), words.to(tl.float32, bitcast=True))
+    return pairs.reshape(words.shape[0], 2 * WORDS)
 
 
 @triton.jit
@@ -194,18 +237,19 @@ def gemm_tensor_core(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SWAP: tl.constexpr,
+    APART: tl.constexpr,
 ):
     row_tile, column_tile = _tile_index(tl.program_id(0), M, N, BLOCK_M, BLOCK_N)
     row, column = row_tile * BLOCK_M, column_tile * BLOCK_N
     if LOADER == "tma" or LOADER == "tma_kept":
         acc = _product_by_maps(
             x, w, kept, row, column, K, block_shift, decode_shift, decode_factor,
-            LOADER == "tma_kept", TERMS, DECODE, COMPUTE, BLOCK_M, BLOCK_N, BLOCK_K, SWAP,
+            LOADER == "tma_kept", TERMS, DECODE, COMPUTE, BLOCK_M, BLOCK_N, BLOCK_K, SWAP, APART,
         )  # fmt: skip
     else:
         acc = _product_by_pointers(
             x, w, kept, row, column, M, N, K, features, padded_K, block_shift, decode_shift, decode_factor,
-            LOADER, TERMS, DECODE, COMPUTE, BLOCK_M, BLOCK_N, BLOCK_K, SWAP,
+            LOADER, TERMS, DECODE, COMPUTE, BLOCK_M, BLOCK_N, BLOCK_K, SWAP, APART,
         )  # fmt: skip
     _finish_tile(
         acc.T if SWAP else acc, row, column, scale, bias, residual, y, M, N, accumulator_scale,

@@ -22,6 +22,7 @@ class RowDecoder {
 
   float Value(const void* row, int64_t k) const {
     switch (format_) {
+      case Format::kFloat32: return static_cast<const float*>(row)[k];
       case Format::kHalf: return HalfToFloat(static_cast<const uint16_t*>(row)[k]);
       case Format::kDeft16: return Bfloat16ToFloat(static_cast<const uint16_t*>(row)[k]);
       case Format::kDeft16q: {
@@ -88,17 +89,17 @@ void InParallel(const Ort& ort, const OrtKernelContext* context, size_t count, c
 
 }  // namespace
 
-CpuGemm::CpuGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType weight, ElementType y)
-    : spec_(ReadGemmSpec(ort, info, x, weight, y)),
+CpuGemm::CpuGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y)
+    : spec_(ReadGemmSpec(ort, info, x, y)),
       panels_((spec_.N + kPanelColumns - 1) / kPanelColumns),
       weight_(panels_ * kPanelColumns * spec_.K),
       bias_(panels_ * kPanelColumns) {
-  Tensor codes, scale, bias, kept;
+  Tensor codes, scale, bias, kept, zero;
   ort.ConstantInput(info, 1, &codes);
   ort.ConstantInput(info, 2, &scale);
   ort.ConstantInput(info, 3, &bias);
   const RowDecoder decoder(spec_);
-  const int64_t row_bytes = spec_.padded_K * (spec_.format == Format::kDeft8 ? 1 : 2);
+  const int64_t row_bytes = codes.shape[1] * ElementBytes(spec_.weight_type);
   for (int64_t n = 0; n < spec_.N; ++n) {
     const void* row = static_cast<const char*>(codes.data) + n * row_bytes;
     const float factor = static_cast<const float*>(scale.data)[n];
@@ -106,6 +107,7 @@ CpuGemm::CpuGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, Eleme
     for (int64_t k = 0; k < spec_.K; ++k) column[k * kPanelColumns] = decoder.Value(row, k) * factor;
   }
   std::copy_n(static_cast<const float*>(bias.data), spec_.N, bias_.begin());
+  if (spec_.has_zero && ort.ConstantInput(info, 5, &zero)) CheckZero(spec_, zero.data);
   if (spec_.block == 0) return;
   ort.ConstantInput(info, 4, &kept);
   const auto* blocks = static_cast<const int32_t*>(kept.data);

@@ -11,7 +11,7 @@ namespace deftonnx {
 
 class CpuGemm {
  public:
-  CpuGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType weight, ElementType y);
+  CpuGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y);
   void Compute(const Ort& ort, OrtKernelContext* context) const;
 
  private:

@@ -23,6 +23,11 @@ GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spe
                 constant(3).data,
                 nullptr,
                 {}};
+  if (spec.has_zero) {
+    uint32_t zero = 0;
+    driver.CopyToHost(&zero, constant(5).data, ElementBytes(spec.y_type));
+    CheckZero(spec, &zero);
+  }
   if (spec.block == 0) return node;
   const Tensor kept = constant(4);
   node.kept = kept.data;
@@ -34,10 +39,9 @@ GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spe
 
 }  // namespace
 
-CudaGemm::CudaGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType weight,
-                   ElementType y)
+CudaGemm::CudaGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y)
     : ort_(ort),
-      node_(ReadNode(ort, info, ReadGemmSpec(ort, info, x, weight, y))),
+      node_(ReadNode(ort, info, ReadGemmSpec(ort, info, x, y))),
       choice_(node_, MeasuredTimes::Load(node_.capability, node_.multiprocessors,
                                          [&](const std::string& message) { ort.Warn(info, message); })),
       scratch_(ort.DeviceAllocator(info)) {}

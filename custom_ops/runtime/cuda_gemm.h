@@ -9,7 +9,7 @@ namespace deftonnx {
 class CudaGemm {
  public:
   // Loads the kernels that may serve this node; Compute only chooses one and launches.
-  CudaGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType weight, ElementType y);
+  CudaGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y);
   CudaGemm(const CudaGemm&) = delete;  // the kernels refer to node_
   ~CudaGemm();
 

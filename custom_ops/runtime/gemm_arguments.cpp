@@ -13,6 +13,10 @@ int32_t TypeCode(ElementType type) {
 
 }  // namespace
 
+Decoding Decoding::ToFloat32(int exponent_bits) {
+  return {8 - exponent_bits, 0, std::ldexp(1.0f, 127 - Bias(exponent_bits))};
+}
+
 Decoding Decoding::ToFloat16(int exponent_bits) {
   return {5 - exponent_bits, 0, std::ldexp(1.0f, 15 - Bias(exponent_bits))};
 }

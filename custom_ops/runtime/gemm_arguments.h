@@ -31,6 +31,7 @@ struct Decoding {
   int32_t factor = 0;           // a bfloat16 power of two, twice
   float accumulator_scale = 1;  // what the decoded values are too small by
 
+  static Decoding ToFloat32(int exponent_bits);  // the scale is multiplied in with each value
   static Decoding ToFloat16(int exponent_bits);
   static Decoding ToBfloat16(int exponent_bits);
 };

@@ -13,6 +13,7 @@ int Terms(const GemmSpec& spec) {
     case Format::kHalf: return half_x ? 1 : 0;
     case Format::kDeft16: return spec.x_type == ElementType::kBfloat16 ? 1 : 0;
     case Format::kDeft8: return half_x && spec.exponent_bits > 5 ? 2 : spec.x_type != ElementType::kFloat;
+    case Format::kFloat32:
     case Format::kDeft16q: break;
   }
   return 0;
@@ -20,6 +21,8 @@ int Terms(const GemmSpec& spec) {
 
 bool Serves(const GemmSpec& spec) {
   const bool even = spec.features % 16 == 0 && spec.K % 16 == 0;
+  // the eight warps of a block share K; two terms are summed one after the other
+  if (NeedsSumsApart(spec, spec.K / 8 * 2)) return false;
   return even && (spec.block == 0 || spec.block >= 16);
 }
 

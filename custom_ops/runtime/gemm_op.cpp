@@ -1,7 +1,9 @@
 // DeftGemm as ONNX Runtime sees it: names, types, and the border between exceptions and OrtStatus.
 //
 // ONNX Runtime gathers custom operators of one name into one schema and finds the kernel by types, so there
-// is one OrtCustomOp for each combination of the types of X, W and Y.
+// is one OrtCustomOp for each combination of the types of X and Y (W may have any until the kernel is made).
+// It takes the type of Y from the first of them that fits the inputs: X's type comes first, and another one
+// must show in the type of the residual.
 #include "gemm_op.h"
 
 #include <exception>
@@ -21,7 +23,7 @@ constexpr int kMostBodies = 64;  // deftonnx/formats/gemm_function.py
 
 struct GemmOp : OrtCustomOp {
   std::string name;
-  ElementType x_type, weight_type, y_type;
+  ElementType x_type, y_type;
 };
 
 template <class Kernel>
@@ -35,7 +37,7 @@ const GemmOp& Self(const OrtCustomOp* op) { return *static_cast<const GemmOp*>(o
 ElementType InputType(const OrtCustomOp* op, size_t index) {
   switch (index) {
     case kX: return Self(op).x_type;
-    case kWeight: return Self(op).weight_type;
+    case kWeight: return ElementType::kUndefined;
     case kKept: return ElementType::kInt32;
     case kResidual: return Self(op).y_type;
     default: return ElementType::kFloat;
@@ -57,10 +59,8 @@ OrtStatus* AsStatus(const Ort& ort, Body body) {
 template <class Kernel>
 OrtStatus* CreateKernel(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
   Ort ort(api);
-  return AsStatus(ort, [&] {
-    *kernel =
-        new State<Kernel>{ort, Kernel(ort, info, Self(op).x_type, Self(op).weight_type, Self(op).y_type)};
-  });
+  return AsStatus(
+      ort, [&] { *kernel = new State<Kernel>{ort, Kernel(ort, info, Self(op).x_type, Self(op).y_type)}; });
 }
 
 template <class Kernel>
@@ -70,7 +70,7 @@ OrtStatus* Compute(void* kernel, OrtKernelContext* context) {
 }
 
 template <class Kernel>
-GemmOp MakeOp(ElementType x, ElementType weight, ElementType y, const char* (*provider)(const OrtCustomOp*)) {
+GemmOp MakeOp(ElementType x, ElementType y, const char* (*provider)(const OrtCustomOp*)) {
   GemmOp op{};
   op.version = kApiVersion;
   op.GetName = [](const OrtCustomOp* self) { return Self(self).name.c_str(); };
@@ -94,7 +94,6 @@ GemmOp MakeOp(ElementType x, ElementType weight, ElementType y, const char* (*pr
   op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
   op.GetEndVersion = [](const OrtCustomOp*) { return 1; };
   op.x_type = x;
-  op.weight_type = weight;
   op.y_type = y;
   return op;
 }
@@ -119,11 +118,15 @@ std::vector<GemmOp> WithNumberedNames(const std::vector<GemmOp>& ops) {
 std::vector<OrtCustomOp*> GemmOps() {
   static std::vector<GemmOp> ops = [] {
     std::vector<GemmOp> all;
-    for (ElementType x : {ElementType::kFloat, ElementType::kFloat16, ElementType::kBfloat16}) {
-      for (ElementType weight :
-           {ElementType::kFloat16, ElementType::kBfloat16, ElementType::kUint8, ElementType::kUint32}) {
-        all.push_back(MakeOp<CudaGemm>(x, weight, x, CudaProvider));
-        all.push_back(MakeOp<CpuGemm>(x, weight, x, CpuProvider));
+    const auto add = [&](ElementType x, ElementType y) {
+      all.push_back(MakeOp<CudaGemm>(x, y, CudaProvider));
+      all.push_back(MakeOp<CpuGemm>(x, y, CpuProvider));
+    };
+    const ElementType types[] = {ElementType::kFloat, ElementType::kFloat16, ElementType::kBfloat16};
+    for (ElementType x : types) add(x, x);
+    for (ElementType x : types) {
+      for (ElementType y : types) {
+        if (x != y) add(x, y);
       }
     }
     return WithNumberedNames(all);

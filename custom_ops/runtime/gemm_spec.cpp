@@ -1,6 +1,7 @@
 #include "gemm_spec.h"
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <utility>
@@ -48,6 +49,7 @@ Activation MakeActivation(const GemmSpec& spec, const std::string& name, float a
 
 void SetFormat(GemmSpec& spec, const std::string& name) {
   static const std::map<std::string, std::pair<Format, ElementType>> table = {
+      {"fp32", {Format::kFloat32, ElementType::kFloat}},
       {"half", {Format::kHalf, ElementType::kFloat16}},
       {"deft16", {Format::kDeft16, ElementType::kBfloat16}},
       {"deft16q", {Format::kDeft16q, ElementType::kUint32}},
@@ -63,7 +65,10 @@ void SetFormat(GemmSpec& spec, const std::string& name) {
   } else {
     Refuse(spec, "unknown format '" + name + "'");
   }
-  if (spec.weight_type != expected) Refuse(spec, "the type of input W does not match format '" + name + "'");
+  // without a type W is no initializer, which is refused later
+  if (spec.weight_type != expected && spec.weight_type != ElementType::kUndefined) {
+    Refuse(spec, "the type of input W does not match format '" + name + "'");
+  }
 }
 
 std::string Shape(const std::vector<int64_t>& shape) {
@@ -125,28 +130,32 @@ GemmSpec ReadGemmAttributes(const Ort& ort, const OrtKernelInfo* info, ElementTy
   spec.activation = MakeActivation(spec, Attribute(spec, "activation", text), Attribute(spec, "alpha", real),
                                    Attribute(spec, "beta", real));
   if (Attribute(spec, "output_type", integer) != static_cast<int64_t>(y)) {
-    Refuse(spec, "output_type does not match the type of Y, which is X's");
+    Refuse(spec, "output_type is not the type of Y, which is the residual's, or X's if there is none");
   }
   const std::string compute = Attribute(spec, "compute", text);
   if (compute != "auto") spec.kernel = compute;
   return spec;
 }
 
-GemmSpec ReadGemmSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType weight,
-                      ElementType y) {
-  GemmSpec spec = ReadGemmAttributes(ort, info, x, weight, y);
+GemmSpec ReadGemmSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y) {
+  Tensor weight;
+  ort.ConstantInput(info, 1, &weight);
+  GemmSpec spec = ReadGemmAttributes(ort, info, x, weight.type, y);
   const int64_t row = spec.format == Format::kDeft16q ? spec.padded_K / 2 : spec.padded_K;
   CheckConstant(ort, info, spec, 1, "W", {spec.N, row});
   CheckConstant(ort, info, spec, 2, "scale", {spec.N});
   CheckConstant(ort, info, spec, 3, "bias", {spec.N});
   Tensor kept;
   const bool has_kept = ort.InputCount(info) > 4;
-  spec.has_residual = ort.InputCount(info) > 5;
   if (has_kept && !ort.ConstantInput(info, 4, &kept)) Refuse(spec, "input kept must be an initializer");
   const int64_t expected = spec.block == 0 ? 0 : (spec.K + spec.block - 1) / spec.block;
   if ((has_kept || expected > 0) && kept.shape != std::vector<int64_t>{expected}) {
     Refuse(spec, "input kept has shape " + Shape(kept.shape) + ", expected " + Shape({expected}));
   }
+  Tensor residual;
+  spec.has_residual = ort.InputCount(info) > 5;
+  spec.has_zero = spec.has_residual && ort.ConstantInput(info, 5, &residual) && residual.shape.empty();
+  if (spec.has_zero) spec.has_residual = false;
   return spec;
 }
 
@@ -168,6 +177,12 @@ GemmInputs ReadInputs(const GemmSpec& spec, const Ort& ort, const OrtKernelConte
   return inputs;
 }
 
+void CheckZero(const GemmSpec& spec, const void* scalar) {
+  uint32_t bits = 0;
+  std::memcpy(&bits, scalar, ElementBytes(spec.y_type));
+  if (bits != 0) Refuse(spec, "a residual that is a scalar must be 0, which stands for none");
+}
+
 void CheckKept(const GemmSpec& spec, const int32_t* kept, size_t count) {
   int64_t total = 0;
   for (size_t i = 0; i < count; ++i) {
@@ -176,9 +191,11 @@ void CheckKept(const GemmSpec& spec, const int32_t* kept, size_t count) {
       Refuse(spec, "kept block " + std::to_string(kept[i]) + " is outside the " +
                        std::to_string(spec.features) + " features");
     }
-    const int64_t size = spec.features - start < spec.block ? spec.features - start : spec.block;
-    if (size < spec.block && i + 1 < count) Refuse(spec, "a kept block that is cut short must come last");
-    total += size;
+    if (i > 0 && kept[i] <= kept[i - 1]) {
+      Refuse(spec, "kept blocks must increase, but " + std::to_string(kept[i]) + " follows " +
+                       std::to_string(kept[i - 1]));
+    }
+    total += spec.features - start < spec.block ? spec.features - start : spec.block;
   }
   if (total != spec.K) {
     Refuse(spec,

@@ -12,20 +12,21 @@ namespace {
 // How X and W meet on the tensor core.
 struct Route {
   Operands operands;
-  int terms;  // 0: they do not
+  int terms;
 };
 
 Route ChooseRoute(const GemmSpec& spec) {
   const bool half_x = spec.x_type == ElementType::kFloat16;
   const int split = spec.x_type == ElementType::kFloat ? 3 : half_x ? 2 : 1;
   switch (spec.format) {
-    case Format::kHalf: return {Operands::kNative, half_x ? 1 : 0};
+    case Format::kHalf: return {half_x ? Operands::kNative : Operands::kTf32, 1};
     case Format::kDeft16: return {split == 1 ? Operands::kNative : Operands::kSplit, split};
     // 6 or 7 exponent bits leave float16's range
     case Format::kDeft8: return {Operands::kDeft8, half_x && spec.exponent_bits <= 5 ? 1 : split};
+    case Format::kFloat32:
     case Format::kDeft16q: break;
   }
-  return {Operands::kNative, 0};
+  return {Operands::kTf32, 1};
 }
 
 bool LoaderFits(const GemmSpec& spec, const TensorCoreImage& row) {
@@ -138,8 +139,10 @@ void TensorCoreKernels(const GemmNode& node, GemmKernels& kernels) {
   std::vector<const TensorCoreImage*> found;
   int best = Rank(Loader::kElement);
   for (const TensorCoreImage& row : kTensorCoreImages) {
-    if (row.image.architecture != architecture || row.x_type != node.spec.x_type) continue;
+    if (row.image.architecture != architecture) continue;
+    if (row.x_type != node.spec.x_type || row.w_type != node.spec.weight_type) continue;
     if (row.operands != route.operands || row.terms != route.terms || !LoaderFits(node.spec, row)) continue;
+    if (!row.sums_apart && NeedsSumsApart(node.spec, node.spec.K)) continue;
     if (!node.Admits(row.image.name)) continue;
     found.push_back(&row);
     best = std::min(best, Rank(row.loader));

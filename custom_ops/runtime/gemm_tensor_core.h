@@ -6,8 +6,8 @@
 
 namespace deftonnx {
 
-// W is of X's type; deft8 codes; bfloat16 W under a wider X.
-enum class Operands { kNative, kDeft8, kSplit };
+// W is of X's type; deft8 codes; bfloat16 W under a wider X; what TF32 multiplies.
+enum class Operands { kNative, kDeft8, kSplit, kTf32 };
 
 // How tiles reach shared memory; see the kernel.
 enum class Loader { kTma, kTmaKept, kAligned, kAlignedKept, kElement };
@@ -18,9 +18,10 @@ struct Box {
 
 struct TensorCoreImage {
   KernelImage image;
-  ElementType x_type;
+  ElementType x_type, w_type;
   Operands operands;
-  int terms;  // bfloat16 terms that X is split into
+  int terms;        // bfloat16 terms that X is split into
+  bool sums_apart;  // exact enough for float32 results of any K
   Loader loader;
   int block_m, block_n, block_k;
   Box x_box, w_box;         // of the loaders with tensor maps

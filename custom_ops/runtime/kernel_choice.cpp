@@ -5,12 +5,13 @@
 
 #include "error.h"
 #include "gemm_few_rows.h"
+#include "gemm_simt.h"
 #include "gemm_tensor_core.h"
 
 namespace deftonnx {
 namespace {
 
-constexpr GemmFamily kFamilies[] = {FewRowsKernels, TensorCoreKernels};
+constexpr GemmFamily kFamilies[] = {FewRowsKernels, TensorCoreKernels, SimtKernels};
 
 constexpr int kIndexBits = 16;
 

@@ -33,6 +33,11 @@ enum class ElementType : int {
   kBfloat16 = 16,
 };
 
+inline int ElementBytes(ElementType type) {
+  if (type == ElementType::kUint8) return 1;
+  return type == ElementType::kFloat16 || type == ElementType::kBfloat16 ? 2 : 4;
+}
+
 enum class ErrorCode : int { kFail = 1, kInvalidArgument = 2, kNotImplemented = 9 };
 
 struct OrtApi {

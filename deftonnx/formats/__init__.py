@@ -15,6 +15,7 @@ import numpy as np
 from deftonnx.formats.deft8 import Deft8, choose_exponent_bits
 from deftonnx.formats.deft16 import Deft16
 from deftonnx.formats.deft16q import Deft16q
+from deftonnx.formats.fp32 import Fp32
 from deftonnx.formats.half import Half
 from deftonnx.formats.packed import Format, FormatError, PackedWeight
 
@@ -29,10 +30,11 @@ __all__ = [
 ]
 
 _FAMILIES: Mapping[str, Callable[[str], Format]] = MappingProxyType(
-    {"half": Half.parse, "deft16": Deft16.parse, "deft16q": Deft16q.parse, "deft8": Deft8.parse}
+    {"fp32": Fp32.parse, "half": Half.parse, "deft16": Deft16.parse, "deft16q": Deft16q.parse, "deft8": Deft8.parse}
 )
 
 FORMAT_NAMES: tuple[str, ...] = ("half", "deft16", "deft16q", *(f"deft8:{e}" for e in range(1, 8)))
+"""Those that make a model smaller; get_format also knows fp32."""
 
 
 def get_format(name: str) -> Format:

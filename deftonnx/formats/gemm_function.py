@@ -7,7 +7,8 @@ Inputs
     W: the codes of a PackedWeight, constant.
     scale, bias: (N,) float32, constant.
     kept: (blocks,) int32, constant: the kept blocks of X's features; empty when all are kept.
-    residual: like Y. It and `kept` may be left off the end.
+    residual: like Y; or a constant scalar 0 of Y's type for none. It and `kept` may be left off the end, unless
+        Y's type differs from X's: ONNX Runtime takes the type of Y from the residual then (see no_residual).
 Output
     Y: (..., N), of type `output_type`; arithmetic is float32.
 Attributes
@@ -52,6 +53,7 @@ _ATTRIBUTES = (
     "output_type",
     "compute",
 )
+_OUTPUT_BYTES: dict[int, int] = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2}
 MOST_BODIES = 64
 """Names that the operator library knows: custom_ops/runtime/gemm_op.cpp."""
 _IR_VERSION_WITH_FUNCTIONS = 8
@@ -129,6 +131,11 @@ def weight_tensors(packed: PackedWeight, name: str) -> tuple[TensorProto, Tensor
     codes = TensorProto(name=name, data_type=get_format(packed.format).onnx_type, dims=packed.codes.shape)
     codes.raw_data = packed.codes.tobytes()
     return codes, onnx.numpy_helper.from_array(packed.scale, f"{name}_scale")
+
+
+def no_residual(output_type: int, name: str) -> TensorProto:
+    """Return the initializer `name` that stands for no residual and tells that Y has `output_type`."""
+    return TensorProto(name=name, data_type=output_type, raw_data=bytes(_OUTPUT_BYTES[output_type]))
 
 
 def attach_gemm_functions(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -19,6 +19,7 @@ from onnx import TensorProto
 from deftonnx.layers import Refusal
 from deftonnx.layers.linear import is_standard, unused_name
 from deftonnx.rewrite.fuse import Reserved, is_deft_gemm
+from deftonnx.rewrite.output_types import tell_output_types
 
 TYPES: dict[str, tuple[Any, int]] = {
     "float16": (np.float16, TensorProto.FLOAT16),
@@ -96,6 +97,7 @@ def narrow(graph: gs.Graph, asked: str, ranges: dict[str, float]) -> list[Refusa
             _cast_input(graph, border, asked)
         elif border.inputs:
             _cast_output(graph, border, asked)
+    tell_output_types(graph)
     graph.toposort()
     return refusals
 

@@ -1,9 +1,11 @@
 """What `optimize` writes, in a CPU session with the library registered: the same results as without it."""
 
+import ml_dtypes
 import numpy as np
 import onnxruntime
 import pytest
-from models import assert_same, run
+from gemm_model import ort_value, to_array
+from models import assert_same, distance, run
 from small_files import inputs, small_model
 from small_networks import convolutional, images, samples, transformer
 
@@ -21,6 +23,23 @@ def test_transformer(options, name):
     x = samples()
     packed = deftonnx.optimize(transformer(), calib_data=x, density=1.0, format=name, measure=False).model
     assert_same(with_library(packed, options, x), run(packed, {"x": x}), 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=lambda d: np.dtype(d).name)
+def test_narrow_activations(options, dtype):
+    x = samples()
+    wanted = {"density": 1.0, "format": "deft16", "io_types": np.dtype(dtype).name, "measure": False}
+    packed = deftonnx.optimize(transformer(), calib_data=x, **wanted).model
+    gemms = [node for node in packed.graph.node if node.op_type == "DeftGemm"]
+    assert any(len(node.input) == 6 for node in gemms)  # float32 to narrow
+    feed = {"x": ort_value(x.astype(dtype))}
+    results = []
+    for session_options in (options, None):
+        session = onnxruntime.InferenceSession(
+            packed.SerializeToString(), session_options, providers=["CPUExecutionProvider"]
+        )
+        results.append(to_array(session.run_with_ort_values([packed.graph.output[0].name], feed)[0]).astype(np.float32))
+    assert distance(*results) <= {np.float16: 2e-3}.get(dtype, 2e-2)
 
 
 @pytest.mark.parametrize("granularity", ["block:16", "vector", "element"])

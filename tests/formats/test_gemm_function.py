@@ -27,7 +27,7 @@ def case(seed, M, K, N, name, dtype=np.float32):
     )
 
 
-@pytest.mark.parametrize("name", FORMAT_NAMES)
+@pytest.mark.parametrize("name", ["fp32", *FORMAT_NAMES])
 def test_decoding_equals_unpack_exactly(name):
     packed = all_codes(name)
     packed = PackedWeight(name, packed.codes, np.array([0.75], np.float32), packed.K)
@@ -40,7 +40,7 @@ def test_decoding_equals_unpack_exactly(name):
     assert np.array_equal(Y, expected[sample])
 
 
-@pytest.mark.parametrize("name", FORMAT_NAMES)
+@pytest.mark.parametrize("name", ["fp32", *FORMAT_NAMES])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_one_layer(name, shape):
     X, packed, bias = case(1, *shape, name)

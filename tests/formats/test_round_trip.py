@@ -26,8 +26,12 @@ def bits(array):
 
 
 def all_codes(name):
-    """A packed weight (K, 1) of every code that the format packs."""
-    if name == "half":
+    """A packed weight (K, 1) of every code that the format packs; of fp32, of a sample."""
+    if name == "fp32":
+        sample = np.random.default_rng(0).integers(0, 2**23, 2**16, dtype=np.uint32)
+        codes = np.arange(2**16, dtype=np.uint32) << 16 | sample & 0xFFFF  # every sign and exponent
+        codes = codes[np.isfinite(codes.view(np.float32))]
+    elif name == "half":
         codes = np.arange(2**16, dtype=np.uint16)
         codes = codes[np.isfinite(codes.view(np.float16))]
     elif name == "deft16":
@@ -46,7 +50,7 @@ def all_codes(name):
     return PackedWeight(name, codes, np.ones(1, np.float32), K)
 
 
-@pytest.mark.parametrize("name", FORMAT_NAMES)
+@pytest.mark.parametrize("name", ["fp32", *FORMAT_NAMES])
 def test_every_code_is_a_fixed_point(name):
     packed = all_codes(name)
     weight = unpack_weight(packed)
@@ -55,7 +59,7 @@ def test_every_code_is_a_fixed_point(name):
     assert np.array_equal(bits(unpack_weight(again)), bits(weight))
 
 
-@pytest.mark.parametrize("name", FORMAT_NAMES)
+@pytest.mark.parametrize("name", ["fp32", *FORMAT_NAMES])
 @pytest.mark.parametrize(("K", "N"), SHAPES)
 def test_layout(name, K, N):
     weight = np.random.default_rng(K * 100 + N).standard_normal((K, N)).astype(np.float32)
@@ -66,14 +70,14 @@ def test_layout(name, K, N):
     assert unpack_weight(packed).shape == (K, N)
 
 
-@pytest.mark.parametrize("name", FORMAT_NAMES)
+@pytest.mark.parametrize("name", ["fp32", *FORMAT_NAMES])
 def test_padding_contributes_nothing(name):
     packed = pack_weight(np.full((17, 3), -1.5, np.float32), name)
     tail = get_format(name).decode(packed.codes)[:, 17:]
     assert np.abs(tail).max() < 2.0**-126
 
 
-@pytest.mark.parametrize("name", FORMAT_NAMES)
+@pytest.mark.parametrize("name", ["fp32", *FORMAT_NAMES])
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_infinities_and_nan_are_refused(name, bad):
     weight = np.ones((3, 2), np.float32)
@@ -194,7 +198,7 @@ def test_auto_minimises_the_output_error():
 
 
 @settings(max_examples=30)
-@given(finite_weights, st.sampled_from(FORMAT_NAMES))
+@given(finite_weights, st.sampled_from(["fp32", *FORMAT_NAMES]))
 def test_packing_again_changes_nothing(weight, name):
     packed = pack_weight(weight, name)
     again = pack_weight(unpack_weight(packed), name)
