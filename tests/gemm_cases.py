@@ -41,7 +41,7 @@ _SIZES = {
 }  # fmt: skip
 
 
-def _allowed(row: Row) -> bool:
+def is_allowed(row: Row) -> bool:
     """A vector X is one row."""
     return row.get("rank") != 1 or row.get("rows", "one") == "one"
 
@@ -90,7 +90,7 @@ class Case:
 
 def covering_rows(seed: int = 0) -> list[Row]:
     """The covering array."""
-    return pairwise(FACTORS, _allowed, seed)
+    return pairwise(FACTORS, is_allowed, seed)
 
 
 def make_case(row: Row, seed: int) -> Case:

@@ -1,0 +1,110 @@
+"""Run the tests that need a GPU, and record what they covered.
+
+    python benchmarks/gpu_tests.py [--sanitize] [--output FILE]
+
+The test files run side by side, each in a process of its own. With --sanitize the reduced set of
+tests/gpu/sanitize.py also runs under compute-sanitizer's memcheck and racecheck, after the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ("memcheck", "racecheck")
+_SELECTIONS = {"test_gemm_matrix.py": ("pairs", "shapes")}  # the longest file, in parts
+
+
+def groups() -> list[list[str]]:
+    """Arguments of pytest for each process."""
+    found = []
+    for path in sorted((ROOT / "tests" / "gpu").glob("test_*.py")):
+        parts = _SELECTIONS.get(path.name)
+        found += [[str(path), "-k", part] for part in parts] if parts else [[str(path)]]
+    return found
+
+
+def run_tests() -> dict[str, Any]:
+    """Counts of all tests, and of the cases of each."""
+    # a share of the cores for each process
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        running = {}
+        for i, arguments in enumerate(groups()):
+            report = Path(folder) / f"{i}.xml"
+            options = ["-q", "-p", "no:cacheprovider", "--tb=line", f"--junitxml={report}"]
+            command = [sys.executable, "-m", "pytest", *options, *arguments]
+            running[report] = subprocess.Popen(command, cwd=ROOT, env=environment)
+        for process in running.values():
+            process.wait()
+        finished = [report for report in running if report.exists()]
+        suites = [suite for report in finished for suite in ElementTree.parse(report).iter("testsuite")]
+    counts = {
+        what: sum(int(suite.get(what, 0)) for suite in suites) for what in ("tests", "failures", "errors", "skipped")
+    }
+    counts["errors"] += len(running) - len(finished)  # processes that died
+    names = [case.get("name", "").partition("[")[0] for suite in suites for case in suite.iter("testcase")]
+    cases = dict(sorted(collections.Counter(names).items()))
+    return {**counts, "seconds": round(time.monotonic() - start, 1), "cases": cases}
+
+
+def coverage() -> dict[str, int]:
+    """How many DeftGemm cases, and different shapes of X and W, the matrix of pairs and the list of shapes hold."""
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "gpu")]
+    from gemm_cases import FACTORS, covering_rows, make_case
+    from test_gemm_matrix import SHAPES
+
+    cases = [make_case(row, seed) for seed, row in enumerate(covering_rows())]
+    shapes = {(case.X.shape, case.packed.K, case.packed.N) for case in cases}
+    shapes |= {((M, K), K, N) for M, K, N in SHAPES}
+    return {"factors": len(FACTORS), "cases_of_pairs": len(cases), "shapes": len(shapes)}
+
+
+def sanitize(tool: str) -> str:
+    """The last line that compute-sanitizer writes."""
+    command = [sys.executable, str(ROOT / "tests" / "gpu" / "sanitize.py"), tool]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if "SUMMARY" in line]
+    return lines[-1].strip("= ") if lines else f"exit code {done.returncode}"
+
+
+def environment() -> dict[str, str]:
+    """The GPU and its driver."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    gpu, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split(", ")
+    return {"gpu": gpu, "driver": driver}
+
+
+def main() -> None:
+    """Run and record; exits 1 if a test failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sanitize", action="store_true")
+    parser.add_argument("--commit", default="", help="what was built, where this is no checkout")
+    parser.add_argument("--output", type=Path, default=Path("gpu_tests.json"))
+    arguments = parser.parse_args()
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    commit = arguments.commit or subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    head = {"date": datetime.now(UTC).date().isoformat(), "commit": commit, "command": "python benchmarks/gpu_tests.py"}
+    result = {**head, **environment(), **run_tests(), **coverage()}
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    for tool in TOOLS if arguments.sanitize else ():
+        result[tool] = sanitize(tool)
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    print({name: value for name, value in result.items() if name != "cases"})
+    sys.exit(1 if result["failures"] or result["errors"] else 0)
+
+
+if __name__ == "__main__":
+    main()
