@@ -17,6 +17,7 @@ from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.layers import Refusal
 from deftonnx.layers.linear import is_standard, unused_name
 from deftonnx.rewrite.activations import Activation, function_of, recognise
+from deftonnx.rewrite.reserved import Reserved
 from deftonnx.rewrite.scalar_function import Polynomial, ScalarFunctions
 
 Array = np.ndarray[Any, Any]
@@ -74,19 +75,6 @@ def fuse(graph: gs.Graph) -> bool:
 def is_deft_gemm(node: gs.Node) -> bool:
     """True for our operator."""
     return is_gemm(node.domain, node.op)
-
-
-class Reserved:
-    """The tensors of a graph that must stay: what the bodies of If, Loop and Scan read, and its `outputs`."""
-
-    def __init__(self, graph: gs.Graph, outputs: bool = True) -> None:
-        bodies = list(graph.subgraphs(recursive=True))
-        self.names = {t.name for t in graph.outputs if outputs}
-        self.names |= {t.name for body in bodies for node in body.nodes for t in node.inputs}
-        self.names |= {t.name for body in bodies for t in body.outputs}
-
-    def __contains__(self, tensor: gs.Tensor) -> bool:
-        return tensor.name in self.names
 
 
 def match(node: gs.Node, reserved: Reserved) -> Epilogue | Refusal:

@@ -18,8 +18,9 @@ from onnx import TensorProto
 
 from deftonnx.layers import Refusal
 from deftonnx.layers.linear import is_standard, unused_name
-from deftonnx.rewrite.fuse import Reserved, is_deft_gemm
+from deftonnx.rewrite.fuse import is_deft_gemm
 from deftonnx.rewrite.output_types import tell_output_types
+from deftonnx.rewrite.reserved import Reserved
 
 TYPES: dict[str, tuple[Any, int]] = {
     "float16": (np.float16, TensorProto.FLOAT16),

@@ -19,6 +19,7 @@ from deftonnx.layers import LinearLayer, Refusal, match
 from deftonnx.layers.conv import DEPTHWISE, ConvLayer
 from deftonnx.layers.linear import is_standard, unused_name
 from deftonnx.rewrite.fold_reshape import fold_reshape
+from deftonnx.rewrite.fold_transpose import fold_transpose
 from deftonnx.rewrite.functions import attach_functions
 from deftonnx.rewrite.preserve import drop_unwritable, restore
 
@@ -76,6 +77,7 @@ def normalise(graph: gs.Graph) -> bool:
     drop_identity_dropout(graph)
     name_constant_outputs(graph)
     fold_reshape(graph)
+    fold_transpose(graph)
     fold_batch_norm(graph)
     infer_shapes(graph)
     return before != [(n.op, n.name) for n in graph.nodes]

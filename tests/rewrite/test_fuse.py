@@ -12,9 +12,10 @@ from models import NEWEST_OPSET, assert_same, feed_for, model, prepare, run
 from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.rewrite.finish import finish
-from deftonnx.rewrite.fuse import Reserved, fuse, is_deft_gemm, match
+from deftonnx.rewrite.fuse import fuse, is_deft_gemm, match
 from deftonnx.rewrite.normalise import export_model, infer_shapes
 from deftonnx.rewrite.pack import decode, pack, pack_weights
+from deftonnx.rewrite.reserved import Reserved
 
 ROOT_2 = math.sqrt(2)
 NUMBERS = {

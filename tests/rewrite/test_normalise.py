@@ -401,3 +401,24 @@ def test_loop_with_a_constant_from_outside() -> None:
     graph = import_model(proto)
     normalise(graph)
     assert len(find_layers(graph)) == 1
+
+
+def test_a_large_weight_that_is_transposed_at_run_time() -> None:
+    """Above what general folding folds; a weight with another reader would be stored twice and stays."""
+    text = "graph (float[N,3,600] x{more}) => (float[N,3,600] y) <float[600,600] w> {{ t = Transpose (w) {rest} }}"
+    alone = model(text.format(more="", rest="y = MatMul (x, t)"))
+    assert operators(assert_computes_the_same(alone)) == ["MatMul"]
+    twice = model(text.format(more="", rest="m = MatMul (x, t) y = MatMul (m, t)"))
+    result = assert_computes_the_same(twice)
+    assert operators(result) == ["MatMul", "MatMul"]
+    assert len(result.graph.initializer) == 1
+    shared = model(text.format(more="", rest="m = MatMul (x, t) y = MatMul (m, w)"))
+    assert "Transpose" in operators(assert_computes_the_same(shared))
+    inside = model(
+        text.format(
+            more=", bool c",
+            rest="""y = If (c) <then_branch = a () => (float[N,3,600] u) { u = MatMul (x, t) },
+                                else_branch = b () => (float[N,3,600] v) { v = Neg (x) }>""",
+        )
+    )
+    assert "Transpose" in operators(normalised(inside))

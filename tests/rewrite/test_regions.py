@@ -6,10 +6,11 @@ from generator import Builder
 from models import feed_for, model
 from models import run as outputs
 from onnx import TensorProto
-from transformer_block import samples, transformer
+from small_networks import samples, transformer
 
 import deftonnx
 from deftonnx.errors import UsageError
+from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.precision import TOLERANCE, to_sixteen_bits
 from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.normalise import import_model, normalise
@@ -128,7 +129,7 @@ def test_random_graphs(seed):
 def test_presets(preset):
     x = samples(80)
     result = deftonnx.optimize(transformer(), calib_data=x, preset=preset, measure=False, keep_last=False)
-    gemms = ops(result.model, "DeftGemm")
+    gemms = [node for node in result.model.graph.node if is_gemm(node.domain, node.op_type)]
     types = [a.i for node in gemms for a in node.attribute if a.name == "output_type"]
     assert types == [TensorProto.FLOAT16] * 6
     assert [t.type.tensor_type.elem_type for t in (*result.model.graph.input, *result.model.graph.output)] == [1, 1]

@@ -14,7 +14,6 @@ from onnx import TensorProto
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from deftonnx.layers.linear import unused_name
-from deftonnx.rewrite.fuse import Reserved
 from deftonnx.rewrite.regions.assign import (
     HALF_LIMIT,
     Assignment,
@@ -22,6 +21,7 @@ from deftonnx.rewrite.regions.assign import (
     changing_outputs,
 )
 from deftonnx.rewrite.regions.kernels import BFLOAT16, FLOAT16, OWN, kernel
+from deftonnx.rewrite.reserved import Reserved
 
 Array = np.ndarray[Any, Any]
 TYPES: dict[str, tuple[Any, int]] = {
