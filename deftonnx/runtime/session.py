@@ -10,8 +10,10 @@ import onnx
 import onnxruntime
 
 from deftonnx.calibration.activations import first_line
+from deftonnx.errors import UnsupportedError
 from deftonnx.runtime import cuda
-from deftonnx.runtime.library import LibraryNotFoundError, register
+from deftonnx.runtime.library import get_library_path, register
+from deftonnx.runtime.manifest import read_manifest
 
 Providers = Sequence[str | tuple[str, dict[Any, Any]]]
 
@@ -37,7 +39,7 @@ class InferenceSession(onnxruntime.InferenceSession):
         if providers is None and not _chooses_providers(options):
             providers = default_providers()
         if serves(providers or ()):
-            register_if_built(options)
+            register_if_built(options, _device_id(providers or (), provider_options))
         model = path_or_bytes.SerializeToString() if isinstance(path_or_bytes, onnx.ModelProto) else path_or_bytes
         super().__init__(model, options, providers, provider_options, **kwargs)
 
@@ -59,13 +61,30 @@ def serves(providers: Providers) -> bool:
     return cuda.PROVIDER in names and cuda.obstacle() is None
 
 
-def register_if_built(options: onnxruntime.SessionOptions) -> bool:
-    """Register the library in `options` if this installation has it; returns whether it has."""
+def register_if_built(options: onnxruntime.SessionOptions, device_id: int = 0) -> bool:
+    """Register the library in `options` if this installation has it, with machine code for the GPU of that number.
+
+    Returns whether it was. Without such code the function bodies run.
+    """
     try:
-        register(options)
-    except LibraryNotFoundError:
+        manifest = read_manifest(get_library_path())
+    except UnsupportedError:
         return False
+    devices = cuda.devices()
+    if device_id < len(devices) and manifest.code_for(devices[device_id].capability) is None:
+        return False
+    register(options)
     return True
+
+
+def _device_id(providers: Providers, provider_options: Sequence[dict[Any, Any]] | None) -> int:
+    """The GPU that the CUDA provider is asked to use, 0 by default."""
+    pairs = [(p, {}) if isinstance(p, str) else p for p in providers]
+    choices = [own for name, own in pairs if name == cuda.PROVIDER]
+    names = [name for name, _ in pairs]
+    if provider_options and cuda.PROVIDER in names:
+        choices.append(provider_options[names.index(cuda.PROVIDER)])
+    return next((int(choice["device_id"]) for choice in choices if "device_id" in choice), 0)
 
 
 def _chooses_providers(options: onnxruntime.SessionOptions) -> bool:

@@ -1,29 +1,20 @@
 """GPU tests run where ONNX Runtime's CUDA provider does; elsewhere they are skipped and say why."""
 
-import contextlib
-
+import onnxruntime
 import pytest
 
-with contextlib.suppress(ImportError):
-    import torch  # noqa: F401  (its CUDA libraries must be in the process before onnxruntime's)
-
-import onnxruntime
-
 from deftonnx import runtime
+from deftonnx.runtime import cuda
 
 
 def _obstacle():
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return "onnxruntime has no CUDA provider"
+    if reason := cuda.obstacle():
+        return reason
     try:
         runtime.get_library_path()
     except FileNotFoundError as error:
         return str(error)
-    try:
-        device = onnxruntime.OrtValue.ortvalue_from_shape_and_type([1], "float32", "cuda", 0)
-    except Exception as error:
-        return f"no usable GPU: {error}"
-    return None if device.device_name() == "cuda" else "no usable GPU"
+    return None
 
 
 def pytest_collection_modifyitems(items):

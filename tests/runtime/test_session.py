@@ -10,7 +10,8 @@ from gemm_model import gemm_model, reference
 
 import deftonnx
 from deftonnx.formats import pack_weight
-from deftonnx.runtime import cuda, library
+from deftonnx.runtime import cuda, library, session
+from deftonnx.runtime.cuda import Device
 from deftonnx.runtime.session import InferenceSession
 
 MARK = "deftonnx.library_registered"
@@ -33,12 +34,14 @@ def no_gpu(monkeypatch):
 def gpu(monkeypatch, operator_library):
     """As if there were a GPU: sessions still end on the CPU, but with the library registered."""
     monkeypatch.setattr(cuda, "obstacle", lambda: None)
-    monkeypatch.setattr(library, "get_library_path", lambda: operator_library)
+    monkeypatch.setattr(cuda, "devices", list)
+    for module in (library, session):
+        monkeypatch.setattr(module, "get_library_path", lambda: operator_library)
 
 
-def registered(session):
+def registered(made):
     try:
-        return session.get_session_options().get_session_config_entry(MARK) == "1"
+        return made.get_session_options().get_session_config_entry(MARK) == "1"
     except RuntimeError:
         return False
 
@@ -48,33 +51,47 @@ def test_on_the_cpu_the_function_body_runs(case, no_gpu, tmp_path, form):
     model, X, expected = case
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
-    session = InferenceSession({"bytes": path.read_bytes(), "proto": model, "path": path}[form])
-    assert session.get_providers() == ["CPUExecutionProvider"]
-    assert not registered(session)
-    np.testing.assert_allclose(session.run(None, {"X": X})[0], expected, rtol=1e-5, atol=1e-5)
+    made = InferenceSession({"bytes": path.read_bytes(), "proto": model, "path": path}[form])
+    assert made.get_providers() == ["CPUExecutionProvider"]
+    assert not registered(made)
+    np.testing.assert_allclose(made.run(None, {"X": X})[0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_with_a_gpu_the_library_is_registered(case, gpu):
     model, X, expected = case
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = InferenceSession(model.SerializeToString(), options)
-    assert registered(session)
-    np.testing.assert_allclose(session.run(None, {"X": X})[0], expected, rtol=1e-5, atol=1e-5)
+    made = InferenceSession(model.SerializeToString(), options)
+    assert registered(made)
+    np.testing.assert_allclose(made.run(None, {"X": X})[0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_given_providers_are_used_as_they_are(case, gpu):
     model = case[0].SerializeToString()
-    session = deftonnx.InferenceSession(model, providers=["CPUExecutionProvider"])
-    assert session.get_providers() == ["CPUExecutionProvider"]
-    assert not registered(session)
+    made = deftonnx.InferenceSession(model, providers=["CPUExecutionProvider"])
+    assert made.get_providers() == ["CPUExecutionProvider"]
+    assert not registered(made)
+
+
+def test_a_gpu_without_machine_code_gets_the_function_bodies(case, gpu, monkeypatch):
+    monkeypatch.setattr(cuda, "devices", lambda: [Device("old", 30, 1, 1)])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    assert not registered(InferenceSession(case[0].SerializeToString(), options))
+
+
+def test_the_gpu_that_is_asked_for_counts():
+    both = [cuda.PROVIDER, "CPUExecutionProvider"]
+    assert session._device_id(both, None) == 0
+    assert session._device_id(both, [{"device_id": "2"}, {}]) == 2
+    assert session._device_id([(cuda.PROVIDER, {"device_id": 1}), "CPUExecutionProvider"], None) == 1
 
 
 def test_given_options_are_kept(case, no_gpu):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 3
-    session = InferenceSession(case[0].SerializeToString(), options)
-    assert session.get_session_options().intra_op_num_threads == 3
+    made = InferenceSession(case[0].SerializeToString(), options)
+    assert made.get_session_options().intra_op_num_threads == 3
 
 
 def test_without_a_built_library_the_session_still_comes(case, monkeypatch, tmp_path):
@@ -83,8 +100,8 @@ def test_without_a_built_library_the_session_still_comes(case, monkeypatch, tmp_
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     model, X, expected = case
-    session = InferenceSession(model.SerializeToString(), options)
-    np.testing.assert_allclose(session.run(None, {"X": X})[0], expected, rtol=1e-5, atol=1e-5)
+    made = InferenceSession(model.SerializeToString(), options)
+    np.testing.assert_allclose(made.run(None, {"X": X})[0], expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(FileNotFoundError, match="was not built"):
         deftonnx.register(options)
     with pytest.raises(deftonnx.DeftError, match="models run without it"):
@@ -96,8 +113,8 @@ def test_one_options_object_serves_several_sessions_and_registrations(case, oper
     options = onnxruntime.SessionOptions()
     for _ in range(2):
         options.register_custom_ops_library(operator_library)
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        np.testing.assert_allclose(session.run(None, {"X": X})[0], expected, rtol=1e-5, atol=1e-5)
+        made = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        np.testing.assert_allclose(made.run(None, {"X": X})[0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_import_leaves_the_session_for_who_asks():
