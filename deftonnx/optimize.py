@@ -31,6 +31,7 @@ from deftonnx.rewrite.narrow import OLDEST_OPSET
 from deftonnx.rewrite.normalise import export_model, import_model, normalise
 from deftonnx.selection import record, select
 from deftonnx.settings import AUTOMATIC, Settings
+from deftonnx.transformers import fuse_transformers
 
 Progress = Callable[[str, int, int], None]
 
@@ -90,6 +91,7 @@ def optimize(
     scored = scored_data(eval_data, graph.inputs, feeds, has_data)
 
     normalise(graph)
+    unfused = fuse_transformers(graph, origin, feeds[:1]) if settings.precision != "keep" else []
     original = import_model(export_model(graph, origin))
     found = find_layers(graph)
     if not found:
@@ -125,7 +127,7 @@ def optimize(
         layers=done.rows,
         left_alone=refusals,
         left_unpacked=done.unpacked,
-        left_in_float32=done.in_float32,
+        left_in_float32=unfused + done.in_float32,
         warnings=_warnings(settings, calib_data, bool(feeds), done),
     )
     if feeds:

@@ -19,6 +19,7 @@ from deftonnx.rewrite.normalise import import_model, infer_shapes
 from deftonnx.rewrite.regions.assign import assign, is_float
 from deftonnx.rewrite.regions.convert import convert
 from deftonnx.rewrite.regions.kernels import FLOAT16
+from deftonnx.rewrite.skip_norm import fuse_skip_norms
 
 RANGE_SAMPLES = 128
 """Samples that the ranges of activations are measured on: the largest of millions of values moves little with more."""
@@ -44,6 +45,7 @@ def to_sixteen_bits(
     `feeds` measure the ranges; on `probe` the result must equal `expected` to rounding, or float32 is kept.
     """
     infer_shapes(graph)
+    fuse_skip_norms(graph)
     ranges = largest_magnitudes(graph, origin, feeds) if feeds else {}
     before = finish(graph, origin, {})
     infer_shapes(graph)

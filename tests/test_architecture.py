@@ -14,7 +14,7 @@ TIERS = [
     {"elimination", "rewrite"},
     {"settings", "selection", "format_selection", "evaluation"},
     {"report"},
-    {"assemble", "precision", "presets", "optimize", "inspect", "check"},
+    {"assemble", "precision", "presets", "transformers", "optimize", "inspect", "check"},
     {"__init__", "cli"},
 ]
 APART = {"elimination": "rewrite", "rewrite": "elimination", "formats": "layers", "layers": "calibration"}

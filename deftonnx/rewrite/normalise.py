@@ -26,6 +26,8 @@ from deftonnx.rewrite.preserve import drop_unwritable, restore
 FOLD_LIMIT = 1 << 20
 """Constants above this many bytes are not computed by folding (a broadcast could otherwise bloat the model)."""
 SMALL = 1024
+SHAPED_LIKE_INPUT = {("com.microsoft", "MultiHeadAttention"), ("com.microsoft", "SkipLayerNormalization")}
+"""Operators that onnx does not know, whose outputs, as we write them, are shaped like their first input."""
 
 
 @contextlib.contextmanager
@@ -114,10 +116,21 @@ def skeleton(graph: gs.Graph) -> onnx.ModelProto:
             if isinstance(t, gs.Constant) and t.name in weights:
                 node.inputs[i] = gs.Variable(t.name, dtype=t.dtype, shape=tuple(t.shape))
                 inputs.append(node.inputs[i])
+    _stand_in(stripped)
     stripped.inputs = [*stripped.inputs, *{t.name: t for t in inputs}.values()]
     model = gs.export_onnx(stripped, do_type_check=False)
     attach_functions(model, graph.opset)
     return model
+
+
+def _stand_in(graph: gs.Graph) -> None:
+    """Let Identity stand in for what onnx does not know, so that shapes are inferred through it."""
+    for node in list(graph.nodes):
+        if (node.domain, node.op) in SHAPED_LIKE_INPUT:
+            outputs = [t for t in node.outputs if t.name]
+            node.op, node.domain, node.attrs = "Identity", None, {}
+            node.inputs, node.outputs = node.inputs[:1], outputs[:1]
+            graph.nodes += [gs.Node("Identity", t.name, inputs=node.inputs[:1], outputs=[t]) for t in outputs[1:]]
 
 
 def drop_identity_dropout(graph: gs.Graph) -> None:

@@ -1,0 +1,146 @@
+"""Fused operators for transformers: run the model for the shapes that recognition needs, rewrite, check the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto, helper
+
+from deftonnx import evaluation
+from deftonnx.calibration.readers import Feed
+from deftonnx.errors import DeftError
+from deftonnx.layers import Refusal
+from deftonnx.layers.linear import unused_name
+from deftonnx.precision import difference
+from deftonnx.rewrite.attention.fuse import fuse_attention
+from deftonnx.rewrite.attention.layout import Shapes
+from deftonnx.rewrite.finish import finish
+from deftonnx.rewrite.normalise import import_model, infer_shapes
+from deftonnx.rewrite.regions.assign import is_float
+
+SAMPLES = 3
+TOLERANCE = 1e-3
+_LONGEST = 32
+
+
+def fuse_transformers(graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed]) -> list[Refusal]:
+    """Fuse attention in place; why what looks like attention was left.
+
+    The first of `feeds` says at which sizes the model runs. The result must equal the model to rounding there.
+    """
+    softmaxes = [node for node in graph.nodes if node.op == "Softmax"]
+    if not softmaxes:
+        return []
+    if not feeds:
+        return [Refusal(n.name, n.op, "the model could not be run to see its shapes") for n in softmaxes]
+    before = finish(graph, origin, {})
+    infer_shapes(graph)
+    probes = list(_probes(graph, feeds[0]))
+    runs = [run for run in (_shapes(graph, origin, probe) for probe in probes) if run is not None]
+    infer_shapes(graph)
+    if len(runs) < min(2, len(probes)):
+        return [Refusal(n.name, n.op, "the model runs at one size only") for n in softmaxes]
+    _fold_scalars(graph, origin, probes[: len(runs)], runs)
+    fused, refusals = fuse_attention(graph, runs)
+    if not fused:
+        return refusals
+    session = evaluation.session(before)
+    for probe in probes[: len(runs)]:
+        worst = difference(evaluation.run(session, [probe]), finish(graph, origin, {}), [probe])
+        infer_shapes(graph)
+        if worst > TOLERANCE:
+            restored = import_model(before)
+            graph.nodes, graph.inputs, graph.outputs = restored.nodes, restored.inputs, restored.outputs
+            infer_shapes(graph)
+            return [Refusal(n.name, n.op, f"fused, an output would differ by {worst:.2g}") for n in softmaxes]
+    return refusals
+
+
+def _probes(graph: gs.Graph, feed: Feed) -> Iterator[Feed]:
+    """At most SAMPLES samples of `feed`, then the same with every free dimension one shorter, and the batch alone."""
+    sizes: dict[Any, int] = {}
+    for tensor in graph.inputs:
+        for axis, length in enumerate(feed[tensor.name].shape):
+            if (name := _free(tensor, axis)) is not None:
+                sizes.setdefault(name, min(length, SAMPLES) if axis == 0 else length)
+    yield _cut(graph, feed, sizes)
+    shorter = {name: size - 1 if size > 2 else size for name, size in sizes.items()}
+    if shorter != sizes:
+        yield _cut(graph, feed, shorter)
+
+
+def _free(tensor: gs.Tensor, axis: int) -> Any:
+    """What a dimension that may vary is called: equal ones have one name."""
+    dimension = tensor.shape[axis] if tensor.shape is not None else None
+    if isinstance(dimension, int) and dimension > 0:
+        return None
+    if isinstance(dimension, str) and dimension:
+        return dimension
+    return 0 if axis == 0 else (tensor.name, axis)
+
+
+def _cut(graph: gs.Graph, feed: Feed, sizes: dict[Any, int]) -> Feed:
+    result = {}
+    for tensor in graph.inputs:
+        value = feed[tensor.name]
+        for axis in range(value.ndim):
+            if (name := _free(tensor, axis)) is not None:
+                value = value.take(np.arange(sizes[name]) % value.shape[axis], axis=axis)
+        result[tensor.name] = value
+    return result
+
+
+def _fold_scalars(graph: gs.Graph, origin: onnx.ModelProto, probes: list[Feed], runs: list[Shapes]) -> None:
+    """Make constants of the single numbers that exporters work out from dimensions, such as 1 / √(head size)."""
+    names = {t.name: t for t in graph.tensors().values() if isinstance(t, gs.Variable) and _is_scalar(t, runs)}
+    if not names:
+        return
+    model = finish(graph, origin, {})
+    infer_shapes(graph)
+    made = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in made)
+    session = evaluation.session(model)
+    values = [evaluation.run(session, [probe]) for probe in probes]
+    for name, tensor in names.items():
+        if all(np.array_equal(run[name], values[0][name]) for run in values):
+            value = values[0][name].reshape(runs[0][name])
+            constant = gs.Constant(unused_name(name), np.asarray(value, np.float32))
+            for user in list(tensor.outputs):
+                user.inputs = [constant if t is tensor else t for t in user.inputs]
+
+
+def _is_scalar(tensor: gs.Variable, runs: list[Shapes]) -> bool:
+    """True for a number that follows from shapes and constants and multiplies or divides something else."""
+    factors = any(user.op in ("Mul", "Div") for user in tensor.outputs)
+    if not factors or any(int(np.prod(run.get(tensor.name, (0, 0)))) != 1 for run in runs):
+        return False
+    pending, seen = list(tensor.inputs), set[int]()
+    while pending:
+        node = pending.pop()
+        if id(node) in seen or node.op == "Shape":
+            continue
+        seen.add(id(node))
+        if len(seen) > _LONGEST or any(not t.inputs and not isinstance(t, gs.Constant) for t in node.inputs):
+            return False
+        pending += [maker for t in node.inputs for maker in t.inputs]
+    return bool(tensor.inputs)
+
+
+def _shapes(graph: gs.Graph, origin: onnx.ModelProto, probe: Feed) -> Shapes | None:
+    """The shapes of all float32 tensors in one run; None where the model does not run at this size."""
+    names = [t.name for t in graph.tensors().values() if isinstance(t, gs.Variable) and is_float(t)]
+    model = finish(graph, origin, {})
+    infer_shapes(graph)
+    del model.graph.output[:]
+    for serial, name in enumerate(names):
+        model.graph.node.append(helper.make_node("Shape", [name], [f"deft_shape_{serial}"]))
+        model.graph.output.append(helper.make_tensor_value_info(f"deft_shape_{serial}", TensorProto.INT64, None))
+    try:
+        values = evaluation.run(evaluation.session(model), [probe])
+    except DeftError:
+        return None
+    return {name: tuple(int(d) for d in values[f"deft_shape_{i}"]) for i, name in enumerate(names)}

@@ -1,0 +1,146 @@
+"""Attention of many forms becomes MultiHeadAttention, and the model computes what it did."""
+
+import numpy as np
+import pytest
+from exported import NAMES, exported, feeds
+from models import model
+from models import run as outputs
+
+import deftonnx
+from deftonnx.precision import TOLERANCE
+from deftonnx.rewrite.finish import finish
+from deftonnx.rewrite.normalise import import_model, normalise
+from deftonnx.transformers import fuse_transformers
+
+RNG = np.random.default_rng(7)
+
+
+def ops(proto):
+    return [node.op_type for node in proto.graph.node]
+
+
+def distance(proto, like, feed):
+    got, want = outputs(proto, feed), outputs(like, feed)
+    return max(np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(got, want, strict=True))
+
+
+def fused(proto, feed):
+    graph = import_model(proto)
+    normalise(graph)
+    refusals = fuse_transformers(graph, proto, [feed])
+    return finish(graph, proto, {}), refusals
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exported_models(name):
+    proto, feed = exported(name), feeds(name)
+    result = deftonnx.optimize(proto, calib_data=feed, preset="dense16", measure=False)
+    assert not result.report.left_in_float32
+    found = ops(result.model)
+    assert found.count("MultiHeadAttention") == 2
+    assert found.count("SkipLayerNormalization") == 4
+    assert sum(op.startswith("DeftGemm") for op in found) >= 12
+    assert {"Softmax", "MatMul", "Gelu", "Erf"}.isdisjoint(found)
+    for other in (feed, feeds(name, batch=2, length=6, seed=3), feeds(name, batch=1, length=11, seed=4)):
+        assert distance(result.model, proto, other) <= TOLERANCE
+
+
+CORE = """g (float[N,S,12] x, float[N,1,1,S] m, float[N,1,S,S] full) => (float[N,S,12] y)
+    <float[12,12] wq, float[12] bq, float[12,12] wk, float[12,12] wv, float[12,12] wo, int64[4] sh, int64[3] out,
+     float c> {{
+    q0 = MatMul (x, wq) q1 = Add (q0, bq) k1 = MatMul (x, wk) v1 = MatMul (x, wv)
+    q2 = Reshape (q1, sh) q = Transpose <perm=[0,2,1,3]> (q2)
+    k2 = Reshape (k1, sh) k = Transpose <perm=[0,2,3,1]> (k2)
+    v2 = Reshape (v1, sh) v = Transpose <perm=[0,2,1,3]> (v2)
+    {scores}
+    [softmax] p = Softmax <axis=-1> (s) z = MatMul (p, v) z1 = Transpose <perm=[0,2,1,3]> (z) z2 = Reshape (z1, out)
+    y = MatMul (z2, wo) }}"""
+SCORES = {
+    "plain": "s = MatMul (q, k)",
+    "scaled": "s0 = MatMul (q, k) s = Mul (s0, c)",
+    "divided and masked": "s0 = MatMul (q, k) s1 = Div (s0, c) s = Add (s1, m)",
+    "query scaled": "q3 = Mul (q, c) s0 = MatMul (q3, k) s = Add (full, s0)",
+}
+
+
+def core(scores):
+    return model(
+        CORE.format(scores=SCORES[scores]), sh=np.array([0, 0, 3, 4]), out=np.array([0, 0, 12]), c=np.array(0.6)
+    )
+
+
+def core_feed(batch=3, length=7):
+    mask = np.where(RNG.random((batch, 1, 1, length)) < 0.3, -1e9, 0).astype(np.float32)
+    return {
+        "x": RNG.standard_normal((batch, length, 12)).astype(np.float32),
+        "m": mask,
+        "full": RNG.standard_normal((batch, 1, length, length)).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("scores", SCORES)
+def test_scale_and_mask(scores):
+    proto, feed = core(scores), core_feed()
+    result, refusals = fused(proto, feed)
+    assert not refusals
+    assert ops(result).count("MultiHeadAttention") == 1
+    assert "Transpose" not in ops(result)
+    for other in (feed, core_feed(1, 4), core_feed(2, 1)):
+        assert distance(result, proto, other) <= 1e-5
+
+
+REFUSED = {
+    "constant keys": ("s = MatMul (q, kc)", "one of its factors is constant"),
+    "mask scaled": ("s0 = MatMul (q, k) s1 = Add (s0, m) s = Mul (s1, c)", "its mask is scaled"),
+    "no product": ("s0 = MatMul (q, k) s = Relu (s0)", "its scores come from Relu"),
+    "heads mixed": (
+        "q4 = Transpose <perm=[0,1,3,2]> (q) q5 = Reshape (q4, mixed) s = MatMul (q5, k)",
+        "its heads are not columns of one projection",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(case):
+    scores, reason = REFUSED[case]
+    text = CORE.format(scores=scores).replace("float c>", "float c, float[1,3,4,7] kc, int64[4] mixed>")
+    proto = model(
+        text.replace("S,12]", "7,12]").replace("1,S]", "1,7]").replace("S,S]", "7,7]"),
+        sh=np.array([0, 0, 3, 4]),
+        out=np.array([0, 0, 12]),
+        c=np.array(0.6),
+        mixed=np.array([0, 3, 7, 4]),
+    )
+    result, refusals = fused(proto, core_feed())
+    assert [r.reason for r in refusals] == [reason]
+    assert "MultiHeadAttention" not in ops(result)
+    assert distance(result, proto, core_feed()) <= 1e-6
+
+
+def test_outputs_inside_attention_stay():
+    proto = core("scaled")
+    proto.graph.output.append(type(proto.graph.output[0])(name="p"))
+    result, refusals = fused(proto, core_feed())
+    assert [r.reason for r in refusals] == ["an output of the graph is inside it"]
+    assert "Softmax" in ops(result)
+
+
+def test_cross_attention():
+    proto = model(
+        """g (float[N,S,8] x, float[N,T,8] c) => (float[N,S,8] y)
+        <float[8,8] wq, float[8,16] wkv, int64[4] sh, int64[3] out, int64[2] halves> {
+        q1 = MatMul (x, wq) kv = MatMul (c, wkv) k1, v1 = Split <axis=-1> (kv, halves)
+        q2 = Reshape (q1, sh) q = Transpose <perm=[0,2,1,3]> (q2)
+        k2 = Reshape (k1, sh) k = Transpose <perm=[0,2,3,1]> (k2)
+        v2 = Reshape (v1, sh) v = Transpose <perm=[0,2,1,3]> (v2)
+        s = MatMul (q, k) p = Softmax <axis=-1> (s) z = MatMul (p, v)
+        z1 = Transpose <perm=[0,2,1,3]> (z) y = Reshape (z1, out) }""",
+        sh=np.array([0, 0, 2, 4]),
+        out=np.array([0, 0, 8]),
+        halves=np.array([8, 8]),
+    )
+    feed = {"x": RNG.standard_normal((3, 5, 8)).astype(np.float32), "c": RNG.standard_normal((3, 6, 8), np.float32)}
+    result, refusals = fused(proto, feed)
+    assert not refusals
+    assert sorted(ops(result)) == ["MatMul", "MatMul", "MatMul", "MultiHeadAttention"]
+    assert distance(result, proto, feed) <= 1e-5
