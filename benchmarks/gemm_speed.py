@@ -41,13 +41,13 @@ Run = Callable[[], None]
 Save = Callable[[list[dict[str, Any]]], None]  # keeps what has been measured so far
 
 
-def time_together(candidates: dict[str, Run], layers: int) -> dict[str, list[float]]:
-    """Return for each candidate [median, least, greatest] microseconds a layer."""
+def time_together(candidates: dict[str, Run], layers: int, seconds: float = 0.02) -> dict[str, list[float]]:
+    """Return for each candidate [median, least, greatest] microseconds a layer; a round takes that many seconds."""
     repeats = {}
     for name, run in candidates.items():
         for _ in range(3):
             run()
-        repeats[name] = max(3, min(500, int(0.02 / _seconds(run, 3))))
+        repeats[name] = max(3, min(500, int(seconds / _seconds(run, 3))))
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(ROUNDS):
         for name, run in candidates.items():

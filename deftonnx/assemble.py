@@ -167,7 +167,7 @@ def _form(layer: LinearLayer) -> str:
     if layer.kept.all():
         return "absorbed"
     if not (layer.kept == layer.kept[:, :1]).all():
-        return "DeftConv"
+        return "KeptConv"
     first = layer.kept[0, 0]
     prefix = layer.groups == 1 and bool(first[: int(first.sum())].all())
     return "Slice" if prefix else "Gather"

@@ -142,13 +142,13 @@ def _choose(
     if choice.needs_data and layer.K > GRAM_LIMIT:
         gigabytes = 3 * 8 * layer.K**2 / 1e9
         return f"its statistics would take {gigabytes:.0f} GB; --criterion magnitude --refit scale does without"
-    deft_conv = isinstance(layer, ConvLayer) and layer.taps > 1 and granularity.name != "channel"
-    if deft_conv and settings.portable:
+    kept_conv = isinstance(layer, ConvLayer) and layer.taps > 1 and granularity.name != "channel"
+    if kept_conv and settings.portable:
         return f"granularity {granularity.name} of a {layer.op} needs an ai.deftonnx node, which --portable forbids"
-    if deft_conv and opset < OLDEST_OPSET:
+    if kept_conv and opset < OLDEST_OPSET:
         return f"granularity {granularity.name} of a {layer.op} needs opset {OLDEST_OPSET}, the model has {opset}"
     explicit = settings.granularity != "auto" or (entry is not None and entry.granularity is not None)
-    if not deft_conv and not absorbed and not explicit:
+    if not kept_conv and not absorbed and not explicit:
         return _unpaid(layer, layers, choice) or choice
     return choice
 

@@ -11,7 +11,8 @@ from onnx import helper, numpy_helper
 
 from deftonnx.formats import FORMAT_NAMES, PackedWeight, pack_weight
 from deftonnx.formats.activation import ACTIVATIONS
-from deftonnx.formats.gemm_function import DOMAIN, gemm_node, no_residual, weight_tensors
+from deftonnx.formats.gemm_function import gemm_node, no_residual, weight_tensors
+from deftonnx.formats.operator_function import DOMAIN
 
 TOLERANCE = {np.float32: 1e-5, np.float16: 5e-4, ml_dtypes.bfloat16: 4e-3}
 FACTORS = {

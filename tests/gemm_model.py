@@ -46,6 +46,11 @@ def reference(X, packed, bias, *, activation="none", alpha=0.0, beta=0.0, residu
     z = X.astype(np.float64) @ unpack_weight(packed).astype(np.float64) + bias
     if residual is not None:
         z = z + residual.astype(np.float64)
+    return activate(activation, z, alpha, beta)
+
+
+def activate(activation, z, alpha, beta):
+    """The activation of that name, in float64."""
     return _ACTIVATION[activation](z, alpha, beta)
 
 

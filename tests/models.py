@@ -93,8 +93,8 @@ def reduce(
             tensor.shape = tensor.dtype = None
     result = export_model(graph, like)
     del result.graph.value_info[:]
-    if any(node.op_type == "DeftConv" for node in result.graph.node):
-        result.functions.append(functions.deft_conv_function(graph.opset))
+    if any(node.op_type == "KeptConv" for node in result.graph.node):
+        result.functions.append(functions.kept_conv_function(graph.opset))
         result.ir_version = max(result.ir_version, functions.OLDEST_IR)
     return result
 

@@ -15,7 +15,8 @@ from small_networks import samples, transformer
 import deftonnx
 from deftonnx import evaluation
 from deftonnx.errors import UnsupportedError, UsageError
-from deftonnx.formats.gemm_function import base_name, is_gemm
+from deftonnx.formats.gemm_function import is_gemm
+from deftonnx.formats.operator_function import base_name
 
 TYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 ERROR = {"float16": 2e-3, "bfloat16": 2e-2}

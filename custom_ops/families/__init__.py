@@ -1,10 +1,12 @@
-"""The kernels that are compiled ahead of time, a module for each family; its C++ side is runtime/gemm_<family>.cpp.
+"""The kernels that are compiled ahead of time, a module for each family.
+
+The C++ side of one is in runtime/: gemm_<family>.cpp, or the file of the module's name.
 
 A module has TABLE, its table in the library, and rows(architectures, cache, each), which compiles the family's
 kernels for those compute capabilities (None: all) and returns their rows. `each` is `map`, or one that works
 in parallel.
 """
 
-from families import few_rows, simt, tensor_core
+from families import conv_direct, conv_hopper, few_rows, simt, tensor_core
 
-FAMILIES = (few_rows, tensor_core, simt)
+FAMILIES = (few_rows, tensor_core, simt, conv_hopper, conv_direct)

@@ -43,6 +43,13 @@ struct CudaDriver::Functions {
   int (*cuKernelSetAttribute)(int, int, CUkernel, CUdevice);
   int (*cuLaunchKernelEx)(const LaunchConfig*, CUkernel, void**, void**);
   int (*cuMemcpyDtoH_v2)(void*, CUdeviceptr, size_t);
+  int (*cuMemcpyHtoD_v2)(CUdeviceptr, const void*, size_t);
+  int (*cuMemAlloc_v2)(CUdeviceptr*, size_t);
+  int (*cuMemFree_v2)(CUdeviceptr);
+  int (*cuStreamSynchronize)(CUstream);
+  int (*cuTensorMapEncodeIm2col)(TensorMap*, int, uint32_t, void*, const uint64_t*, const uint64_t*,
+                                 const int*, const int*, uint32_t, uint32_t, const uint32_t*, int, int, int,
+                                 int);
   int (*cuTensorMapEncodeTiled)(TensorMap*, int, uint32_t, void*, const uint64_t*, const uint64_t*,
                                 const uint32_t*, const uint32_t*, int, int, int, int);
 };
@@ -63,6 +70,7 @@ int DoNothing(Arguments...) {
 
 const CudaDriver& CudaDriver::Offline() {
   static const Functions functions = {DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
+                                      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
                                       DoNothing, DoNothing, DoNothing, DoNothing, DoNothing};
   static const CudaDriver driver(functions);
   return driver;
@@ -85,6 +93,11 @@ CudaDriver::CudaDriver() {
   find(functions.cuKernelSetAttribute, "cuKernelSetAttribute");
   find(functions.cuLaunchKernelEx, "cuLaunchKernelEx");
   find(functions.cuMemcpyDtoH_v2, "cuMemcpyDtoH_v2");
+  find(functions.cuMemcpyHtoD_v2, "cuMemcpyHtoD_v2");
+  find(functions.cuMemAlloc_v2, "cuMemAlloc_v2");
+  find(functions.cuMemFree_v2, "cuMemFree_v2");
+  find(functions.cuStreamSynchronize, "cuStreamSynchronize");
+  find(functions.cuTensorMapEncodeIm2col, "cuTensorMapEncodeIm2col");
   find(functions.cuTensorMapEncodeTiled, "cuTensorMapEncodeTiled");
   functions_ = &functions;
   Check(functions.cuInit(0), "cuInit");
@@ -145,6 +158,40 @@ void CudaDriver::Launch(CUkernel kernel, unsigned blocks, unsigned cluster, unsi
 
 void CudaDriver::CopyToHost(void* host, const void* device, size_t bytes) const {
   Check(functions_->cuMemcpyDtoH_v2(host, reinterpret_cast<CUdeviceptr>(device), bytes), "cuMemcpyDtoH");
+}
+
+void CudaDriver::CopyToDevice(void* device, const void* host, size_t bytes) const {
+  Check(functions_->cuMemcpyHtoD_v2(reinterpret_cast<CUdeviceptr>(device), host, bytes), "cuMemcpyHtoD");
+  // the call may return while the last part is still on its way, in the default stream's order
+  Check(functions_->cuStreamSynchronize(nullptr), "cuStreamSynchronize");
+}
+
+void* CudaDriver::Allocate(size_t bytes) const {
+  CUdeviceptr memory = 0;
+  Check(functions_->cuMemAlloc_v2(&memory, bytes), "cuMemAlloc");
+  return reinterpret_cast<void*>(memory);
+}
+
+void CudaDriver::Free(void* memory) const noexcept {
+  if (memory != nullptr) functions_->cuMemFree_v2(reinterpret_cast<CUdeviceptr>(memory));
+}
+
+TensorMap CudaDriver::EncodeIm2col(const void* data, int type, const uint64_t (&sizes)[4],
+                                   const int (&first)[2], const int (&last)[2], const uint32_t (&strides)[2],
+                                   uint32_t channels_read, uint32_t pixels, int swizzle) const {
+  constexpr uint64_t kElementBytes = 2;
+  TensorMap map;
+  const uint64_t size[] = {sizes[3], sizes[2], sizes[1],
+                           sizes[0]};  // the driver counts from the fastest axis
+  const uint64_t column = size[0] * kElementBytes;
+  const uint64_t distances[] = {column, column * size[1], column * size[1] * size[2]};
+  const int lower[] = {first[1], first[0]}, upper[] = {last[1], last[0]};
+  const uint32_t steps[] = {1, strides[1], strides[0], 1};
+  Check(functions_->cuTensorMapEncodeIm2col(&map, type, 4, const_cast<void*>(data), size, distances, lower,
+                                            upper, channels_read, pixels, steps, 0, swizzle,
+                                            kPromoteToL2In128Bytes, 0),
+        "cuTensorMapEncodeIm2col");
+  return map;
 }
 
 TensorMap CudaDriver::EncodeMatrix(const void* data, int type, int element_bytes, uint64_t rows,

@@ -35,11 +35,23 @@ class CudaDriver {
   void Launch(CUkernel kernel, unsigned blocks, unsigned cluster, unsigned threads, unsigned shared_bytes,
               CUstream stream, void** parameters) const;
   void CopyToHost(void* host, const void* device, size_t bytes) const;
+  // To memory that all streams may read when the call returns.
+  void CopyToDevice(void* device, const void* host, size_t bytes) const;
+  void* Allocate(size_t bytes) const;
+  void Free(void* memory) const noexcept;
 
   // A row-major matrix (rows, columns) of `stride` elements a row, read in boxes. type and swizzle are the
   // driver's enumerators. Throws CudaError if the address or the stride is not a multiple of 16 bytes.
   TensorMap EncodeMatrix(const void* data, int type, int element_bytes, uint64_t rows, uint64_t columns,
                          uint64_t stride, uint32_t box_rows, uint32_t box_columns, int swizzle) const;
+
+  // What filters of a convolution see of images (batch, rows, columns, channels), as load_im2col of
+  // kernels/ptx_im2col.cuh reads it: for `pixels` output pixels, `channels_read` channels at one tap.
+  // first: the first window's first row and column; last: how far the last window begins from the image's
+  // end.
+  TensorMap EncodeIm2col(const void* data, int type, const uint64_t (&sizes)[4], const int (&first)[2],
+                         const int (&last)[2], const uint32_t (&strides)[2], uint32_t channels_read,
+                         uint32_t pixels, int swizzle) const;
 
  private:
   CudaDriver();

@@ -1,36 +1,14 @@
 // What a DeftGemm node asks for, checked once when the session is made.
 #pragma once
 
-#include <string>
 #include <vector>
 
-#include "ort_abi.h"
+#include "packed_node.h"
 
 namespace deftonnx {
 
-enum class Format { kFloat32, kHalf, kDeft16, kDeft16q, kDeft8 };
-
-// Y = gated ? z * g(z) : g(z); the curves and their parameters are those of kernels/epilogue.py.
-struct Activation {
-  enum Curve : int { kLinear = 0, kSigmoid = 1, kErf = 2, kSlopes = 3 };
-  Curve curve;
-  bool gated;
-  float slope, offset, low, high;
-};
-
-struct GemmSpec {
-  std::string node;  // for messages
-  Format format;
-  int exponent_bits = 0;  // of deft8
-  int64_t features, K, N;
-  int64_t padded_K;   // K rounded up to 16
-  int64_t block = 0;  // features of a kept block, 0: all features are kept
-  int block_shift = 0;
-  Activation activation;
-  bool has_residual = false;
-  bool has_zero = false;  // a scalar 0 stands in the residual's place, to tell the type of Y
-  ElementType x_type, weight_type, y_type;
-  std::string kernel;  // the one kernel to use, or empty: choose by shape
+struct GemmSpec : PackedNode {
+  int64_t features;  // of X, of which K are multiplied
 };
 
 // Whether Y is float32 and sums of so many features, left to a tensor core, would miss 1e-5: it cuts off
@@ -48,9 +26,6 @@ GemmSpec ReadGemmAttributes(const Ort& ort, const OrtKernelInfo* info, ElementTy
 
 // Checks the kept block indices against spec.features and spec.K. Throws InvalidNode.
 void CheckKept(const GemmSpec& spec, const int32_t* kept, size_t count);
-
-// Checks the scalar in the residual's place, of Y's type. Throws InvalidNode if it is not 0.
-void CheckZero(const GemmSpec& spec, const void* scalar);
 
 // The inputs of one run that are not constant.
 struct GemmInputs {

@@ -27,6 +27,7 @@ enum Slot : int {
   kReleaseCustomOpDomain = 101,
   kAddSessionConfigEntry = 130,
   kReleaseAllocator = 132,
+  kAttributeInt64s = 163,
   kContextComputeStream = 193,
   kInfoInputCount = 230,
   kHasSessionConfigEntry = 237,
@@ -89,6 +90,14 @@ int64_t Ort::AttributeInt(const OrtKernelInfo* info, const char* name) const {
   int64_t value = 0;
   Check(Call(kAttributeInt64, info, name, &value));
   return value;
+}
+
+std::vector<int64_t> Ort::AttributeInts(const OrtKernelInfo* info, const char* name) const {
+  size_t size = 0;
+  Check(Call(kAttributeInt64s, info, name, static_cast<int64_t*>(nullptr), &size));
+  std::vector<int64_t> values(size);
+  Check(Call(kAttributeInt64s, info, name, values.data(), &size));
+  return values;
 }
 
 float Ort::AttributeFloat(const OrtKernelInfo* info, const char* name) const {

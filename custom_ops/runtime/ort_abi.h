@@ -109,6 +109,7 @@ class Ort {
   void Warn(const OrtKernelInfo* info, const std::string& message) const;
 
   int64_t AttributeInt(const OrtKernelInfo* info, const char* name) const;
+  std::vector<int64_t> AttributeInts(const OrtKernelInfo* info, const char* name) const;
   float AttributeFloat(const OrtKernelInfo* info, const char* name) const;
   std::string AttributeString(const OrtKernelInfo* info, const char* name) const;
   std::string NodeName(const OrtKernelInfo* info) const;

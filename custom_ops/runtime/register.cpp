@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "choice_op.h"
-#include "gemm_op.h"
 #include "ort_abi.h"
+#include "packed_op.h"
 
 namespace deftonnx {
 namespace {
@@ -22,7 +22,7 @@ OrtStatus* Register(const Ort& ort, OrtSessionOptions* options) {
   std::lock_guard<std::mutex> lock(mutex);
   if (ort.HasConfigEntry(options, kRegistered)) return nullptr;
   if (domain == nullptr) {
-    std::vector<OrtCustomOp*> ops = GemmOps();
+    std::vector<OrtCustomOp*> ops = PackedOps();
     ops.push_back(ChoiceOp());
     if (OrtStatus* status = ort.CreateDomain(kDomain, ops, &domain)) return status;
   }

@@ -13,6 +13,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onn
 
 from deftonnx.calibration.spool import Spool, Stored
 from deftonnx.errors import UnsupportedError
+from deftonnx.formats.conv_function import attach_conv_functions
 from deftonnx.formats.gemm_function import attach_gemm_functions
 
 Array = np.ndarray[Any, Any]
@@ -100,7 +101,8 @@ def extract(graph: gs.Graph, nodes: list[gs.Node], sample: Feed, outputs: list[s
     opsets = graph.import_domains or [onnx.helper.make_opsetid("", graph.opset)]
     functions = [OnnxExporter.export_function(f) for f in graph.functions]
     model = onnx.helper.make_model(part, opset_imports=opsets, functions=functions, ir_version=10)
-    return attach_gemm_functions(model)  # under the names that their bodies have in this part
+    # under the names that their bodies have in this part
+    return attach_conv_functions(attach_gemm_functions(model))
 
 
 def _session(model: onnx.ModelProto) -> ort.InferenceSession:

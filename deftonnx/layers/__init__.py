@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import onnx_graphsurgeon as gs
 
-from deftonnx.formats.gemm_function import base_name
+from deftonnx.formats.operator_function import base_name
 from deftonnx.layers import conv, conv_transpose, deft_gemm, gemm, matmul, refused
 from deftonnx.layers.deft_gemm import PackedGemm
 from deftonnx.layers.linear import LinearLayer, Refusal, is_standard

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from deftonnx.formats.gemm_function import DOMAIN, OPERATOR
+from deftonnx.formats.gemm_function import OPERATOR
+from deftonnx.formats.operator_function import DOMAIN
 from deftonnx.layers.linear import Refusal, constant_bytes, dimension_rule
 
 

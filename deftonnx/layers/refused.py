@@ -27,6 +27,7 @@ REASONS = {
     "FusedMatMul": "already fused by ONNX Runtime: optimise the model before it was fused",
     "NhwcConv": "already fused by ONNX Runtime: optimise the model before it was fused",
     "DeftConv": "already reduced",
+    "KeptConv": "already reduced",
 }
 
 

@@ -1,7 +1,7 @@
 """Write a plan into the graph: from a masked layer to a smaller one (paper §4.1.1, reorder and truncate).
 
 Where standard operators can say it: a Gather (or Slice) of the kept features and a smaller weight. Otherwise, for a
-convolution that keeps different channels at different taps: a DeftConv with its function body.
+convolution that keeps different channels at different taps: a KeptConv with its function body.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def eliminate(graph: gs.Graph, layers: list[LinearLayer]) -> bool:
             _truncate(graph, layer, gathers)
         else:
             assert isinstance(layer, ConvLayer)
-            _to_deft_conv(layer)
+            _to_kept_conv(layer)
     return changed
 
 
@@ -112,8 +112,8 @@ def _take(graph: gs.Graph, layer: LinearLayer, order: Array) -> gs.Variable:
     return result
 
 
-def _to_deft_conv(layer: ConvLayer) -> None:
-    """Turn the layer's Conv into a DeftConv of the widest blocks that its mask is made of."""
+def _to_kept_conv(layer: ConvLayer) -> None:
+    """Turn the layer's Conv into a KeptConv of the widest blocks that its mask is made of."""
     node, taps, groups = layer.node, layer.taps, layer.groups
     width = next(w for w in WIDTHS if _made_of_blocks(layer.kept, w))
     blocks = layer.kept.reshape(groups * taps * layer.channels // width, width)[:, 0]
@@ -126,7 +126,7 @@ def _to_deft_conv(layer: ConvLayer) -> None:
         "bias": np.zeros(layer.N, dtype=dtype) if bias is None else bias.astype(dtype),
         "kept_blocks": kept_blocks.astype(np.int64),
     }
-    node.op, node.domain = "DeftConv", functions.DOMAIN
+    node.op, node.domain = functions.KEPT_CONV, functions.DOMAIN
     node.inputs = [
         node.inputs[0],
         *(gs.Constant(unused_name(f"{node.name}/{name}"), values) for name, values in parameters.items()),

@@ -1,6 +1,8 @@
 """The custom operators' meaning in standard operators: model-local functions that stock ONNX Runtime inlines.
 
-`ai.deftonnx::DeftConv` is a Conv whose weight holds only the kept blocks of its features. Inputs:
+`ai.deftonnx::KeptConv` is a Conv whose weight holds only the kept blocks of its features. It has no kernel and needs
+none: its body is folded into a Conv's weight wherever the model runs. (DeftConv, which has kernels, is packed, has
+channels last, and is in deftonnx/formats/conv_function.py; packed_conv.py here makes the one of the other.) Inputs:
 
 - x (batch, channels, *spatial)
 - weight (kept blocks, width, outputs): for each block, `width` neighbouring channels at one tap
@@ -19,9 +21,10 @@ import numpy as np
 import onnx
 from onnx import parser
 
+from deftonnx.formats.conv_function import attach_conv_functions
 from deftonnx.formats.gemm_function import attach_gemm_functions
 
-DEFT_CONV = "DeftConv"
+KEPT_CONV = "KeptConv"
 DOMAIN = "ai.deftonnx"
 VERSION = 1
 LAYOUT_VERSION = 1
@@ -32,7 +35,7 @@ OLDEST_IR = 8
 
 _CONV_BODY = """
 <opset_import: [ "" : {opset}, "{domain}" : {version} ], domain: "{domain}">
-DeftConv <auto_pad, dilations, group, kernel_shape, pads, strides, blocks_shape, dense_shape, weight_shape, zero,
+KeptConv <auto_pad, dilations, group, kernel_shape, pads, strides, blocks_shape, dense_shape, weight_shape, zero,
           layout_version> (x, weight, bias, kept_blocks) => (y)
 {{
     blocks_dims = Constant <value_ints: ints = @blocks_shape> ()
@@ -52,8 +55,8 @@ DeftConv <auto_pad, dilations, group, kernel_shape, pads, strides, blocks_shape,
 """
 
 
-def deft_conv_function(opset: int) -> onnx.FunctionProto:
-    """The body of DeftConv for models of this standard opset."""
+def kept_conv_function(opset: int) -> onnx.FunctionProto:
+    """The body of KeptConv for models of this standard opset."""
     return parser.parse_function(_CONV_BODY.format(opset=opset, domain=DOMAIN, version=VERSION))
 
 
@@ -62,19 +65,20 @@ def attach_functions(model: onnx.ModelProto, opset: int) -> None:
 
     `opset` is that of the standard operators.
     """
-    others = [f for f in model.functions if (f.domain, f.name) != (DOMAIN, DEFT_CONV)]
+    others = [f for f in model.functions if (f.domain, f.name) != (DOMAIN, KEPT_CONV)]
     del model.functions[:]
     model.functions.extend(others)
-    if any((node.domain, node.op_type) == (DOMAIN, DEFT_CONV) for node in model.graph.node):
-        model.functions.append(deft_conv_function(opset))
+    if any((node.domain, node.op_type) == (DOMAIN, KEPT_CONV) for node in model.graph.node):
+        model.functions.append(kept_conv_function(opset))
         model.ir_version = max(model.ir_version, OLDEST_IR)
     attach_gemm_functions(model)
+    attach_conv_functions(model)
 
 
 def conv_weight(
     weight: np.ndarray[Any, Any], kept_blocks: np.ndarray[Any, Any], dense_shape: list[int]
 ) -> np.ndarray[Any, Any]:
-    """NumPy's reading of a DeftConv weight: the dense (groups · outputs, channels, taps) filters of a Conv.
+    """NumPy's reading of a KeptConv weight: the dense (groups · outputs, channels, taps) filters of a Conv.
 
     `dense_shape` is (groups, taps, channels of a group, outputs of a group).
     """

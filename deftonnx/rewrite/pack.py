@@ -16,7 +16,8 @@ from onnx import TensorProto, helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from deftonnx.formats import PackedWeight, pack_weight, unpack_weight
-from deftonnx.formats.gemm_function import DOMAIN, OLDEST_OPSET, OPERATOR, gemm_attributes, weight_tensors
+from deftonnx.formats.gemm_function import OPERATOR, gemm_attributes, weight_tensors
+from deftonnx.formats.operator_function import DOMAIN, OLDEST_OPSET
 from deftonnx.layers import LinearLayer
 from deftonnx.layers.gemm import GemmLayer
 from deftonnx.layers.linear import unused_name

@@ -11,7 +11,7 @@ import onnxruntime
 
 from deftonnx import model_file
 from deftonnx.errors import UnsupportedError, UsageError
-from deftonnx.formats.gemm_function import DOMAIN, base_name
+from deftonnx.formats.operator_function import DOMAIN, base_name
 from deftonnx.runtime import cuda
 from deftonnx.runtime.cuda import Device
 from deftonnx.runtime.environment import environment

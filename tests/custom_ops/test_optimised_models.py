@@ -57,7 +57,7 @@ def test_beside_a_convolution_that_is_a_function(options):
     packed = deftonnx.optimize(
         convolutional(), calib_data=x, density=0.5, granularity="vector", format="deft16", measure=False
     ).model
-    assert "DeftConv" in {node.op_type for node in packed.graph.node}
+    assert "KeptConv" in {node.op_type for node in packed.graph.node}
     assert_same(with_library(packed, options, x), run(packed, {"x": x}), 1e-6)
 
 

@@ -12,7 +12,8 @@ from test_round_trip import all_codes
 
 from deftonnx.formats import FORMAT_NAMES, FormatError, PackedWeight, pack_weight, unpack_weight
 from deftonnx.formats.activation import ACTIVATIONS
-from deftonnx.formats.gemm_function import MOST_BODIES, attach_gemm_functions, gemm_node, weight_tensors
+from deftonnx.formats.gemm_function import attach_gemm_functions, gemm_node, weight_tensors
+from deftonnx.formats.operator_function import MOST_BODIES
 
 SHAPES = [(0, 8, 4), (1, 1, 1), (3, 17, 5), (2, 16, 1), (5, 1, 7), (4, 33, 9)]  # M, K, N
 

@@ -510,15 +510,15 @@ def test_gather_or_slice_at_every_opset(opset: int, kept: Array) -> None:
 
 
 @pytest.mark.parametrize("opset", [12, 17, 21, NEWEST_OPSET])
-def test_different_channels_at_different_taps_become_a_deft_conv(opset: int) -> None:
+def test_different_channels_at_different_taps_become_a_kept_conv(opset: int) -> None:
     kept = np.random.default_rng(1).random((1, 9, 8)) < 0.5
     small = reduced(
         Case(image("z = Relu (a) [last] y = Conv (z, w2)", "float[5,8,3,3] w2"), {"last": kept}, opset=opset)
     )
-    assert operators(small) == ["Conv", "Relu", "DeftConv"]
+    assert operators(small) == ["Conv", "Relu", "KeptConv"]
 
 
-def test_channel_dead_at_every_tap_is_absorbed_before_a_deft_conv() -> None:
+def test_channel_dead_at_every_tap_is_absorbed_before_a_kept_conv() -> None:
     kept = np.random.default_rng(1).random((1, 9, 8)) < 0.5
     kept[:, :, [2, 5]] = False
     small = reduced(Case(image("z = Relu (a) [last] y = Conv (z, w2)", "float[5,8,3,3] w2"), {"last": kept}))

@@ -1,27 +1,28 @@
-// DeftGemm as ONNX Runtime sees it: names, types, and the border between exceptions and OrtStatus.
+// DeftGemm and DeftConv as ONNX Runtime sees them: names, types, and the border between exceptions and
+// OrtStatus.
 //
 // ONNX Runtime gathers custom operators of one name into one schema and finds the kernel by types, so there
 // is one OrtCustomOp for each combination of the types of X and Y (W may have any until the kernel is made).
 // It takes the type of Y from the first of them that fits the inputs: X's type comes first, and another one
 // must show in the type of the residual.
-#include "gemm_op.h"
+#include "packed_op.h"
 
 #include <exception>
 #include <string>
 
+#include "cpu_conv.h"
 #include "cpu_gemm.h"
+#include "cuda_conv.h"
 #include "cuda_gemm.h"
 #include "error.h"
+#include "packed_node.h"
 
 namespace deftonnx {
 namespace {
 
-enum Input : size_t { kX, kWeight, kScale, kBias, kKept, kResidual, kInputCount };
+constexpr int kMostBodies = 64;  // deftonnx/formats/operator_function.py
 
-constexpr const char* kName = "DeftGemm";
-constexpr int kMostBodies = 64;  // deftonnx/formats/gemm_function.py
-
-struct GemmOp : OrtCustomOp {
+struct PackedOp : OrtCustomOp {
   std::string name;
   ElementType x_type, y_type;
 };
@@ -32,14 +33,14 @@ struct State {
   Kernel kernel;
 };
 
-const GemmOp& Self(const OrtCustomOp* op) { return *static_cast<const GemmOp*>(op); }
+const PackedOp& Self(const OrtCustomOp* op) { return *static_cast<const PackedOp*>(op); }
 
 ElementType InputType(const OrtCustomOp* op, size_t index) {
   switch (index) {
-    case kX: return Self(op).x_type;
-    case kWeight: return ElementType::kUndefined;
-    case kKept: return ElementType::kInt32;
-    case kResidual: return Self(op).y_type;
+    case kInputX: return Self(op).x_type;
+    case kInputWeight: return ElementType::kUndefined;
+    case kInputKept: return ElementType::kInt32;
+    case kInputResidual: return Self(op).y_type;
     default: return ElementType::kFloat;
   }
 }
@@ -70,18 +71,19 @@ OrtStatus* Compute(void* kernel, OrtKernelContext* context) {
 }
 
 template <class Kernel>
-GemmOp MakeOp(ElementType x, ElementType y, const char* (*provider)(const OrtCustomOp*)) {
-  GemmOp op{};
+PackedOp MakeOp(const char* name, ElementType x, ElementType y, const char* (*provider)(const OrtCustomOp*)) {
+  PackedOp op{};
+  op.name = name;
   op.version = kApiVersion;
   op.GetName = [](const OrtCustomOp* self) { return Self(self).name.c_str(); };
   op.GetExecutionProviderType = provider;
   op.GetInputType = InputType;
-  op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputCount; };
+  op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kPackedInputs; };
   op.GetOutputType = [](const OrtCustomOp* self, size_t) { return Self(self).y_type; };
   op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
   op.KernelDestroy = [](void* kernel) { delete static_cast<State<Kernel>*>(kernel); };
   op.GetInputCharacteristic = [](const OrtCustomOp*, size_t i) -> int {
-    return i < kKept ? kRequired : kOptional;
+    return i < kInputKept ? kRequired : kOptional;
   };
   op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) -> int { return kRequired; };
   op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };
@@ -101,13 +103,13 @@ GemmOp MakeOp(ElementType x, ElementType y, const char* (*provider)(const OrtCus
 const char* CudaProvider(const OrtCustomOp*) { return "CUDAExecutionProvider"; }
 const char* CpuProvider(const OrtCustomOp*) { return "CPUExecutionProvider"; }
 
-// A model names its nodes by their function bodies: DeftGemm, DeftGemm_2 ... See gemm_function.py.
-std::vector<GemmOp> WithNumberedNames(const std::vector<GemmOp>& ops) {
-  std::vector<GemmOp> all;
+// A model names its nodes by their function bodies: DeftGemm, DeftGemm_2 ... See operator_function.py.
+std::vector<PackedOp> WithNumberedNames(const std::vector<PackedOp>& ops) {
+  std::vector<PackedOp> all;
   for (int number = 1; number <= kMostBodies; ++number) {
-    for (const GemmOp& op : ops) {
+    for (const PackedOp& op : ops) {
       all.push_back(op);
-      all.back().name = number == 1 ? kName : kName + ("_" + std::to_string(number));
+      if (number > 1) all.back().name += "_" + std::to_string(number);
     }
   }
   return all;
@@ -115,12 +117,14 @@ std::vector<GemmOp> WithNumberedNames(const std::vector<GemmOp>& ops) {
 
 }  // namespace
 
-std::vector<OrtCustomOp*> GemmOps() {
-  static std::vector<GemmOp> ops = [] {
-    std::vector<GemmOp> all;
+std::vector<OrtCustomOp*> PackedOps() {
+  static std::vector<PackedOp> ops = [] {
+    std::vector<PackedOp> all;
     const auto add = [&](ElementType x, ElementType y) {
-      all.push_back(MakeOp<CudaGemm>(x, y, CudaProvider));
-      all.push_back(MakeOp<CpuGemm>(x, y, CpuProvider));
+      all.push_back(MakeOp<CudaGemm>("DeftGemm", x, y, CudaProvider));
+      all.push_back(MakeOp<CpuGemm>("DeftGemm", x, y, CpuProvider));
+      all.push_back(MakeOp<CudaConv>("DeftConv", x, y, CudaProvider));
+      all.push_back(MakeOp<CpuConv>("DeftConv", x, y, CpuProvider));
     };
     const ElementType types[] = {ElementType::kFloat, ElementType::kFloat16, ElementType::kBfloat16};
     for (ElementType x : types) add(x, x);
@@ -132,7 +136,7 @@ std::vector<OrtCustomOp*> GemmOps() {
     return WithNumberedNames(all);
   }();
   std::vector<OrtCustomOp*> pointers;
-  for (GemmOp& op : ops) pointers.push_back(&op);
+  for (PackedOp& op : ops) pointers.push_back(&op);
   return pointers;
 }
 

@@ -1,4 +1,4 @@
-"""DeftConv's function body in stock ONNX Runtime is a Conv; reorder is the paper's paired swap."""
+"""KeptConv's function body in stock ONNX Runtime is a Conv; reorder is the paper's paired swap."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def conv(x: str, w: str, attributes: str, opset: int, dtype: str = "float", bias
     )
 
 
-def deft_conv(proto: onnx.ModelProto, width: int, seed: int = 0) -> tuple[onnx.ModelProto, Array]:
+def kept_conv(proto: onnx.ModelProto, width: int, seed: int = 0) -> tuple[onnx.ModelProto, Array]:
     """`proto` with half of its layer's blocks eliminated, and the dense masked weight tensor."""
     graph, (layer,) = prepare(proto)
     rng = np.random.default_rng(seed)
@@ -47,8 +47,8 @@ def deft_conv(proto: onnx.ModelProto, width: int, seed: int = 0) -> tuple[onnx.M
 
 
 def decoded(proto: onnx.ModelProto) -> Array:
-    """functions.conv_weight of the model's DeftConv, shaped as a Conv's weight."""
-    node = next(n for n in proto.graph.node if n.op_type == "DeftConv")
+    """functions.conv_weight of the model's KeptConv, shaped as a Conv's weight."""
+    node = next(n for n in proto.graph.node if n.op_type == "KeptConv")
     constants = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     dense = functions.conv_weight(constants[node.input[1]], constants[node.input[3]], attributes["dense_shape"])
@@ -75,8 +75,8 @@ def test_float16() -> None:
 
 
 def compare(proto: onnx.ModelProto, width: int, tolerance: float = 1e-5) -> None:
-    """The DeftConv form computes the Conv with the decoded weight, which is the masked one."""
-    small, dense = deft_conv(proto, width)
+    """The KeptConv form computes the Conv with the decoded weight, which is the masked one."""
+    small, dense = kept_conv(proto, width)
     weight = next(t for t in small.graph.initializer if t.name.startswith("c/weight"))
     assert weight.dims[1] == width
     onnx.checker.check_model(small, full_check=True)
@@ -91,7 +91,7 @@ def compare(proto: onnx.ModelProto, width: int, tolerance: float = 1e-5) -> None
 def test_the_original_model_is_left_as_it_was() -> None:
     proto = conv("N,16,5,5", "4,16,3,3", "", 17)
     before = proto.SerializeToString(deterministic=True)
-    small, _ = deft_conv(proto, 8)
+    small, _ = kept_conv(proto, 8)
     assert proto.SerializeToString(deterministic=True) == before
     assert {o.domain: o.version for o in small.opset_import}[functions.DOMAIN] == functions.VERSION
 
@@ -111,7 +111,7 @@ def test_one_kept_block_and_none() -> None:
 
 def test_weight_holds_only_what_is_kept() -> None:
     proto = conv("N,16,5,5", "4,16,3,3", "", 17)
-    small, dense = deft_conv(proto, 8)
+    small, dense = kept_conv(proto, 8)
     weight = next(t for t in small.graph.initializer if t.name.startswith("c/weight"))
     assert np.prod(weight.dims) == 9 * 8 * 4 == (dense != 0).sum()
 

@@ -1,0 +1,262 @@
+"""DeftConv on the layers of ResNet-50 and VGG-16 against cuDNN (through PyTorch, channels last, benchmark=True).
+
+    python benchmarks/conv_speed.py [--batch 64] [--network resnet50|vgg16] [--part dense|eliminated] [--output FILE]
+
+Candidates alternate in one process, seven rounds each, all in CUDA graphs and float16; figures are microseconds a
+layer, median and range. cuDNN is timed without any epilogue, with its own fused ones, and followed by PyTorch's
+elementwise kernels. DeftConv always adds bias and ReLU, and the residual where the network has one. Needs PyTorch with
+CUDA and ONNX Runtime's CUDA provider.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch  # before onnxruntime: it brings the CUDA libraries into the process
+from gemm_sessions import random_packed
+from gemm_speed import Run, environment, head_commit, time_together
+
+import numpy as np  # isort: skip
+import onnx  # isort: skip
+import onnxruntime as ort  # isort: skip
+from onnx import TensorProto, helper, numpy_helper  # isort: skip
+
+from deftonnx import runtime
+from deftonnx.formats.conv_function import Window, attach_conv_functions, conv_attributes, conv_node
+from deftonnx.formats.gemm_function import weight_tensors
+
+ROUND_SECONDS = 0.002
+TILES = ("128x256", "128x128", "128x64")
+OUTPUT_BYTES = 600e6  # of a candidate's layers together
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution of a network: image size and channels of X, output channels, square filter and stride."""
+
+    image: int
+    channels: int
+    outputs: int
+    kernel: int
+    stride: int = 1
+    residual: bool = False
+
+    @property
+    def features(self) -> int:
+        return self.kernel * self.kernel * self.channels
+
+    @property
+    def padding(self) -> int:
+        return self.kernel // 2
+
+    @property
+    def output_image(self) -> int:
+        return (self.image + 2 * self.padding - self.kernel) // self.stride + 1
+
+    @property
+    def window(self) -> Window:
+        """As DeftConv's attributes."""
+        pads = (self.padding,) * 4
+        return Window.of((self.kernel,) * 2, (self.stride,) * 2, pads)
+
+
+NETWORKS = {
+    "resnet50": [
+        Layer(224, 3, 64, 7, 2),
+        *(Layer(56, 64, 64, 1), Layer(56, 64, 64, 3), Layer(56, 64, 256, 1, residual=True), Layer(56, 256, 64, 1)),
+        *(Layer(56, 256, 128, 1), Layer(56, 128, 128, 3, 2), Layer(56, 256, 512, 1, 2)),
+        *(Layer(28, 128, 512, 1, residual=True), Layer(28, 512, 128, 1), Layer(28, 128, 128, 3)),
+        *(Layer(28, 512, 256, 1), Layer(28, 256, 256, 3, 2), Layer(28, 512, 1024, 1, 2)),
+        *(Layer(14, 256, 1024, 1, residual=True), Layer(14, 1024, 256, 1), Layer(14, 256, 256, 3)),
+        *(Layer(14, 1024, 512, 1), Layer(14, 512, 512, 3, 2), Layer(14, 1024, 2048, 1, 2)),
+        *(Layer(7, 512, 2048, 1, residual=True), Layer(7, 2048, 512, 1), Layer(7, 512, 512, 3)),
+    ],
+    "vgg16": [
+        *(Layer(224, 3, 64, 3), Layer(224, 64, 64, 3), Layer(112, 64, 128, 3), Layer(112, 128, 128, 3)),
+        *(Layer(56, 128, 256, 3), Layer(56, 256, 256, 3), Layer(28, 256, 512, 3), Layer(28, 512, 512, 3)),
+        Layer(14, 512, 512, 3),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A layer at a batch size, `count` times side by side, so that what is timed is layers and not calls."""
+
+    layer: Layer
+    batch: int
+
+    @property
+    def output_shape(self) -> list[int]:
+        return [self.batch, self.layer.output_image, self.layer.output_image, self.layer.outputs]
+
+    @property
+    def count(self) -> int:
+        return int(max(1, min(8, OUTPUT_BYTES / (2 * math.prod(self.output_shape)))))
+
+
+def deft_model(timing: Timing, compute: str, block: int = 0, residual: bool = False) -> onnx.ModelProto:
+    """The layers as DeftConv nodes; with a block, half of the blocks are kept."""
+    layer = timing.layer
+    image = [timing.batch, layer.image, layer.image, layer.channels]
+    inputs = [helper.make_tensor_value_info("X", TensorProto.FLOAT16, image)]
+    initializers = [numpy_helper.from_array(np.full(layer.outputs, 0.1, np.float32), "bias")]
+    kept = np.array([], np.int32)
+    features = layer.features
+    if block:
+        rng = np.random.default_rng(1)
+        kept = np.sort(rng.permutation(features // block)[: features // block // 2]).astype(np.int32)
+        features = kept.size * block
+    initializers.append(numpy_helper.from_array(kept, "kept"))
+    if residual:
+        inputs.append(helper.make_tensor_value_info("R", TensorProto.FLOAT16, timing.output_shape))
+    nodes, outputs = [], []
+    for i in range(timing.count):
+        packed = random_packed("half", features, layer.outputs, i)
+        initializers += weight_tensors(packed, f"W{i}")
+        options: dict[str, Any] = {"block": block, "activation": "relu", "output_type": TensorProto.FLOAT16}
+        attributes = conv_attributes(packed, layer.window, layer.channels, compute=compute, **options)
+        names = ["X", f"W{i}", f"W{i}_scale", "bias", "kept", *(["R"] if residual else [])]
+        nodes.append(conv_node(names, f"Y{i}", attributes, f"n{i}"))
+        outputs.append(helper.make_tensor_value_info(f"Y{i}", TensorProto.FLOAT16, timing.output_shape))
+    graph = helper.make_graph(nodes, "layers", inputs, outputs, initializers)
+    opsets = [helper.make_opsetid("", 20)]
+    return attach_conv_functions(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+
+
+def deft_runner(timing: Timing, compute: str = "auto", block: int = 0, residual: bool = False) -> Run | None:
+    """One run of the layers in a CUDA graph of a session; None where that kernel does not serve the layer."""
+    model = deft_model(timing, compute, block, residual)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    runtime.register(options)
+    provider = ("CUDAExecutionProvider", {"enable_cuda_graph": "1"})
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=[provider])
+    except Exception as error:
+        if "no kernel" not in str(error):
+            raise
+        return None
+    binding = session.io_binding()
+    rng = np.random.default_rng(2)
+    keep = []
+    for value in session.get_inputs():
+        array = rng.standard_normal(value.shape, np.float32).astype(np.float16)
+        keep.append(ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0))
+        binding.bind_ortvalue_input(value.name, keep[-1])
+    for value in session.get_outputs():
+        keep.append(ort.OrtValue.ortvalue_from_shape_and_type(value.shape, np.float16, "cuda", 0))
+        binding.bind_ortvalue_output(value.name, keep[-1])
+    run_options = ort.RunOptions()
+    run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def run(keep: object = keep) -> None:
+        session.run_with_iobinding(binding, run_options)
+
+    return run
+
+
+def torch_runner(timing: Timing, end: str) -> Run:
+    """A CUDA graph of the layers in PyTorch. end: none, fused or apart, with the residual if there is one."""
+    layer, batch = timing.layer, timing.batch
+    half = {"device": "cuda", "dtype": torch.float16}
+    last = torch.channels_last
+    x = torch.randn(batch, layer.channels, layer.image, layer.image, **half).to(memory_format=last)
+    filters = (timing.count, layer.outputs, layer.channels, layer.kernel, layer.kernel)
+    weights = [w.to(memory_format=last) for w in torch.randn(filters, **half) / layer.features**0.5]
+    bias = torch.randn(layer.outputs, **half)
+    n, h, w, c = timing.output_shape
+    residual = torch.randn(n, c, h, w, **half).to(memory_format=last)
+    window = ((layer.stride,) * 2, (layer.padding,) * 2, (1, 1), 1)
+
+    def convolve(weight: torch.Tensor) -> torch.Tensor:
+        if end == "fused" and layer.residual:
+            return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *window)
+        if end == "fused":
+            return torch.cudnn_convolution_relu(x, weight, bias, *window)
+        y = torch.conv2d(x, weight, bias if end == "apart" else None, *window)
+        if end == "apart":
+            y = torch.relu_(y.add_(residual)) if layer.residual else torch.relu_(y)
+        return y
+
+    def compute() -> list[torch.Tensor]:
+        return [convolve(weight) for weight in weights]
+
+    for _ in range(2):
+        compute()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = compute()
+
+    def run(keep: object = (x, weights, bias, residual, outputs)) -> None:
+        graph.replay()
+
+    return run
+
+
+def dense_candidates(timing: Timing) -> Iterator[tuple[str, Run | None]]:
+    """DeftConv's choice, each of its kernels, and cuDNN with every end."""
+    residual = timing.layer.residual
+    yield "deft", deft_runner(timing, residual=residual)
+    yield "deft cudnn", deft_runner(timing, "cudnn", residual=residual)
+    for tile in TILES:
+        yield f"deft {tile}", deft_runner(timing, f"fp16_hopper_{tile}", residual=residual)
+    for end in ("none", "fused", "apart"):
+        yield f"torch {end}", torch_runner(timing, end)
+
+
+def eliminated_candidates(timing: Timing) -> Iterator[tuple[str, Run | None]]:
+    """Half of the features, by what is kept as a unit, the dense kernels, and cuDNN without an end."""
+    if timing.layer.features < 1000:
+        return
+    for block in (64, 32, 8):
+        yield f"block:{block}", deft_runner(timing, block=block)
+    for tile in TILES[:2]:
+        yield f"dense {tile}", deft_runner(timing, f"fp16_hopper_{tile}")
+    yield "torch none", torch_runner(timing, "none")
+
+
+PARTS = {"dense": dense_candidates, "eliminated": eliminated_candidates}
+
+
+def main() -> None:
+    """Measure the asked parts and write one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, action="append")
+    parser.add_argument("--batch", type=int, action="append")
+    parser.add_argument("--network", choices=NETWORKS, action="append")
+    parser.add_argument("--output", type=Path, default=Path("conv_speed.json"))
+    parser.add_argument("--commit", help="what was built, where this is no checkout")
+    arguments = parser.parse_args()
+    torch.backends.cudnn.benchmark = True
+    result: dict[str, Any] = {
+        "environment": environment(arguments.commit or head_commit()),
+        "unit": "microseconds a layer: median, least, greatest",
+        "rows": [],
+    }
+    for part in arguments.part or PARTS:
+        for batch in arguments.batch or (64, 1):
+            for network in arguments.network or NETWORKS:
+                for layer in NETWORKS[network]:
+                    timing = Timing(layer, batch)
+                    candidates = {name: run for name, run in PARTS[part](timing) if run is not None}
+                    if not candidates:
+                        continue
+                    us = time_together(candidates, timing.count, ROUND_SECONDS)
+                    row = {"part": part, "batch": batch, "network": network, "layer": vars(layer), "us": us}
+                    result["rows"].append(row)
+                    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+                    print(part, batch, *vars(layer).values(), {k: v[0] for k, v in us.items()}, flush=True)
+                    del candidates
+                    torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+#include "conv_direct.h"
+
+#include <algorithm>
+
+#include "conv_arguments.h"
+#include "error.h"
+#include "kernel_cache.h"
+
+namespace deftonnx {
+namespace {
+
+constexpr int64_t kPixels = 4;  // of a thread, as in the kernel
+constexpr int64_t kMostBlocks = std::numeric_limits<int32_t>::max();
+
+struct Run {
+  int32_t channel, row, column, count;
+};
+
+// DirectParameters of the kernel.
+struct DirectParameters {
+  const void *x, *weight, *scale, *bias, *runs, *residual;
+  void* y;
+  int64_t pixels;
+  int32_t N, outputs, run_count, channels, in_rows, in_columns, out_rows, out_columns;
+  int32_t row_stride, column_stride, row_start, column_start, row_dilation, column_dilation;
+  EpilogueArguments epilogue;
+};
+
+std::vector<float> Transposed(const ConvNode& node) {
+  std::vector<float> columns(node.weight.size());  // (K, N)
+  for (int64_t n = 0; n < node.spec.N; ++n) {
+    for (int64_t k = 0; k < node.spec.K; ++k) columns[k * node.spec.N + n] = node.weight[n * node.spec.K + k];
+  }
+  return columns;
+}
+
+std::vector<Run> Runs(const ConvNode& node) {
+  std::vector<Run> runs;
+  for (int64_t g = 0; g < node.spec.group; ++g) {
+    for (const FilterRun& run : FilterRuns(node.spec, node.kept.data(), g)) {
+      runs.push_back({static_cast<int32_t>(run.channel), static_cast<int32_t>(run.row),
+                      static_cast<int32_t>(run.column), static_cast<int32_t>(run.count)});
+    }
+  }
+  return runs;
+}
+
+class DirectConv : public ConvKernel {
+ public:
+  DirectConv(const ConvNode& node, const ConvDirectImage& row)
+      : node_(node),
+        row_(row),
+        kernel_(LoadKernel(node.driver, row.image, node.device)),
+        weight_(node.driver, Transposed(node)),
+        scale_(node.driver, node.scale),
+        runs_(node.driver, Runs(node)),
+        run_count_(Runs(node).size() / node.spec.group) {}
+
+  const char* Name() const override { return row_.image.name; }
+
+  double Nanoseconds(const ConvShape& shape) override {
+    const double products = 1.0 * shape.Pixels() * node_.spec.N * node_.spec.K;
+    return 5000 + products / (20.0 * node_.multiprocessors);
+  }
+
+  void Launch(const ConvCall& call) override {
+    const ConvSpec& s = node_.spec;
+    const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
+    const DirectParameters parameters{call.x,
+                                      weight_.data(),
+                                      scale_.data(),
+                                      node_.bias,
+                                      runs_.data(),
+                                      call.residual,
+                                      call.y,
+                                      call.shape.Pixels(),
+                                      narrow(s.N),
+                                      narrow(s.GroupOutputs()),
+                                      narrow(run_count_),
+                                      narrow(s.channels),
+                                      narrow(call.shape.in_rows),
+                                      narrow(call.shape.in_columns),
+                                      narrow(call.shape.out_rows),
+                                      narrow(call.shape.out_columns),
+                                      narrow(s.rows.stride),
+                                      narrow(s.columns.stride),
+                                      narrow(-s.rows.pad_begin),
+                                      narrow(-s.columns.pad_begin),
+                                      narrow(s.rows.dilation),
+                                      narrow(s.columns.dilation),
+                                      EpilogueArguments(s)};
+    const int64_t items = (call.shape.Pixels() + kPixels - 1) / kPixels * s.N;
+    const int64_t blocks = (items + row_.image.threads - 1) / row_.image.threads;
+    if (blocks > kMostBlocks) Refuse(s, "Y is too large");
+    void* arguments[] = {const_cast<DirectParameters*>(&parameters)};
+    node_.driver.Launch(kernel_, static_cast<unsigned>(blocks), 1, row_.image.threads, 0, call.stream,
+                        arguments);
+  }
+
+ private:
+  const ConvNode& node_;
+  const ConvDirectImage& row_;
+  CUkernel kernel_;
+  DeviceBuffer weight_, scale_, runs_;
+  int64_t run_count_;
+};
+
+}  // namespace
+
+// Where a tensor-core kernel of ours serves every shape, this one is not needed.
+void DirectConvKernels(const ConvNode& node, ConvKernels& kernels) {
+  const bool served =
+      std::any_of(kernels.begin(), kernels.end(), [](auto& k) { return k->ServesEveryShape(); });
+  if (served && node.spec.kernel.empty()) return;
+  const int architecture = kConvDirectImages.ArchitectureFor(node.capability);
+  for (const ConvDirectImage& row : kConvDirectImages) {
+    if (row.image.architecture != architecture || row.x_type != node.spec.x_type) continue;
+    if (node.Admits(row.image.name)) kernels.push_back(std::make_unique<DirectConv>(node, row));
+  }
+}
+
+}  // namespace deftonnx

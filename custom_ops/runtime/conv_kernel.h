@@ -1,0 +1,85 @@
+// What DeftConv sees of its CUDA kernels: each says how long it would take for images of a shape, and
+// launches.
+//
+// Kernels come in families, one .cpp file each (conv_cudnn.cpp, conv_hopper.cpp ...): the family is a
+// function that appends its kernels able to serve a node, and cuda_conv.cpp lists the families.
+#pragma once
+
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "conv_spec.h"
+#include "cuda_driver.h"
+#include "device_buffer.h"
+
+namespace deftonnx {
+
+// A DeftConv node on one device: what does not change between runs. Lives longer than its kernels.
+struct ConvNode {
+  ConvSpec spec;
+  const CudaDriver& driver;
+  CUdevice device;
+  int capability;  // compute capability, 90 for 9.0
+  int multiprocessors;
+  std::vector<float> weight;  // (N, K) values without the scale, on the host while kernels are made
+  std::vector<float> scale;   // (N,) likewise
+  const void* bias;           // (N,) in device memory
+  std::vector<int32_t> kept;  // the kept blocks, if features are eliminated
+
+  // Whether a kernel of that name is to be prepared: the node may ask for a single one.
+  bool Admits(const char* kernel) const { return spec.kernel.empty() || spec.kernel == kernel; }
+};
+
+// W in 16 bits, which tensor cores multiply, and what is left of its scale.
+struct Weight16 {
+  DeviceBuffer values;  // (N, K) of X's type
+  DeviceBuffer scale;   // (N,) float32
+  bool scaled;          // whether any scale is not 1
+};
+
+// Where a row's values leave float16's range, a power of two moves into its scale: what then still underflows
+// is under 2^-38 of the row's largest value. Values of more bits than X's type are rounded to it (half under
+// bfloat16, deft16q). X must be float16 or bfloat16.
+Weight16 MakeWeight16(const ConvNode& node);
+
+// One run of a node. Pointers are to device memory.
+struct ConvCall {
+  ConvShape shape;  // at least one pixel
+  const void* x;
+  const void* residual;  // null if there is none
+  void* y;
+  void* scratch;  // ScratchBytes(shape), 256-byte aligned; null if that is 0
+  CUstream stream;
+};
+
+constexpr double kConvRefused = std::numeric_limits<double>::infinity();
+
+class ConvKernel {
+ public:
+  virtual ~ConvKernel() = default;
+
+  virtual const char* Name() const = 0;
+
+  // The estimated time, or kConvRefused. Of two kernels the one of less time runs. The first call for a shape
+  // may take long and allocate.
+  virtual double Nanoseconds(const ConvShape& shape) = 0;
+
+  // Whether Nanoseconds refuses no shape.
+  virtual bool ServesEveryShape() const { return true; }
+
+  virtual size_t ScratchBytes(const ConvShape&) { return 0; }
+
+  // Launches on call.stream, one kernel or several: no allocation, no synchronisation. Safe in several
+  // threads at once. Throws CudaError.
+  virtual void Launch(const ConvCall& call) = 0;
+};
+
+using ConvKernels = std::vector<std::unique_ptr<ConvKernel>>;
+
+// The families; each appends its kernels that can serve `node`, loaded and ready. Throws CudaError.
+void CudnnConvKernels(const ConvNode& node, ConvKernels& kernels);
+void HopperConvKernels(const ConvNode& node, ConvKernels& kernels);
+void DirectConvKernels(const ConvNode& node, ConvKernels& kernels);
+
+}  // namespace deftonnx

@@ -1,0 +1,124 @@
+#include "conv_spec.h"
+
+#include <string>
+
+namespace deftonnx {
+namespace {
+
+void CheckAxis(const ConvSpec& spec, const Axis& axis) {
+  constexpr int64_t kMost = 1 << 20;
+  for (int64_t value : {axis.kernel, axis.stride, axis.dilation}) {
+    if (value < 1 || value > kMost) Refuse(spec, "kernel_shape, strides and dilations must be positive");
+  }
+  for (int64_t value : {axis.pad_begin, axis.pad_end}) {
+    if (value < 0 || value > kMost) Refuse(spec, "pads must not be negative");
+  }
+}
+
+void SetWindow(const NodeReader& reader, ConvSpec& spec) {
+  const std::vector<int64_t> kernel = reader.Integers("kernel_shape");
+  const std::vector<int64_t> strides = reader.Integers("strides");
+  const std::vector<int64_t> pads = reader.Integers("pads");
+  const std::vector<int64_t> dilations = reader.Integers("dilations");
+  const size_t axes = kernel.size();
+  if (axes < 1 || axes > 2) Refuse(spec, "kernel_shape must have one or two values");
+  if (strides.size() != axes || dilations.size() != axes || pads.size() != 2 * axes) {
+    Refuse(spec,
+           "strides, dilations and pads do not match the " + std::to_string(axes) + " axes of kernel_shape");
+  }
+  spec.image_axes = static_cast<int64_t>(axes);
+  for (size_t i = 0; i < axes; ++i) {
+    Axis& axis = i + 1 == axes ? spec.columns : spec.rows;
+    axis = {kernel[i], strides[i], pads[i], pads[axes + i], dilations[i]};
+    CheckAxis(spec, axis);
+  }
+}
+
+void CheckFeatures(const ConvSpec& spec) {
+  if (spec.channels % spec.group != 0 || spec.N % spec.group != 0) {
+    Refuse(spec, "group = " + std::to_string(spec.group) + " does not divide channels and N");
+  }
+  const int64_t features = spec.Taps() * spec.GroupChannels();
+  if (spec.block == 0 && spec.K != features) {
+    Refuse(spec, "K = " + std::to_string(spec.K) + ", but kernel_shape and channels make " +
+                     std::to_string(features) + " features and block = 0 keeps all");
+  }
+  if (spec.block > 0 && (spec.GroupChannels() % spec.block != 0 || spec.K % spec.block != 0)) {
+    Refuse(spec, "block = " + std::to_string(spec.block) + " does not divide K and the channels of a group");
+  }
+  if (spec.block > 0 && spec.K > features) Refuse(spec, "K is more than the features there are");
+}
+
+}  // namespace
+
+ConvSpec ReadConvSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y) {
+  ConvSpec spec{};
+  spec.op = "DeftConv";
+  spec.x_type = x;
+  spec.weight_type = WeightType(ort, info);
+  spec.y_type = y;
+  const NodeReader reader(ort, info, spec);
+  reader.ReadPacked();
+  spec.channels = reader.Size("channels");
+  spec.group = reader.Size("group");
+  SetWindow(reader, spec);
+  CheckFeatures(spec);
+  reader.CheckConstants(spec.group * spec.KeptBlocks());
+  return spec;
+}
+
+void CheckKept(const ConvSpec& spec, const int32_t* kept, size_t count) {
+  const int64_t blocks = spec.Taps() * spec.GroupChannels() / spec.block;
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t group = static_cast<int64_t>(i) / spec.KeptBlocks();
+    if (kept[i] < group * blocks || kept[i] >= (group + 1) * blocks) {
+      Refuse(spec, "kept block " + std::to_string(kept[i]) + " is outside the " + std::to_string(blocks) +
+                       " blocks of group " + std::to_string(group));
+    }
+    if (i % spec.KeptBlocks() > 0 && kept[i] <= kept[i - 1]) Refuse(spec, "kept blocks must ascend");
+  }
+}
+
+std::vector<FilterRun> FilterRuns(const ConvSpec& spec, const int32_t* kept, int64_t group) {
+  const int64_t width = spec.block == 0 ? spec.GroupChannels() : spec.block;
+  const int64_t a_tap = spec.GroupChannels() / width;
+  const int64_t count = spec.K / width;
+  std::vector<FilterRun> runs;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t block = spec.block == 0 ? i : kept[group * count + i] - group * spec.Taps() * a_tap;
+    const int64_t tap = block / a_tap;
+    runs.push_back({group * spec.GroupChannels() + block % a_tap * width, tap / spec.columns.kernel,
+                    tap % spec.columns.kernel, width});
+  }
+  return runs;
+}
+
+ConvInputs ReadInputs(const ConvSpec& spec, const Ort& ort, const OrtKernelContext* context) {
+  const Tensor x = ort.Input(context, kInputX);
+  const size_t rank = static_cast<size_t>(spec.image_axes) + 2;
+  if (x.shape.size() != rank || x.shape.back() != spec.channels) {
+    Refuse(spec, "X has shape " + ShapeText(x.shape) + ", expected " + std::to_string(rank) +
+                     " axes, the last of " + std::to_string(spec.channels) + " channels");
+  }
+  const bool flat = spec.image_axes == 1;
+  ConvInputs inputs{
+      {x.shape[0], flat ? 1 : x.shape[1], flat ? x.shape[1] : x.shape[2], 0, 0}, x.data, nullptr, {}};
+  ConvShape& shape = inputs.shape;
+  shape.out_rows = spec.rows.OutputSize(shape.in_rows);
+  shape.out_columns = spec.columns.OutputSize(shape.in_columns);
+  if (shape.out_rows < 1 || shape.out_columns < 1) {
+    Refuse(spec, "X of shape " + ShapeText(x.shape) + " is smaller than the filter");
+  }
+  inputs.y_shape = {shape.batch};
+  if (!flat) inputs.y_shape.push_back(shape.out_rows);
+  inputs.y_shape.insert(inputs.y_shape.end(), {shape.out_columns, spec.N});
+  if (!spec.has_residual) return inputs;
+  const Tensor residual = ort.Input(context, kInputResidual);
+  if (residual.shape != inputs.y_shape) {
+    Refuse(spec, "residual has shape " + ShapeText(residual.shape) + ", Y has " + ShapeText(inputs.y_shape));
+  }
+  inputs.residual = residual.data;
+  return inputs;
+}
+
+}  // namespace deftonnx

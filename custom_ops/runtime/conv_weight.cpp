@@ -1,0 +1,46 @@
+// DeftConv's weight in 16 bits.
+#include <algorithm>
+#include <cmath>
+
+#include "conv_kernel.h"
+#include "float_bits.h"
+
+namespace deftonnx {
+namespace {
+
+constexpr float kMostFloat16 = 65504;
+constexpr float kLeastNormalFloat16 = 0x1p-14f;
+
+// The power of two to multiply a row by so that float16 holds it: 1 if it does already, to its last bit.
+float RowFactor(const float* row, int64_t K) {
+  float most = 0;
+  bool exact = true;
+  for (int64_t k = 0; k < K; ++k) {
+    const float value = std::fabs(row[k]);
+    most = std::max(most, value);
+    if (value != 0 && value < kLeastNormalFloat16) exact = exact && HalfToFloat(FloatToHalf(value)) == value;
+  }
+  if (most == 0 || (exact && most <= kMostFloat16)) return 1;
+  return std::ldexp(1.0f, 15 - std::ilogb(most));
+}
+
+}  // namespace
+
+Weight16 MakeWeight16(const ConvNode& node) {
+  const ConvSpec& spec = node.spec;
+  const bool half = spec.x_type == ElementType::kFloat16;
+  std::vector<uint16_t> values(node.weight.size());
+  std::vector<float> scale = node.scale;
+  for (int64_t n = 0; n < spec.N; ++n) {
+    const float* row = &node.weight[n * spec.K];
+    const float factor = half ? RowFactor(row, spec.K) : 1;
+    scale[n] /= factor;
+    for (int64_t k = 0; k < spec.K; ++k) {
+      values[n * spec.K + k] = half ? FloatToHalf(row[k] * factor) : FloatToBfloat16(row[k]);
+    }
+  }
+  const bool scaled = std::any_of(scale.begin(), scale.end(), [](float s) { return s != 1; });
+  return {DeviceBuffer(node.driver, values), DeviceBuffer(node.driver, scale), scaled};
+}
+
+}  // namespace deftonnx

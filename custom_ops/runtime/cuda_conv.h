@@ -1,0 +1,31 @@
+// DeftConv for the CUDA provider.
+#pragma once
+
+#include <mutex>
+
+#include "conv_kernel.h"
+
+namespace deftonnx {
+
+class CudaConv {
+ public:
+  // Loads the kernels that may serve this node; Compute only chooses one and launches.
+  CudaConv(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y);
+  CudaConv(const CudaConv&) = delete;  // the kernels refer to node_
+  ~CudaConv();
+
+  // Launches on ONNX Runtime's stream, without synchronisation. Safe in several threads at once.
+  void Compute(const Ort& ort, OrtKernelContext* context);
+
+ private:
+  ConvKernel& Choose(const ConvShape& shape);
+
+  Ort ort_;
+  ConvNode node_;
+  ConvKernels kernels_;
+  OrtAllocator* scratch_;
+  std::mutex mutex_;
+  std::vector<std::pair<ConvShape, ConvKernel*>> chosen_;
+};
+
+}  // namespace deftonnx

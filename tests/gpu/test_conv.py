@@ -1,0 +1,201 @@
+"""DeftConv on the GPU against float64 arithmetic on the same unpacked operands."""
+
+import threading
+
+import ml_dtypes
+import numpy as np
+import onnxruntime
+import pytest
+from conv_model import conv_case, conv_model, output_image, reference
+from gemm_model import DTYPES, ort_value, run_gemm, to_array
+
+from deftonnx.formats import FORMAT_NAMES
+from deftonnx.formats.activation import ACTIVATIONS
+from deftonnx.formats.conv_function import Window
+
+TOLERANCE = {np.float32: 1e-5, np.float16: 5e-4, ml_dtypes.bfloat16: 4e-3}
+CUDA = ("CUDAExecutionProvider",)
+HALVES = (np.float16, ml_dtypes.bfloat16)
+SAME = Window.of((3, 3), pads=(1, 1, 1, 1))
+# image, channels, outputs, window
+LAYERS = {
+    "1x1": ((9, 11), 64, 72, Window.of((1, 1))),
+    "1x1_strided": ((9, 11), 128, 64, Window.of((1, 1), strides=(2, 2))),
+    "3x3": ((13, 7), 64, 136, SAME),
+    "3x3_strided": ((15, 14), 32, 64, Window.of((3, 3), strides=(2, 2), pads=(1, 1, 1, 1))),
+    "no_padding": ((8, 9), 40, 24, Window.of((3, 2))),
+    "asymmetric": ((10, 12), 96, 40, Window.of((3, 3), strides=(1, 2), pads=(0, 1, 2, 0), dilations=(2, 1))),
+    "5x5": ((9, 9), 16, 32, Window.of((5, 5), pads=(2, 2, 2, 2))),
+    "first": ((23, 21), 3, 64, Window.of((7, 7), strides=(2, 2), pads=(3, 3, 3, 3))),
+    "odd": ((6, 5), 7, 9, SAME),
+    "one_output": ((7, 7), 24, 1, SAME),
+    "groups": ((8, 8), 128, 128, Window.of((3, 3), pads=(1, 1, 1, 1), group=2)),
+    "small_groups": ((8, 8), 32, 48, Window.of((3, 3), pads=(1, 1, 1, 1), group=4)),
+    "depthwise": ((11, 9), 48, 48, Window.of((3, 3), pads=(1, 1, 1, 1), group=48)),
+    "depthwise_strided": ((11, 9), 20, 40, Window.of((3, 3), strides=(2, 2), group=20)),
+    "1d": ((50,), 64, 136, Window.of((7,), strides=(3,), pads=(3, 3), dilations=(2,))),
+    "1d_odd": ((17,), 5, 6, Window.of((4,), pads=(1, 2))),
+    "many_tiles": ((56, 57), 64, 200, SAME),
+}
+HOPPER_TILES = ("128x256", "128x128", "128x64")
+
+
+def check(Y, expected, dtype):
+    assert Y.dtype == dtype
+    assert Y.shape == expected.shape
+    assert np.linalg.norm(Y.astype(np.float64) - expected) <= TOLERANCE[dtype] * np.linalg.norm(expected)
+
+
+def prefix(dtype):
+    return "fp16" if dtype == np.float16 else "bf16"
+
+
+def name_of(dtype):
+    return np.dtype(dtype).name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers(options, layer, dtype):
+    window = LAYERS[layer][-1]
+    for batch in (1, 3, 12 if layer == "many_tiles" else 5):
+        name = "half" if dtype == np.float16 else "deft16"
+        X, packed, bias, _ = conv_case(batch, *LAYERS[layer], name, dtype, batch=batch)
+        Y = run_gemm(conv_model(X, packed, bias, window), X, None, options, CUDA)
+        check(Y, reference(X, packed, bias, window), dtype)
+
+
+@pytest.mark.parametrize("kernel", ["cudnn", "direct", *(f"hopper_{tile}" for tile in HOPPER_TILES)])
+@pytest.mark.parametrize("dtype", HALVES, ids=name_of)
+@pytest.mark.parametrize("layer", ["1x1", "3x3", "asymmetric", "groups", "many_tiles", "1d"])
+def test_each_kernel(options, layer, dtype, kernel):
+    window = LAYERS[layer][-1]
+    X, packed, bias, _ = conv_case(7, *LAYERS[layer], "deft16", dtype, batch=9)
+    residual = np.random.default_rng(8).standard_normal((9, *output_image(window, X.shape[1:-1]), packed.N))
+    epilogue = {"residual": residual.astype(dtype), "activation": "relu"}
+    compute = kernel if kernel == "cudnn" else f"{prefix(dtype)}_{kernel}"
+    model = conv_model(X, packed, bias, window, compute=compute, **epilogue)
+    Y = run_gemm(model, X, epilogue["residual"], options, CUDA)
+    check(Y, reference(X, packed, bias, window, **epilogue), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("name", FORMAT_NAMES)
+def test_formats(options, name, dtype):
+    for layer in ("3x3", "odd"):
+        window = LAYERS[layer][-1]
+        X, packed, bias, kept = conv_case(9, *LAYERS[layer], name, dtype)
+        Y = run_gemm(conv_model(X, packed, bias, window), X, None, options, CUDA)
+        check(Y, reference(X, packed, bias, window), dtype)
+        block = 32 if layer == "3x3" else 1
+        X, packed, bias, kept = conv_case(10, *LAYERS[layer], name, dtype, block=block)
+        Y = run_gemm(conv_model(X, packed, bias, window, kept=kept, block=block), X, None, options, CUDA)
+        check(Y, reference(X, packed, bias, window, kept=kept, block=block), dtype)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("block", [0, 16])
+def test_epilogue(options, activation, dtype, block):
+    for layer, with_residual in (("3x3", True), ("1x1", False), ("1x1", True)):
+        window = LAYERS[layer][-1]
+        X, packed, bias, kept = conv_case(11, *LAYERS[layer], "deft8:4", dtype, block=block)
+        shape = (2, *output_image(window, X.shape[1:-1]), packed.N)
+        residual = np.random.default_rng(12).standard_normal(shape).astype(dtype) if with_residual else None
+        epilogue = {"activation": activation, "alpha": 0.2, "beta": 0.5, "residual": residual}
+        model = conv_model(X, packed, bias, window, kept=kept, block=block, **epilogue)
+        Y = run_gemm(model, X, residual, options, CUDA)
+        check(Y, reference(X, packed, bias, window, kept=kept, block=block, **epilogue), dtype)
+
+
+@pytest.mark.parametrize("block", [1, 4, 8, 16, 32, 64])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
+def test_elimination(options, block, dtype, density):
+    layers = {**LAYERS, "wide": ((14, 15), 256, 264, SAME), "1d_wide": ((40,), 128, 64, Window.of((5,), pads=(2, 2)))}
+    for layer in ("1x1_strided", "groups", "wide", "1d_wide"):
+        window = layers[layer][-1]
+        X, packed, bias, kept = conv_case(13, *layers[layer], "deft16", dtype, block=block, density=density)
+        Y = run_gemm(conv_model(X, packed, bias, window, kept=kept, block=block), X, None, options, CUDA)
+        check(Y, reference(X, packed, bias, window, kept=kept, block=block), dtype)
+
+
+@pytest.mark.parametrize("tile", HOPPER_TILES)
+@pytest.mark.parametrize("block", [8, 16, 32, 64])
+def test_each_tile_for_kept_blocks(options, tile, block):
+    X, packed, bias, kept = conv_case(14, (28, 27), 192, 328, SAME, "half", np.float16, batch=41, block=block)
+    model = conv_model(X, packed, bias, SAME, kept=kept, block=block, compute=f"fp16_hopper_{tile}")
+    Y = run_gemm(model, X, None, options, CUDA)
+    check(Y, reference(X, packed, bias, SAME, kept=kept, block=block), np.float16)
+
+
+def test_weights_beyond_the_range_of_float16(options):
+    X, packed, bias, _ = conv_case(15, *LAYERS["3x3"], "deft16", np.float16)
+    for power in (-30, 18):
+        codes = packed.codes.copy()
+        codes = (codes.view(ml_dtypes.bfloat16).astype(np.float32) * 2.0**power).astype(ml_dtypes.bfloat16)
+        scaled = type(packed)(packed.format, codes.view(packed.codes.dtype), packed.scale / 2.0**power, packed.K)
+        Y = run_gemm(conv_model(X, scaled, bias, SAME), X, None, options, CUDA)
+        check(Y, reference(X, packed, bias, SAME), np.float16)
+
+
+def test_an_empty_batch(options):
+    X, packed, bias, _ = conv_case(16, *LAYERS["3x3"], "half", np.float16, batch=0)
+    assert run_gemm(conv_model(X, packed, bias, SAME), X, None, options, CUDA).size == 0
+
+
+def binding_of(options, model, X, shape, **provider_options):
+    providers = [("CUDAExecutionProvider", provider_options)]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("X", onnxruntime.OrtValue.ortvalue_from_numpy(X, "cuda", 0))
+    output = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, X.dtype, "cuda", 0)
+    binding.bind_ortvalue_output("Y", output)
+    return session, binding, output
+
+
+@pytest.mark.parametrize("block", [0, 8, 32])
+def test_graphs_and_repeats_give_the_same_bits(options, block):
+    X, packed, bias, kept = conv_case(17, (28, 28), 64, 192, SAME, "half", np.float16, batch=8, block=block)
+    model = conv_model(X, packed, bias, SAME, kept=kept, block=block, activation="relu")
+    results = set()
+    for provider_options in ({}, {"enable_cuda_graph": "1"}):
+        session, binding, output = binding_of(options, model, X, [8, 28, 28, 192], **provider_options)
+        for _ in range(200):
+            session.run_with_iobinding(binding)
+            results.add(output.numpy().tobytes())
+    assert len(results) == 1
+    check(output.numpy(), reference(X, packed, bias, SAME, kept=kept, block=block, activation="relu"), np.float16)
+
+
+def test_threads_share_a_session(options):
+    X, packed, bias, _ = conv_case(18, *LAYERS["3x3"], "half", np.float16, batch=9)
+    model = conv_model(X, packed, bias, SAME, batch="batch")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=list(CUDA))
+    expected = reference(X, packed, bias, SAME)
+    failures = []
+
+    def work(seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(10):
+            count = int(rng.integers(1, 9))
+            (Y,) = session.run_with_ort_values(["Y"], {"X": ort_value(X[:count])})
+            try:
+                check(to_array(Y), expected[:count], np.float16)
+            except AssertionError as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_the_node_runs_on_the_gpu(options):
+    X, packed, bias, _ = conv_case(19, *LAYERS["3x3"], "deft8:4", np.float16)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    run_gemm(conv_model(X, packed, bias, SAME), X, None, options, CUDA)
+    with pytest.raises(Exception, match="no kernel 'nonsense'"):
+        run_gemm(conv_model(X, packed, bias, SAME, compute="nonsense"), X, None, options, CUDA)
