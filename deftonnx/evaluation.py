@@ -89,7 +89,8 @@ def runner(model: ort.InferenceSession, feed: Feed) -> Callable[[], list[Array]]
     Outputs in bfloat16, which NumPy has not, come as float32.
     """
     types = {t.name: t.type for t in model.get_inputs()}
-    feed = {name: value.astype(NARROW[types[name]]) if types[name] in NARROW else value for name, value in feed.items()}
+    with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, as it would in the model
+        feed = {n: value.astype(NARROW[types[n]]) if types[n] in NARROW else value for n, value in feed.items()}
     if BFLOAT16 not in {*types.values(), *(t.type for t in model.get_outputs())}:
         return lambda: model.run(None, feed)
     names = [output.name for output in model.get_outputs()]

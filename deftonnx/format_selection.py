@@ -20,7 +20,10 @@ from deftonnx.settings import AUTOMATIC, FP32, Settings
 
 Array = np.ndarray[Any, Any]
 ROWS = 16384
-"""Rows of X sampled for the output error of a layer's formats."""
+FEWEST_ROWS = 512
+ELEMENTS = 1 << 25
+"""Rows of X sampled for the output error of a layer's formats: ROWS, or as many as hold ELEMENTS numbers where that is
+fewer, but at least FEWEST_ROWS."""
 
 
 @dataclass
@@ -101,7 +104,7 @@ def _with_rows(
         position = {id(node): i for i, node in enumerate(graph.nodes)}
         for layer in sorted(layers, key=lambda layer: position[id(layer.node)]):
             stream.advance(position[id(layer.node)])
-            limit = -(-ROWS // len(batches))
+            limit = -(-min(ROWS, max(FEWEST_ROWS, ELEMENTS // layer.K)) // len(batches))
             rng = np.random.default_rng([seed, position[id(layer.node)]])
             parts = [layer.rows(x, limit, rng)[:, 0] for x in stream.batches(layer.x.name)]
             yield layer, np.concatenate(parts)
