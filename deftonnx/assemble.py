@@ -19,17 +19,19 @@ from deftonnx.elimination.choice import Choice
 from deftonnx.errors import DeftError
 from deftonnx.format_selection import FormatChoice, choose_formats
 from deftonnx.layers import LinearLayer, Refusal
+from deftonnx.layers.linear import constant_bytes, unused_name
 from deftonnx.plan import Plan
 from deftonnx.precision import Narrowed, to_sixteen_bits
 from deftonnx.report.report import LayerRow
 from deftonnx.rewrite.absorb import absorb
+from deftonnx.rewrite.channels_last import to_channels_last
 from deftonnx.rewrite.eliminate import eliminate
 from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.fuse import fuse
 from deftonnx.rewrite.narrow import chains, narrow
 from deftonnx.rewrite.normalise import export_model, infer_shapes
 from deftonnx.rewrite.pack import blocks_kept, decode, pack, pack_weights
-from deftonnx.settings import Settings
+from deftonnx.settings import AUTOMATIC, FP32, Settings
 
 TOLERANCE = {np.dtype(np.float16): 2e-2}
 IO_TOLERANCE = {"keep": 0.0, "float16": 2e-2, "bfloat16": 1e-1}
@@ -93,14 +95,19 @@ def assemble(
         verify(expected, finish(graph, origin, {}), probe)
         expected = _pack(graph, origin, layers, formats, in_kernel, probe)
     wide: list[Refusal] = []
-    narrowed = Narrowed()
+    narrowed, convolutions = Narrowed(), dict[str, gs.Node]()
     if settings.precision != "keep":
         verify(expected, finish(graph, origin, {}), probe)
+        convolutions = _channels_last(graph, settings)
+        unpacked = [refusal for refusal in unpacked if refusal.name not in convolutions]
         narrowed = to_sixteen_bits(graph, origin, expected, batches or probe, probe)
     if settings.io_types != "keep":
         verify(expected, finish(graph, origin, {}), probe, rounding(settings))
         wide = _narrow(graph, origin, settings.io_types, batches)
     _complete(rows, layers, choices, formats)
+    for name, node in convolutions.items():
+        if name in rows:
+            rows[name].format, rows[name].bytes_after = str(node.attrs["format"]), constant_bytes(node)
     _tell_output_types(graph, rows, narrowed)
     changed = [row for row in rows.values() if row.changed]
     macs = sum(row.macs_after for row in rows.values())
@@ -142,8 +149,8 @@ def _complete(
 
 def _tell_output_types(graph: gs.Graph, rows: dict[str, LayerRow], narrowed: Narrowed) -> None:
     for name, kind in narrowed.kinds.items():
-        if name in rows:
-            rows[name].output_type = kind
+        if (own := name.removesuffix(unused_name(""))) in rows:  # as DeftConv nodes are called
+            rows[own].output_type = kind
     for node in graph.nodes:
         if node.name in rows and "output_type" in node.attrs:
             rows[node.name].output_type = TensorProto.DataType.Name(node.attrs["output_type"]).lower()
@@ -171,6 +178,16 @@ def _form(layer: LinearLayer) -> str:
     first = layer.kept[0, 0]
     prefix = layer.groups == 1 and bool(first[: int(first.sum())].all())
     return "Slice" if prefix else "Gather"
+
+
+def _channels_last(graph: gs.Graph, settings: Settings) -> dict[str, gs.Node]:
+    """Make DeftConv nodes, where they may be, in regions with channels last."""
+    if settings.target != "cuda" or settings.portable or settings.format == FP32:
+        return {}
+    infer_shapes(graph)
+    made = to_channels_last(graph, "half" if settings.format in AUTOMATIC else settings.format)
+    fuse(graph)
+    return made
 
 
 def _pack(

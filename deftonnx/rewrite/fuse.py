@@ -1,4 +1,4 @@
-"""Fold what follows a DeftGemm into it: the Add of a bias, the Add of a residual, an activation.
+"""Fold what follows a DeftGemm or DeftConv into it: the Add of a bias, the Add of a residual, an activation.
 
 The operator computes activation(X·W · scale + bias + residual), so a bias is folded while there is no activation, a
 residual while there is neither another residual nor an activation, and an activation last. Nothing is folded whose
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from deftonnx.formats.conv_function import is_conv
 from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.layers import Refusal
 from deftonnx.layers.linear import is_standard, unused_name
@@ -58,11 +59,11 @@ Epilogue = BiasAdd | ResidualAdd | ActivationNodes
 
 
 def fuse(graph: gs.Graph) -> bool:
-    """Fold epilogues into all DeftGemm nodes of `graph`, whose shapes are known where they can be."""
+    """Fold epilogues into all DeftGemm and DeftConv nodes of `graph`, whose shapes are known where they can be."""
     changed = False
     reserved = Reserved(graph)
     for node in list(graph.nodes):
-        if not is_deft_gemm(node):
+        if not is_deft_gemm(node) and not is_conv(node.domain, node.op):
             continue
         while not isinstance(found := match(node, reserved), Refusal):
             _rewrite(node, found)
@@ -78,7 +79,7 @@ def is_deft_gemm(node: gs.Node) -> bool:
 
 
 def match(node: gs.Node, reserved: Reserved) -> Epilogue | Refusal:
-    """What can be folded into the DeftGemm `node` next, or why nothing can."""
+    """What can be folded into the DeftGemm or DeftConv `node` next, or why nothing can."""
     y = node.outputs[0]
     if node.attrs["activation"] != "none":
         return _refusal(node, "it has an activation, which comes last")

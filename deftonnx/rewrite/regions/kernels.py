@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
+from deftonnx.formats.conv_function import is_conv
+from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.layers.linear import is_standard
 
 FLOAT16, BFLOAT16 = "float16", "bfloat16"
@@ -84,13 +86,12 @@ _CONTRIB = {
     "BiasGelu": _PLAIN,
     "QuickGelu": _PLAIN,
 }
-_OWN = {"DeftGemm": _OURS, "DeftConv": _OURS}
 
 
 def kernel(node: gs.Node) -> Kernel | None:
     """How `node` computes in 16 bits, or None where it does not."""
-    if node.domain == OWN:
-        return _OWN.get(node.op)
+    if is_gemm(node.domain, node.op) or is_conv(node.domain, node.op):
+        return _OURS
     if node.domain == CONTRIB:
         return _CONTRIB.get(node.op)
     return _STANDARD.get(node.op) if is_standard(node) else None
