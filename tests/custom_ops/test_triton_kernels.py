@@ -84,7 +84,10 @@ ACTIVATIONS = {  # curve, gated, slope, offset, low, high: see kernels/epilogue.
 }
 
 
-def run(interpreter, X, packed, bias, loader, tile, swap=False, kept=None, block=0, residual=None, activation="none"):
+def run(
+    interpreter, X, packed, bias, loader, tile,
+    swap=False, apart=False, kept=None, block=0, residual=None, activation="none",
+):  # fmt: skip
     """Y of the kernel, all of its tiles."""
     kernel, tl, TensorDescriptor = interpreter
     (M, features), N, (block_m, block_n, block_k) = X.shape, packed.N, tile
@@ -100,7 +103,7 @@ def run(interpreter, X, packed, bias, loader, tile, swap=False, kept=None, block
         M, N, packed.K, features, W.shape[1], block.bit_length() - 1, 0, 0, 1.0,
         *ACTIVATIONS[activation], {"float32": 0, "float16": 1}[X.dtype.name],
         LOADER=loader, TERMS=1, DECODE=False, COMPUTE=tl.float16,
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, SWAP=swap,
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, SWAP=swap, APART=apart,
     )  # fmt: skip
     return Y
 
@@ -124,6 +127,12 @@ def check(Y, expected):
 def test_loaders(interpreter, loader, shape, swap):
     X, packed, bias = case(*shape)
     Y = run(interpreter, X, packed, bias, loader, (16, 16, 32), swap)
+    check(Y, reference(X, packed, bias))
+
+
+def test_steps_summed_apart(interpreter):
+    X, packed, bias = case(17, 96, 20)
+    Y = run(interpreter, X, packed, bias, "element", (16, 16, 32), apart=True)
     check(Y, reference(X, packed, bias))
 
 
