@@ -1,6 +1,6 @@
 """DeftGemm against cuBLASLt (through PyTorch) and ONNX Runtime's own float16 operators.
 
-    python benchmarks/gemm_speed.py [--part shapes|chains|kernels|elimination ...] [--output FILE]
+    python benchmarks/gemm_speed.py [--part shapes|streaming|chains|kernels|elimination ...] [--output FILE]
 
 Candidates alternate in one process, seven rounds each; figures are microseconds a layer, median and range.
 Needs PyTorch with CUDA and ONNX Runtime's CUDA provider.
@@ -25,8 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "custom_ops")]
 
 import onnxruntime  # noqa: E402
-from families import few_rows, tensor_core  # noqa: E402
+from families import few_rows, stream, tensor_core  # noqa: E402
 from families.few_rows import FewRows  # noqa: E402
+from families.stream import Stream  # noqa: E402
 from families.tensor_core import Variant  # noqa: E402
 from gemm_sessions import Layers, packed_model, session_runner, stock_model  # noqa: E402
 
@@ -36,6 +37,7 @@ SHAPES = [
     (2048, 2048, 2048), (4096, 4096, 4096), (8192, 8192, 8192), (8192, 768, 3072), (8192, 3072, 768),
     (12608, 768, 3072), (12608, 3072, 768),
 ]  # fmt: skip
+STREAMING = [(1, 8192, 8192), (16, 8192, 8192), (16, 8192, 28672), (16, 28672, 8192)]
 CHAINS = [(16, 256), (64, 1024), (1024, 1024)]
 Run = Callable[[], None]
 Save = Callable[[list[dict[str, Any]]], None]  # keeps what has been measured so far
@@ -113,12 +115,41 @@ def measure_shapes(save: Save) -> list[dict[str, Any]]:
     return rows
 
 
+def measure_streaming(save: Save) -> list[dict[str, Any]]:
+    """Few rows of X, where reading the weights is what costs: every E, beside a copy in the same run."""
+    rows = []
+    source = torch.randn(2**28, device="cuda")
+    target = torch.empty_like(source)
+    for M, K, N in STREAMING:
+        layers = Layers(M, K, N, count=2)
+        names = ["half", *(f"deft8:{e}" for e in range(1, 8))]
+        candidates = {
+            f"deft {name}": session_runner(packed_model(layers, name), layers, packed=True, graph=True)
+            for name in names
+        }
+        for dtype in ("float16", "bfloat16"):
+            candidates[f"cublaslt fused {dtype}"] = torch_runner(Layers(M, K, N, count=2, dtype=dtype), fused=True)
+        us = time_together(candidates, layers.count)
+        copy = time_together({"copy": lambda: torch.mul(source, 2, out=target)}, 1)["copy"]
+        copied = 2 * source.numel() * source.element_size()  # read and written
+        share = {
+            name: round(K * N * (1 if "deft8" in name else 2) / times[0] * copy[0] / copied, 3)
+            for name, times in us.items()
+        }
+        row = {"shape": [M, K, N], "layers": layers.count, "us": us, "copy_us": copy, "copied_bytes": copied}
+        rows.append(row | {"weight_bytes_per_second_over_copy": share})
+        _show(rows[-1])
+        save(rows)
+    return rows
+
+
 def measure_kernels(save: Save) -> list[dict[str, Any]]:
     """Every dense kernel that takes float16, at every shape: what the tuning tables are made from."""
     major, minor = torch.cuda.get_device_capability()
-    kernels: list[Variant | FewRows] = []
+    kernels: list[Variant | FewRows | Stream] = []
     kernels += [v for v in tensor_core.variants([major * 10 + minor]) if v.x_type == "fp16" and v.loader == "tma"]
     kernels += [k for k in few_rows.kernels([major * 10 + minor]) if k.x_type == "fp16"]
+    kernels += [k for k in stream.kernels([major * 10 + minor]) if k.x_type == "fp16"]
     formats = {("fp16", 1): "half", ("u8", 1): "deft8:4", ("u8", 2): "deft8:7", ("bf16", 2): "deft16"}
     rows = []
     for M, K, N in SHAPES:
@@ -138,10 +169,10 @@ def measure_kernels(save: Save) -> list[dict[str, Any]]:
     return rows
 
 
-def _sensible(kernel: Variant | FewRows, M: int) -> bool:
+def _sensible(kernel: Variant | FewRows | Stream, M: int) -> bool:
     """Whether measuring `kernel` at M rows could tell anything."""
-    if isinstance(kernel, FewRows):
-        return 8 * (kernel.m_tiles - 1) < M <= 8 * kernel.m_tiles
+    if isinstance(kernel, FewRows | Stream):
+        return kernel.m_tiles // 2 * 8 < M <= 8 * kernel.m_tiles
     return kernel.terms == 1 and 32 * kernel.tile[0] >= M
 
 
@@ -179,6 +210,7 @@ def measure_elimination(save: Save) -> list[dict[str, Any]]:
 
 PARTS = {
     "shapes": measure_shapes,
+    "streaming": measure_streaming,
     "chains": measure_chains,
     "kernels": measure_kernels,
     "elimination": measure_elimination,

@@ -40,3 +40,54 @@ __device__ inline void store_float(void* base, size_t index, int type, float val
     static_cast<__nv_bfloat16*>(base)[index] = __float2bfloat16_rn(value);
   }
 }
+
+// Elements of COUNT neighbouring rows of a row-major matrix, of which the first `wanted` exist.
+template <int COUNT>
+struct Rows {
+  size_t first;  // index of the first row's element
+  int stride;    // elements of a row
+  int wanted;
+};
+
+template <class T, int COUNT>
+__device__ inline void add_rows_of(const T* base, const Rows<COUNT>& rows, float (&z)[COUNT]) {
+  T values[COUNT];
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) {
+    values[i] = i < rows.wanted ? base[rows.first + static_cast<size_t>(i) * rows.stride] : T(0.0f);
+  }
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) z[i] += static_cast<float>(values[i]);
+}
+
+// z += the elements, of the type numbered `type`.
+template <int COUNT>
+__device__ inline void add_rows(const void* base, int type, const Rows<COUNT>& rows, float (&z)[COUNT]) {
+  if (type == 0) {
+    add_rows_of(static_cast<const float*>(base), rows, z);
+  } else if (type == 1) {
+    add_rows_of(static_cast<const __half*>(base), rows, z);
+  } else {
+    add_rows_of(static_cast<const __nv_bfloat16*>(base), rows, z);
+  }
+}
+
+// The elements become z, in the type numbered `type`.
+template <int COUNT>
+__device__ inline void store_rows(void* base, int type, const Rows<COUNT>& rows, const float (&z)[COUNT]) {
+  if (type == 0) {
+    float* y = static_cast<float*>(base) + rows.first;
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      if (i < rows.wanted) y[static_cast<size_t>(i) * rows.stride] = z[i];
+    }
+    return;
+  }
+  auto* y = static_cast<unsigned short*>(base) + rows.first;
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) {
+    const unsigned short half = __half_as_ushort(__float2half_rn(z[i]));
+    const unsigned short bfloat16 = __bfloat16_as_ushort(__float2bfloat16_rn(z[i]));
+    if (i < rows.wanted) y[static_cast<size_t>(i) * rows.stride] = type == 1 ? half : bfloat16;
+  }
+}

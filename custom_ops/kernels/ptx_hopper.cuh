@@ -107,11 +107,23 @@ __device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.arrive.relaxed;\n barrier.cluster.wait;" ::: "memory");
 }
 
+// The same, and shared memory written before is visible to all after.
+__device__ inline void cluster_sync_memory() {
+  asm volatile("barrier.cluster.arrive.release;\n barrier.cluster.wait.acquire;" ::: "memory");
+}
+
 // The address of the same shared memory of block `rank`.
 __device__ inline uint32_t address_at(uint32_t shared, uint32_t rank) {
   uint32_t address;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared), "r"(rank));
   return address;
+}
+
+// 4 bytes of a block of the cluster.
+__device__ inline float load_float_at(uint32_t address) {
+  float v;
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
+  return v;
 }
 
 // Writes to a block of the cluster, asynchronously; its 8 bytes complete on `barrier`, of the same block.
@@ -187,6 +199,14 @@ __device__ inline void copy_16(uint32_t shared, const void* global, bool inside)
                "r"(inside ? 16 : 0)
                : "memory");
 }
+
+// 4 bytes.
+__device__ inline void copy_4(uint32_t shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
+}
+
+// Waits for all earlier copies of this thread.
+__device__ inline void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // One of the barrier's expected arrivals, made when all earlier copies of this thread are done.
 __device__ inline void barrier_arrive_after_copies(uint32_t barrier) {

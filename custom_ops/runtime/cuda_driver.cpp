@@ -15,6 +15,7 @@ constexpr int kCapabilityMinor = 76;
 constexpr int kMaxDynamicSharedBytes = 8;
 constexpr int kPromoteToL2In128Bytes = 2;
 constexpr int kClusterDimension = 4;
+constexpr int kProgrammaticStreamSerialization = 6;
 
 struct LaunchAttribute {
   int id;
@@ -149,10 +150,12 @@ void CudaDriver::SetSharedMemory(CUkernel kernel, CUdevice device, int bytes) co
 }
 
 void CudaDriver::Launch(CUkernel kernel, unsigned blocks, unsigned cluster, unsigned threads,
-                        unsigned shared_bytes, CUstream stream, void** parameters) const {
-  LaunchAttribute attribute{kClusterDimension, 0, {cluster, 1, 1}};
-  const LaunchConfig config{{blocks, 1, 1}, {threads, 1, 1}, shared_bytes,
-                            stream,         &attribute,      cluster > 1 ? 1u : 0u};
+                        unsigned shared_bytes, CUstream stream, void** parameters, bool early) const {
+  LaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (cluster > 1) attributes[count++] = {kClusterDimension, 0, {cluster, 1, 1}};
+  if (early) attributes[count++] = {kProgrammaticStreamSerialization, 0, {1}};
+  const LaunchConfig config{{blocks, 1, 1}, {threads, 1, 1}, shared_bytes, stream, attributes, count};
   Check(functions_->cuLaunchKernelEx(&config, kernel, parameters, nullptr), "cuLaunchKernelEx");
 }
 

@@ -31,9 +31,10 @@ class CudaDriver {
   CUlibrary LoadLibrary(const void* image) const;
   CUkernel GetKernel(CUlibrary library, const char* name) const;
   void SetSharedMemory(CUkernel kernel, CUdevice device, int bytes) const;
-  // `cluster` blocks at a time form a cluster; 1 on devices without clusters.
+  // `cluster` blocks at a time form a cluster; 1 on devices without clusters. `early`: the kernel may start
+  // before the one ahead of it in the stream has ended, and waits for it by itself (compute capability 9.0).
   void Launch(CUkernel kernel, unsigned blocks, unsigned cluster, unsigned threads, unsigned shared_bytes,
-              CUstream stream, void** parameters) const;
+              CUstream stream, void** parameters, bool early = false) const;
   void CopyToHost(void* host, const void* device, size_t bytes) const;
   // To memory that all streams may read when the call returns.
   void CopyToDevice(void* device, const void* host, size_t bytes) const;

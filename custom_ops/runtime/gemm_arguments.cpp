@@ -7,11 +7,11 @@ namespace {
 
 int Bias(int exponent_bits) { return (1 << (exponent_bits - 1)) - 1; }
 
-int32_t TypeCode(ElementType type) {
-  return type == ElementType::kFloat ? 0 : type == ElementType::kFloat16 ? 1 : 2;  // as kernels/epilogue.py
-}
-
 }  // namespace
+
+int32_t TypeCode(ElementType type) {
+  return type == ElementType::kFloat ? 0 : type == ElementType::kFloat16 ? 1 : 2;
+}
 
 Decoding Decoding::ToFloat32(int exponent_bits) {
   return {8 - exponent_bits, 0, std::ldexp(1.0f, 127 - Bias(exponent_bits))};

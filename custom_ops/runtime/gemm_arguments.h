@@ -9,6 +9,9 @@ namespace deftonnx {
 
 inline int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// A float type as kernels/epilogue.py and epilogue.cuh number them.
+int32_t TypeCode(ElementType type);
+
 // Collects the addresses of a kernel's arguments in order. The values must live until the launch returns.
 class Arguments {
  public:

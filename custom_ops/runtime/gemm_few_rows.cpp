@@ -26,16 +26,10 @@ bool Serves(const GemmSpec& spec) {
   return even && (spec.block == 0 || spec.block >= 16);
 }
 
-// Of two kernels for as many rows: the one made for clusters for 16-bit codes (unpacking 8-bit ones is faster
-// without) if its tiles fill the GPU; the most output features a block (they share the rows of X) that still
+// Of two kernels for as many rows: the most output features a block (they share the rows of X) that still
 // leave every multiprocessor two blocks.
 bool Better(const FewRowsImage& a, const FewRowsImage& b, const GemmNode& node) {
   const int64_t N = node.spec.N, multiprocessors = node.multiprocessors;
-  if (a.cluster != b.cluster) {
-    const FewRowsImage& cluster = a.cluster ? a : b;
-    const bool fills = 2 * CeilDivide(N, cluster.block_n) >= 3 * multiprocessors;
-    return (&a == &cluster) == (fills && cluster.w_type != ElementType::kUint8);
-  }
   // two terms and 64 output features take too many registers
   if (a.terms == 2 && (a.block_n > 32) != (b.block_n > 32)) return a.block_n <= 32;
   const auto fills = [&](const FewRowsImage& row) {
@@ -43,17 +37,6 @@ bool Better(const FewRowsImage& a, const FewRowsImage& b, const GemmNode& node) 
   };
   if (fills(a) != fills(b)) return fills(a);
   return fills(a) ? a.block_n > b.block_n : a.block_n < b.block_n;
-}
-
-// How many blocks share the K axis of a tile, as a cluster: enough to give each multiprocessor a block and a
-// half.
-unsigned ClusterSize(const FewRowsImage& row, const GemmNode& node) {
-  if (!row.cluster) return 1;
-  const int64_t tiles = CeilDivide(node.spec.N, row.block_n);
-  const int64_t steps = CeilDivide(node.spec.K, row.block_k);
-  unsigned size = 1;
-  while (size < 8 && 2 * tiles * size < 3 * int64_t{node.multiprocessors} && steps >= 4 * size) size *= 2;
-  return size;
 }
 
 Decoding MakeDecoding(const GemmSpec& spec, const FewRowsImage& row) {
@@ -69,8 +52,7 @@ class FewRowsKernel : public GemmKernel {
         row_(row),
         kernel_(LoadKernel(node.driver, row.image, node.device)),
         arguments_(node, MakeDecoding(node.spec, row)),
-        cluster_(ClusterSize(row, node)),
-        blocks_(static_cast<unsigned>(CeilDivide(node.spec.N, row.block_n)) * cluster_) {}
+        blocks_(static_cast<unsigned>(CeilDivide(node.spec.N, row.block_n))) {}
 
   const char* Name() const override { return row_.image.name; }
 
@@ -83,7 +65,7 @@ class FewRowsKernel : public GemmKernel {
     arguments.Add(call.x);
     arguments.Add(node_.weight);
     arguments_.Add(arguments, call, M);
-    node_.driver.Launch(kernel_, blocks_, cluster_, row_.image.threads, row_.image.shared_bytes, call.stream,
+    node_.driver.Launch(kernel_, blocks_, 1, row_.image.threads, row_.image.shared_bytes, call.stream,
                         arguments.Pointers());
   }
 
@@ -92,7 +74,7 @@ class FewRowsKernel : public GemmKernel {
   const FewRowsImage& row_;
   CUkernel kernel_;
   NodeArguments arguments_;
-  unsigned cluster_, blocks_;
+  unsigned blocks_;
 };
 
 }  // namespace

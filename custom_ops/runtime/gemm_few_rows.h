@@ -1,5 +1,4 @@
-// The family of kernels/gemm_small_m.cu and gemm_small_m_cluster.cu: 8 or 16 rows of X, the weights read
-// once.
+// The family of kernels/gemm_small_m.cu: 8 or 16 rows of X, the weights read once.
 #pragma once
 
 #include "gemm_kernel.h"
@@ -11,8 +10,7 @@ struct FewRowsImage {
   KernelImage image;
   ElementType x_type, w_type;
   int terms;  // bfloat16 terms that X is split into
-  bool cluster;
-  int most_rows, block_n, block_k;
+  int most_rows, block_n;
 };
 
 extern const ImageTable<FewRowsImage> kFewRowsImages;

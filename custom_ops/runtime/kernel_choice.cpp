@@ -6,12 +6,13 @@
 #include "error.h"
 #include "gemm_few_rows.h"
 #include "gemm_simt.h"
+#include "gemm_stream.h"
 #include "gemm_tensor_core.h"
 
 namespace deftonnx {
 namespace {
 
-constexpr GemmFamily kFamilies[] = {FewRowsKernels, TensorCoreKernels, SimtKernels};
+constexpr GemmFamily kFamilies[] = {StreamKernels, FewRowsKernels, TensorCoreKernels, SimtKernels};
 
 constexpr int kIndexBits = 16;
 

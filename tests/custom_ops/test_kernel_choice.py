@@ -57,6 +57,11 @@ def test_manifest(manifest):
         assert manifest.code_for(89) == 80
 
 
+@pytest.mark.parametrize(("rows", "most"), [(1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (32, 32)])
+def test_few_rows_are_streamed(manifest, kernels, rows, most):
+    assert kernels([rows])[0].kernel == f"fp16_fp16_stream_{most}"
+
+
 def test_other_files_have_no_manifest(tmp_path):
     for content in (b"", b"no library", b"deftonnx-manifest:{}\0", b"deftonnx-manifest:{"):
         (tmp_path / "file").write_bytes(content)

@@ -41,29 +41,50 @@ def check(Y, expected, dtype):
     assert np.linalg.norm(Y.astype(np.float64) - expected) <= TOLERANCE[dtype] * np.linalg.norm(expected)
 
 
-FEW_ROWS = [f"{kind}_{tile}" for kind, tiles in (
-    ("small_m", ("8x16", "8x32", "8x64", "16x16", "16x32", "16x64")), ("small_m_cluster", ("8x128", "16x128"))
-) for tile in tiles]  # fmt: skip
+# kernels for few rows: those before compute capability 9.0, and those from there on
+FEW_ROWS = [f"small_m_{tile}" for tile in ("8x16", "8x32", "8x64", "16x16", "16x32", "16x64")]
+STREAM = ["stream_8", "stream_16", "stream_32"]
 
 
-@pytest.mark.parametrize("kernel", FEW_ROWS)
+@pytest.mark.parametrize("kernel", FEW_ROWS + STREAM)
 @pytest.mark.parametrize(
     ("dtype", "name", "prefix"),
     [
         (np.float16, "half", "fp16_fp16"),
         (ml_dtypes.bfloat16, "deft16", "bf16_bf16"),
-        (np.float16, "deft8:2", "fp16_u8"),
-        (np.float16, "deft8:7", "fp16_u8"),
-        (ml_dtypes.bfloat16, "deft8:5", "bf16_u8"),
+        *((np.float16, f"deft8:{e}", "fp16_u8") for e in range(1, 8)),
+        (ml_dtypes.bfloat16, "deft8:1", "bf16_u8"),
+        (ml_dtypes.bfloat16, "deft8:7", "bf16_u8"),
     ],
     ids=ids,
 )
 def test_each_kernel_for_few_rows(options, dtype, name, prefix, kernel):
+    if (kernel in STREAM) != (gpu_capability() >= (9, 0)):
+        pytest.skip("a kernel for another GPU")
     most_rows = int(kernel.split("_")[-1].split("x")[0])
-    for M, K, N in [(1, 16, 1), (most_rows, 2064, 130), (most_rows - 3, 8192, 65), (3, 4096, 300)]:
+    shapes = [(1, 16, 1), (most_rows, 2064, 130), (most_rows - 3, 8192, 65), (3, 4096, 300), (most_rows, 400, 31)]
+    for M, K, N in shapes:
         X, packed, bias = case((M, K, N), name, dtype)
         model = gemm_model(X, packed, bias, compute=f"{prefix}_{kernel}")
         check(run_gemm(model, X, None, options, CUDA), reference(X, packed, bias), dtype)
+
+
+@pytest.mark.parametrize(("K", "N"), [(64, 34000), (4112, 2080), (6160, 520)])
+def test_few_rows_in_waves_and_clusters(options, K, N):
+    X, packed, bias = case((13, K, N), "half", np.float16)
+    outputs = {run_gemm(gemm_model(X, packed, bias), X, None, options, CUDA).tobytes() for _ in range(5)}
+    assert len(outputs) == 1
+    check(np.frombuffer(outputs.pop(), np.float16).reshape(13, N), reference(X, packed, bias), np.float16)
+
+
+@pytest.mark.parametrize("name", ["half", "deft8:3", "deft8:6"])
+@pytest.mark.parametrize("M", [1, 8, 9, 16, 17, 32, 33])
+def test_few_rows_by_default(options, name, M):
+    for K, N in [(8, 40), (24, 33), (1032, 2080), (4096, 520)]:
+        X, packed, bias = case((M, K, N), name, np.float16)
+        residual = np.random.default_rng(M).standard_normal((M, N)).astype(np.float16)
+        Y = run_gemm(gemm_model(X, packed, bias, residual=residual, activation="gelu"), X, residual, options, CUDA)
+        check(Y, reference(X, packed, bias, residual=residual, activation="gelu"), np.float16)
 
 
 @pytest.mark.parametrize(

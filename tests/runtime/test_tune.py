@@ -34,8 +34,8 @@ def built(monkeypatch, tmp_path, operator_library):
 
 
 def tile_rows(kernel):
-    """The first number of a tile in a kernel's name, as 128 of …_128x256x64…"""
-    return int(re.search(r"_(\d+)x\d", kernel)[1])
+    """The first number of a tile in a kernel's name, as 128 of …_128x256x64…, or its rows alone"""
+    return int(re.search(r"_(\d+)(x\d|$)", kernel)[1])
 
 
 class Clock:

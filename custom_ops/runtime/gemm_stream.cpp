@@ -1,0 +1,232 @@
+#include "gemm_stream.h"
+
+#include <algorithm>
+
+#include "error.h"
+#include "gemm_arguments.h"
+#include "kernel_cache.h"
+
+namespace deftonnx {
+namespace {
+
+// As in gemm_stream.cu.
+constexpr int kRowBytes = 128;             // of W in a stage
+constexpr int kWarpRows = 32;              // output features a warp multiplies
+constexpr int kLoaders = 4;                // warps that bring X
+constexpr int kOtherWarps = 1 + kLoaders;  // and W
+
+// The kernel's only argument, field by field.
+struct Problem {
+  TensorMap w;
+  const void* x;
+  const void* scale;
+  const void* bias;
+  const void* kept;
+  const void* residual;
+  void* y;
+  int32_t M, N, K, features, block_shift;
+  int32_t decode_shift, decode_factor;
+  float accumulator_scale;
+  int32_t curve, gated;
+  float slope, offset, low, high;
+  int32_t y_type;
+  int32_t row_warps, k_warps, stages, cluster, constants_offset;
+};
+
+int CodeBytes(const GemmSpec& spec) { return spec.format == Format::kDeft8 ? 1 : 2; }
+
+// Input features of a stage.
+int StepFeatures(const GemmSpec& spec) { return kRowBytes / CodeBytes(spec); }
+
+// The bfloat16 parts of X that these kernels need for the node's format, or 0 if they do not serve it.
+int Terms(const GemmSpec& spec) {
+  const bool half_x = spec.x_type == ElementType::kFloat16;
+  switch (spec.format) {
+    case Format::kHalf: return half_x ? 1 : 0;
+    case Format::kDeft16: return spec.x_type == ElementType::kBfloat16 ? 1 : 0;
+    case Format::kDeft8: return half_x && spec.exponent_bits > 5 ? 2 : spec.x_type != ElementType::kFloat;
+    case Format::kDeft16q:
+    case Format::kFloat32: break;
+  }
+  return 0;
+}
+
+bool Serves(const GemmSpec& spec) {
+  return spec.features % 8 == 0 && spec.K % 8 == 0 && (spec.block == 0 || spec.block >= 8);
+}
+
+Decoding MakeDecoding(const GemmSpec& spec, int terms) {
+  if (spec.format != Format::kDeft8) return {};
+  const bool to_float16 = spec.x_type == ElementType::kFloat16 && terms == 1;
+  return to_float16 ? Decoding::ToFloat16(spec.exponent_bits) : Decoding::ToBfloat16(spec.exponent_bits);
+}
+
+// How a launch shares out the work.
+struct Schedule {
+  int row_warps;  // of 32 output features each, in a block
+  int k_warps;    // that share K in a block: a power of two
+  int cluster;    // blocks that share K: a power of two
+
+  int Rows() const { return kWarpRows * row_warps; }
+  int Threads() const { return 32 * (kOtherWarps + row_warps * k_warps); }
+};
+
+// Shared memory of a stage beside W's: X, and two barriers.
+int OtherStageBytes(const GemmSpec& spec, const StreamImage& row) {
+  return row.terms * row.most_rows * StepFeatures(spec) * 2 + 16;
+}
+
+// The most row_warps of a block whose stages, one for each of kLoaders, fit its shared memory.
+int64_t MostRowWarps(const GemmSpec& spec, const StreamImage& row) {
+  constexpr int kMost = 7, kConstantBytes = 2 * kWarpRows * 4;
+  const int space = row.image.shared_bytes / kLoaders - OtherStageBytes(spec, row);
+  return std::clamp(space / (kWarpRows * kRowBytes + kConstantBytes), 1, kMost);
+}
+
+// One block a multiprocessor, in as few equal waves as there must be. Blocks share K where one warp's output
+// features are too many for a block, and, with more than a few rows of X, where blocks would be so low that
+// reading X for each of them costs more than adding sums up.
+Schedule ChooseSchedule(const GemmNode& node, const StreamImage& row) {
+  constexpr int64_t kStepsWorthSharing = 16, kMostKWarps = 4, kFewRows = 8;
+  const GemmSpec& spec = node.spec;
+  const int64_t multiprocessors = node.multiprocessors;
+  const int64_t units = CeilDivide(spec.N, kWarpRows);
+  const int64_t steps = CeilDivide(spec.K, StepFeatures(spec));
+  Schedule schedule{1, 1, 1};
+  while (schedule.cluster < 8 && 2 * units * schedule.cluster <= multiprocessors &&
+         steps >= kStepsWorthSharing * schedule.cluster) {
+    schedule.cluster *= 2;
+  }
+  const bool low = 2 * units > multiprocessors && units <= 3 * multiprocessors;
+  if (low && row.most_rows > kFewRows && steps >= 2 * kStepsWorthSharing) schedule.cluster = 2;
+  const int64_t tiles = std::max<int64_t>(1, multiprocessors / schedule.cluster);
+  const int64_t waves = CeilDivide(units, tiles * MostRowWarps(spec, row));
+  schedule.row_warps = static_cast<int>(CeilDivide(units, tiles * waves));
+  const int most_warps = row.image.threads / 32 - kOtherWarps;
+  const int64_t own_steps = CeilDivide(steps, schedule.cluster);
+  const int stage = schedule.Rows() * kRowBytes + OtherStageBytes(spec, row);
+  const int most_stages = row.image.shared_bytes / 2 / stage;
+  const auto fits = [&](int k_warps) {
+    return k_warps * schedule.row_warps <= most_warps && k_warps <= own_steps &&
+           k_warps <= std::max(most_stages, kLoaders);
+  };
+  while (schedule.k_warps < kMostKWarps && fits(2 * schedule.k_warps)) schedule.k_warps *= 2;
+  return schedule;
+}
+
+class StreamKernel : public GemmKernel {
+ public:
+  StreamKernel(const GemmNode& node, const StreamImage& row, const Schedule& schedule)
+      : node_(node),
+        row_(row),
+        kernel_(LoadKernel(node.driver, row.image, node.device)),
+        schedule_(schedule),
+        blocks_(static_cast<unsigned>(CeilDivide(node.spec.N, schedule_.Rows()) * schedule_.cluster)) {
+    SetProblem();
+  }
+
+  const char* Name() const override { return row_.image.name; }
+
+  // Weights at the memory's speed, X from the second-level cache by every block, and the start and the end.
+  double Nanoseconds(int64_t M) const override {
+    if (M > row_.most_rows) return kRefused;
+    constexpr double kFixed = 2500, kWeightBytes = 4200, kXBytes = 5000, kMostOfABlock = 60;  // a nanosecond
+    const double rate =
+        std::min(kWeightBytes, kMostOfABlock * std::min<double>(blocks_, node_.multiprocessors));
+    const double weights = static_cast<double>(node_.spec.N) * node_.spec.K * CodeBytes(node_.spec);
+    const double x = static_cast<double>(blocks_ / schedule_.cluster) * M * node_.spec.K * 2;
+    return kFixed + row_.most_rows + weights / rate + x / kXBytes;
+  }
+
+  void Launch(const GemmCall& call) const override {
+    if (reinterpret_cast<uintptr_t>(call.x) % 16 != 0) {
+      throw CudaError("DeftGemm: X must be aligned to 16 bytes");
+    }
+    Problem problem = problem_;
+    problem.x = call.x;
+    problem.residual = call.residual;
+    problem.y = call.y;
+    problem.M = static_cast<int32_t>(call.M);
+    void* argument = &problem;
+    node_.driver.Launch(kernel_, blocks_, schedule_.cluster, schedule_.Threads(), shared_bytes_, call.stream,
+                        &argument, true);
+  }
+
+ private:
+  void SetProblem();
+  void SetSharedMemory();
+
+  const GemmNode& node_;
+  const StreamImage& row_;
+  CUkernel kernel_;
+  Schedule schedule_;
+  unsigned blocks_;
+  unsigned shared_bytes_ = 0;
+  Problem problem_{};  // all but the call's own
+};
+
+void StreamKernel::SetProblem() {
+  const GemmSpec& spec = node_.spec;
+  constexpr int kUint8 = 0, kFloat16 = 6, kBfloat16 = 9, kSwizzle128 = 3;  // the driver's enumerators
+  const int type = spec.format == Format::kDeft8  ? kUint8
+                   : spec.format == Format::kHalf ? kFloat16
+                                                  : kBfloat16;
+  Problem& p = problem_;
+  p.w = node_.driver.EncodeMatrix(node_.weight, type, CodeBytes(spec), spec.N, spec.K, spec.padded_K,
+                                  schedule_.Rows(), StepFeatures(spec), kSwizzle128);
+  p.scale = node_.scale;
+  p.bias = node_.bias;
+  p.kept = node_.kept;
+  p.N = static_cast<int32_t>(spec.N);
+  p.K = static_cast<int32_t>(spec.K);
+  p.features = static_cast<int32_t>(spec.features);
+  p.block_shift = spec.block_shift;
+  const Decoding decoding = MakeDecoding(spec, row_.terms);
+  p.decode_shift = decoding.shift;
+  p.decode_factor = decoding.factor;
+  p.accumulator_scale = decoding.accumulator_scale;
+  const Activation& activation = spec.activation;
+  p.curve = activation.curve;
+  p.gated = activation.gated;
+  p.slope = activation.slope, p.offset = activation.offset;
+  p.low = activation.low, p.high = activation.high;
+  p.y_type = TypeCode(spec.y_type);
+  p.row_warps = schedule_.row_warps;
+  p.k_warps = schedule_.k_warps;
+  p.cluster = schedule_.cluster;
+  SetSharedMemory();
+}
+
+// Stages for half of a multiprocessor's memory, so that the next kernel's blocks can fill theirs while this
+// one's are emptied; but no fewer than the warps that take turns at them.
+void StreamKernel::SetSharedMemory() {
+  const int constants = 2 * schedule_.Rows() * 4;
+  const int stage = schedule_.Rows() * kRowBytes + OtherStageBytes(node_.spec, row_);
+  const int unit = std::max(schedule_.k_warps, kLoaders);
+  const int64_t steps = CeilDivide(CeilDivide(node_.spec.K, StepFeatures(node_.spec)), schedule_.cluster);
+  const int most =
+      schedule_.row_warps < 4 ? row_.image.shared_bytes / 2 : row_.image.shared_bytes - constants;
+  const int64_t wanted = std::min<int64_t>(steps, most / stage);
+  const int stages = std::max(static_cast<int>(wanted) / unit, 1) * unit;
+  const int sums = schedule_.k_warps * row_.most_rows * (schedule_.Rows() + 4) * 4;
+  problem_.stages = stages;
+  problem_.constants_offset = std::max(stages * stage, sums);
+  shared_bytes_ = problem_.constants_offset + constants;
+}
+
+}  // namespace
+
+void StreamKernels(const GemmNode& node, GemmKernels& kernels) {
+  const int terms = Terms(node.spec);
+  if (terms == 0 || !Serves(node.spec)) return;
+  const int architecture = kStreamImages.ArchitectureFor(node.capability);
+  for (const StreamImage& row : kStreamImages) {
+    if (row.image.architecture != architecture || row.x_type != node.spec.x_type) continue;
+    if (row.w_type != node.spec.weight_type || row.terms != terms || !node.Admits(row.image.name)) continue;
+    const Schedule schedule = ChooseSchedule(node, row);
+    if (NeedsSumsApart(node.spec, node.spec.K * terms / (schedule.k_warps * schedule.cluster))) continue;
+    kernels.push_back(std::make_unique<StreamKernel>(node, row, schedule));
+  }
+}
+
+}  // namespace deftonnx
