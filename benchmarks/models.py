@@ -1,0 +1,237 @@
+"""Whole models on the GPU: ONNX Runtime's stock settings, torch.compile and `optimize --preset dense16`, side by side.
+
+    python benchmarks/models.py --output benchmarks/results/<gpu>/models.json [--models resnet50 …] [--batches 1 64]
+        [--variants NAME …] [--folder DIR] [--prepare] [--no-compile]
+
+Every model is exported on the spot (networks.py) and written in each form (--prepare does only that, into --folder).
+All variants of one batch size run in turn in one process, with inputs and outputs on the GPU and CUDA graphs on; a
+variant that cannot be captured runs without, and says so. Figures are milliseconds a run: median, least and most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch  # before onnxruntime: it brings the CUDA libraries into the process
+
+import onnxruntime as ort  # isort: skip
+from networks import NETWORKS, export, module, sample
+from record import write
+
+import deftonnx
+from deftonnx.runtime.session import register_if_built
+
+ROUNDS = 9
+ROUND_SECONDS = 0.02
+VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
+    "ort fp32": ("fp32", {"use_tf32": "0"}),
+    "ort tf32": ("fp32", {}),
+    "ort tf32 nhwc": ("fp32", {"prefer_nhwc": "1"}),
+    "ort fp16": ("fp16", {}),
+    "ort fp16 nhwc": ("fp16", {"prefer_nhwc": "1"}),
+    "ort transformers fp16": ("tuned", {}),
+    "deft dense16": ("deft", {}),
+    "deft dense16 nhwc": ("deft", {"prefer_nhwc": "1"}),
+}
+"""By name: the file of the model, and options of the CUDA provider."""
+
+
+def prepare(name: str, folder: Path, forms: set[str]) -> None:
+    """Write the model in `forms` into `folder`, where they are not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = folder / f"{name}.fp32.onnx"
+    if not plain.exists():
+        export(name, plain)
+    if not (folder / f"{name}.deft.onnx").exists():
+        started = time.perf_counter()
+        feed = {key: value.numpy() for key, value in sample(name, 4).items()}
+        result = deftonnx.optimize(plain, calib_data=feed, preset="dense16", measure=False)
+        result.save(folder / f"{name}.deft.onnx")
+        left = [f"{refusal.op} {refusal.name}: {refusal.reason}" for refusal in result.report.left_in_float32]
+        ops: dict[str, int] = {}
+        for node in result.model.graph.node:
+            ops[node.op_type] = ops.get(node.op_type, 0) + 1
+        about = {"seconds": round(time.perf_counter() - started, 1), "operators": ops, "left_in_float32": left}
+        (folder / f"{name}.json").write_text(json.dumps(about))
+    _stock(name, plain, folder, forms)
+
+
+def _stock(name: str, plain: Path, folder: Path, forms: set[str]) -> None:
+    """ONNX Runtime's own tools: its float16 converter, and its optimizer for transformers."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    half = folder / f"{name}.fp16.onnx"
+    if "fp16" in forms and not half.exists():
+        onnx.save(convert_float_to_float16(onnx.load(plain), keep_io_types=True), half)
+    network, tuned = NETWORKS[name], folder / f"{name}.tuned.onnx"
+    if "tuned" in forms and network.family is not None and not tuned.exists():
+        from onnxruntime.transformers.optimizer import optimize_model
+
+        made = optimize_model(str(plain), network.family, **network.heads, opt_level=0, use_gpu=True)
+        made.convert_float_to_float16(keep_io_types=True)
+        made.save_model_to_file(str(tuned))
+
+
+class Runner:
+    """One variant at one batch size, ready to run."""
+
+    def __init__(self, path: Path, options: dict[str, str], inputs: dict[str, np.ndarray], graph: bool) -> None:
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 4
+        register_if_built(settings)
+        choice = {**options, "enable_cuda_graph": "1" if graph else "0"}
+        started = time.perf_counter()
+        providers = [("CUDAExecutionProvider", choice), "CPUExecutionProvider"]
+        self.session = ort.InferenceSession(str(path), settings, providers=providers)
+        self.creation = time.perf_counter() - started
+        self.binding = self.session.io_binding()
+        self.values = {name: ort.OrtValue.ortvalue_from_numpy(value, "cuda", 0) for name, value in inputs.items()}
+        for name, value in self.values.items():
+            self.binding.bind_ortvalue_input(name, value)
+
+    def bind(self, like: np.ndarray) -> None:
+        """The first output, in a place that stays."""
+        self.output = ort.OrtValue.ortvalue_from_numpy(np.zeros_like(like), "cuda", 0)
+        self.binding.bind_ortvalue_output(self.session.get_outputs()[0].name, self.output)
+
+    def __call__(self) -> None:
+        self.session.run_with_iobinding(self.binding)
+
+    def result(self) -> np.ndarray:
+        """What the last run gave."""
+        return np.asarray(self.output.numpy())
+
+
+def reference(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """The model's own output in float32."""
+    providers = [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
+    return np.asarray(ort.InferenceSession(str(path), providers=providers).run(None, inputs)[0])
+
+
+def ready(path: Path, options: dict[str, str], inputs: dict[str, np.ndarray], like: np.ndarray) -> tuple[Runner, bool]:
+    """A warm runner, with a CUDA graph if the model can be captured."""
+    for graph in (True, False):
+        try:
+            runner = Runner(path, options, inputs, graph)
+            runner.bind(like)
+            for _ in range(3):
+                runner()
+            return runner, graph
+        except Exception as error:
+            if not graph:
+                raise
+            print(f"    without a CUDA graph: {str(error).splitlines()[0][:150]}", flush=True)
+    raise AssertionError
+
+
+def compiled(name: str, inputs: dict[str, np.ndarray]) -> Callable[[], None]:
+    """torch.compile in float16, mode max-autotune-no-cudagraphs, captured in a CUDA graph of our own."""
+    network = module(name).cuda().half()
+    tensors = {key: torch.from_numpy(value).cuda() for key, value in inputs.items()}
+    tensors = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
+    if all(value.ndim == 4 for value in tensors.values()):
+        network = network.to(memory_format=torch.channels_last)
+        tensors = {key: value.to(memory_format=torch.channels_last) for key, value in tensors.items()}
+    function = torch.compile(network)
+    stream = torch.cuda.Stream()
+    with torch.no_grad(), torch.cuda.stream(stream):
+        for _ in range(3):
+            function(*tensors.values())
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            function(*tensors.values())
+
+    def run() -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    return run
+
+
+def timed(runners: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
+    """Milliseconds a run in ROUNDS rounds; the runners take turns."""
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    counts = {}
+    for name, run in runners.items():
+        started = time.perf_counter()
+        run()
+        counts[name] = max(3, int(ROUND_SECONDS / (time.perf_counter() - started)))
+    for _ in range(ROUNDS):
+        for name, run in runners.items():
+            started = time.perf_counter()
+            for _ in range(counts[name]):
+                run()
+            times[name].append(1e3 * (time.perf_counter() - started) / counts[name])
+    return times
+
+
+def measure(name: str, batch: int, folder: Path, variants: list[str], with_compile: bool) -> dict[str, Any]:
+    """All variants of one model at one batch size."""
+    inputs = {key: value.numpy() for key, value in sample(name, batch).items()}
+    want = reference(folder / f"{name}.fp32.onnx", inputs)
+    runners: dict[str, Callable[[], None]] = {}
+    rows: dict[str, Any] = {}
+    for variant in variants:
+        form, options = VARIANTS[variant]
+        path = folder / f"{name}.{form}.onnx"
+        if not path.exists():
+            continue
+        try:
+            runner, graph = ready(path, options, inputs, want)
+        except Exception as error:
+            rows[variant] = {"error": str(error).splitlines()[0][:300]}
+            print(f"    {variant}: {rows[variant]['error']}", flush=True)
+            continue
+        difference = float(np.linalg.norm(runner.result().astype(np.float64) - want) / np.linalg.norm(want))
+        rows[variant] = {"cuda_graph": graph, "difference": difference, "session_s": round(runner.creation, 2)}
+        runners[variant] = runner
+    if with_compile:
+        try:
+            runners["torch.compile fp16"] = compiled(name, inputs)
+            rows["torch.compile fp16"] = {"cuda_graph": True}
+        except Exception as error:
+            rows["torch.compile fp16"] = {"error": str(error).splitlines()[0][:300]}
+    for variant, times in timed(runners).items():
+        rows[variant]["ms"] = [round(f(times), 4) for f in (statistics.median, min, max)]
+        print(f"  {name} {batch} {variant}: {rows[variant]}", flush=True)
+    del runners
+    gc.collect()
+    return {"model": name, "batch": batch, "variants": rows}
+
+
+def main() -> None:
+    """Run what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--models", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 64])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--folder", type=Path, default=Path("benchmarks/.models"))
+    parser.add_argument("--prepare", action="store_true")
+    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    options = parser.parse_args()
+    rows = []
+    for name in options.models:
+        prepare(name, options.folder, {VARIANTS[variant][0] for variant in options.variants})
+        if options.prepare:
+            continue
+        for batch in options.batches:
+            about = json.loads((options.folder / f"{name}.json").read_text())
+            rows.append({**measure(name, batch, options.folder, options.variants, options.compile), "optimize": about})
+        if options.output is not None:
+            device = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+            write(options.output, {**device, "unit": "ms: median, least, most", "rows": rows})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
