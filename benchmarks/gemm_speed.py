@@ -150,7 +150,7 @@ def measure_kernels(save: Save) -> list[dict[str, Any]]:
     kernels += [v for v in tensor_core.variants([major * 10 + minor]) if v.x_type == "fp16" and v.loader == "tma"]
     kernels += [k for k in few_rows.kernels([major * 10 + minor]) if k.x_type == "fp16"]
     kernels += [k for k in stream.kernels([major * 10 + minor]) if k.x_type == "fp16"]
-    formats = {("fp16", 1): "half", ("u8", 1): "deft8:4", ("u8", 2): "deft8:7", ("bf16", 2): "deft16"}
+    formats = {("fp16", 1): "half", ("u8", 1): "deft8:4", ("u8", 2): "deft8:7"}
     rows = []
     for M, K, N in SHAPES:
         if M * K * N > 2**36:

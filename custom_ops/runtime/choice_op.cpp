@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "error.h"
+#include "half_weight.h"
 #include "kernel_choice.h"
 
 namespace deftonnx {
@@ -15,7 +16,7 @@ GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info) {
     return static_cast<ElementType>(ort.AttributeInt(info, name));
   };
   const GemmSpec spec =
-      ReadGemmAttributes(ort, info, element("x_type"), element("w_type"), element("output_type"));
+      AsServed(ReadGemmAttributes(ort, info, element("x_type"), element("w_type"), element("output_type")));
   GemmNode node{spec,
                 CudaDriver::Offline(),
                 0,

@@ -20,6 +20,7 @@ Route ChooseRoute(const GemmSpec& spec) {
   const int split = spec.x_type == ElementType::kFloat ? 3 : half_x ? 2 : 1;
   switch (spec.format) {
     case Format::kHalf: return {half_x ? Operands::kNative : Operands::kTf32, 1};
+    // not with float16 X: see half_weight.h
     case Format::kDeft16: return {split == 1 ? Operands::kNative : Operands::kSplit, split};
     // 6 or 7 exponent bits leave float16's range
     case Format::kDeft8: return {Operands::kDeft8, half_x && spec.exponent_bits <= 5 ? 1 : split};

@@ -122,3 +122,17 @@ def test_the_node_runs_on_the_gpu(options):
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     run_gemm(gemm_model(X, packed, bias), X, None, options, CUDA)
+
+
+@pytest.mark.parametrize("M", [4, 100])
+def test_deft16_under_float16_keeps_bfloat16s_range(options, M):
+    rng = np.random.default_rng(M)
+    exponents = rng.integers(-60, 60, 48)
+    weight = np.ldexp(rng.standard_normal((256, 48)), exponents[None] - rng.integers(0, 20, (256, 1))).astype(
+        np.float32
+    )
+    X = rng.standard_normal((M, 256)).astype(np.float16)
+    packed, bias = pack_weight(weight, "deft16"), np.zeros(48, np.float32)
+    Y = run_gemm(gemm_model(X, packed, bias, output_dtype=np.float32), X, None, options, CUDA)
+    norms = np.linalg.norm(Y - reference(X, packed, bias), axis=0) / np.linalg.norm(reference(X, packed, bias), axis=0)
+    assert norms.max() <= TOLERANCE[np.float32]
