@@ -24,8 +24,9 @@ _OPERANDS: dict[str, list[tuple[str, str, int]]] = {
     "split": [("fp32", "bf16", 3)],
     "tf32": [(x, w, 1) for x, w in (("bf16", "fp16"), ("fp32", "fp16"), ("fp32", "fp32"))]
     + [(x, "u32", 1) for x in ("fp16", "bf16", "fp32")],
+    "tf32_half": [("bf16", "fp16", 1), ("fp32", "fp16", 1)],
 }
-_CPP_OPERANDS = {"native": "kNative", "deft8": "kDeft8", "deft8_split": "kDeft8", "split": "kSplit", "tf32": "kTf32"}
+_CPP_OPERANDS = {"native": "kNative", "deft8": "kDeft8", "deft8_split": "kDeft8", "split": "kSplit", "tf32": "kTf32", "tf32_half": "kTf32"}
 _CPP_LOADERS = {
     "tma": "kTma",
     "tma_kept": "kTmaKept",
@@ -67,14 +68,14 @@ class Variant:
     @property
     def compute_type(self) -> str:
         """The tensor core's operand type; fp32 stands for TF32."""
-        if self.operands == "tf32":
+        if self.operands.startswith("tf32"):
             return "fp32"
         return "fp16" if self.x_type == "fp16" and self.terms == 1 else "bf16"
 
     @property
     def sums_apart(self) -> bool:
         """Whether every K step is summed apart: always where that is not what takes the time."""
-        return self.apart or self.terms > 1 or self.operands == "tf32" or not self.uses_maps
+        return self.apart or self.terms > 1 or self.operands.startswith("tf32") or not self.uses_maps
 
     @property
     def uses_maps(self) -> bool:
