@@ -12,10 +12,6 @@ enum Slot : int {
   kCustomOpDomainAdd = 27,
   kAddCustomOpDomain = 28,
   kGetTensorMutableData = 51,
-  kGetTensorElementType = 60,
-  kGetDimensionsCount = 61,
-  kGetDimensions = 62,
-  kGetTensorTypeAndShape = 65,
   kAttributeFloat = 85,
   kAttributeInt64 = 86,
   kAttributeString = 87,
@@ -23,7 +19,6 @@ enum Slot : int {
   kContextInput = 90,
   kContextOutput = 91,
   kReleaseStatus = 93,
-  kReleaseTensorTypeAndShapeInfo = 99,
   kReleaseCustomOpDomain = 101,
   kAddSessionConfigEntry = 130,
   kReleaseAllocator = 132,
@@ -37,6 +32,7 @@ enum Slot : int {
   kInfoConstantInput = 249,
   kContextParallelFor = 274,
   kInfoAllocator = 278,
+  kTensorTypeAndShapeReference = 414,
 };
 
 }  // namespace
@@ -186,22 +182,12 @@ Tensor Ort::View(const OrtValue* value) const {
   void* data = nullptr;
   Check(Call(kGetTensorMutableData, const_cast<OrtValue*>(value), &data));
   tensor.data = data;
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  Check(Call(kGetTensorTypeAndShape, value, &info));
-  size_t rank = 0;
   int type = 0;
-  OrtStatus* status = Call(kGetTensorElementType, static_cast<const OrtTensorTypeAndShapeInfo*>(info), &type);
-  if (status == nullptr) {
-    status = Call(kGetDimensionsCount, static_cast<const OrtTensorTypeAndShapeInfo*>(info), &rank);
-  }
-  if (status == nullptr) {
-    tensor.shape.resize(rank);
-    status =
-        Call(kGetDimensions, static_cast<const OrtTensorTypeAndShapeInfo*>(info), tensor.shape.data(), rank);
-  }
-  reinterpret_cast<void (*)(OrtTensorTypeAndShapeInfo*)>(api_->slot[kReleaseTensorTypeAndShapeInfo])(info);
-  Check(status);
+  const int64_t* shape = nullptr;  // in the value itself
+  size_t rank = 0;
+  Check(Call(kTensorTypeAndShapeReference, value, &type, &shape, &rank));
   tensor.type = static_cast<ElementType>(type);
+  tensor.shape.assign(shape, shape + rank);
   return tensor;
 }
 

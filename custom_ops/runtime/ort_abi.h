@@ -9,7 +9,7 @@
 
 namespace deftonnx {
 
-constexpr uint32_t kApiVersion = 22;  // the oldest with everything used here
+constexpr uint32_t kApiVersion = 24;  // the oldest with everything used here
 
 struct OrtStatus;
 struct OrtSessionOptions;
@@ -17,8 +17,6 @@ struct OrtCustomOpDomain;
 struct OrtKernelInfo;
 struct OrtKernelContext;
 struct OrtShapeInferContext;
-struct OrtTensorTypeAndShapeInfo;
-struct OrtTypeInfo;
 struct OrtLogger;
 struct OrtValue;
 
@@ -41,7 +39,7 @@ inline int ElementBytes(ElementType type) {
 enum class ErrorCode : int { kFail = 1, kInvalidArgument = 2, kNotImplemented = 9 };
 
 struct OrtApi {
-  void* slot[280];
+  void* slot[415];
 };
 
 struct OrtAllocator {

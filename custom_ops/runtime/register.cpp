@@ -40,7 +40,7 @@ extern "C" __attribute__((visibility("default"))) deftonnx::OrtStatus* RegisterC
   if (api == nullptr) {
     // too old to make a status with: ask for the oldest API, whose first slot is CreateStatus
     return deftonnx::Ort(base->GetApi(1))
-        .CreateStatus(deftonnx::ErrorCode::kFail, "libdeftonnx_ops needs ONNX Runtime 1.22 or newer");
+        .CreateStatus(deftonnx::ErrorCode::kFail, "libdeftonnx_ops needs ONNX Runtime 1.24 or newer");
   }
   const deftonnx::Ort ort(api);
   try {
