@@ -22,7 +22,7 @@ _TILES = (64, 128)
 
 def rows(architectures: list[int] | None, cache: Path, each: Callable[..., Any]) -> list[Row]:
     """Compile the kernels and return their rows."""
-    chosen = architectures or _ARCHITECTURES
+    chosen = [a for a in _ARCHITECTURES if architectures is None or a in architectures]
     codes = each(partial(compile_cuda.compile_cached, _SOURCE, cache=cache), [str(a) for a in chosen])
     return [
         _row(architecture, code, *variant)

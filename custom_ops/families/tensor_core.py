@@ -26,7 +26,14 @@ _OPERANDS: dict[str, list[tuple[str, str, int]]] = {
     + [(x, "u32", 1) for x in ("fp16", "bf16", "fp32")],
     "tf32_half": [("bf16", "fp16", 1), ("fp32", "fp16", 1)],
 }
-_CPP_OPERANDS = {"native": "kNative", "deft8": "kDeft8", "deft8_split": "kDeft8", "split": "kSplit", "tf32": "kTf32", "tf32_half": "kTf32"}
+_CPP_OPERANDS = {
+    "native": "kNative",
+    "deft8": "kDeft8",
+    "deft8_split": "kDeft8",
+    "split": "kSplit",
+    "tf32": "kTf32",
+    "tf32_half": "kTf32",
+}
 _CPP_LOADERS = {
     "tma": "kTma",
     "tma_kept": "kTmaKept",

@@ -11,7 +11,8 @@ from gemm_model import gemm_model, reference, run_gemm
 from onnx import TensorProto
 
 from deftonnx.errors import UnsupportedError
-from deftonnx.formats import pack_weight
+from deftonnx.formats import FORMAT_NAMES, get_format, pack_weight
+from deftonnx.formats.gemm_function import gemm_node
 from deftonnx.runtime.cuda import Device
 from deftonnx.runtime.kernel_choice import kernels_for
 from deftonnx.runtime.manifest import read_manifest
@@ -95,6 +96,30 @@ def test_refusals_are_the_library_s(manifest, kernels, operator_library):
     next(a for a in softmax.attribute if a.name == "activation").s = b"softmax"
     with pytest.raises(UnsupportedError, match="unknown activation 'softmax'"):
         kernels_for(softmax, TensorProto.FLOAT16, TensorProto.FLOAT16, [1], H200, operator_library)
+
+
+@pytest.mark.parametrize("output", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16])
+@pytest.mark.parametrize("x_type", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16])
+@pytest.mark.parametrize("name", ["fp32", *FORMAT_NAMES])
+def test_every_operand_is_served(manifest, operator_library, name, x_type, output):
+    for K, N in ((4096, 512), (8192, 48), (33, 7)):
+        packed = pack_weight(np.zeros((K, N), np.float32), name)
+        layer = gemm_node(["X", "W", "scale", "bias"], "Y", packed, name="layer", output_type=output)
+        w_type = get_format(name).onnx_type
+        names = {k.kernel for k in kernels_for(layer, x_type, w_type, [1, 500], H200, operator_library)}
+        only_simt = name == "fp32" and x_type != TensorProto.FLOAT
+        assert any("simt" in kernel for kernel in names) == only_simt
+        if (name, x_type) == ("deft16", TensorProto.FLOAT16):  # written anew as half
+            assert all(kernel.startswith("fp16_fp16") for kernel in names)
+        layer = gemm_node(["X", "W", "scale", "bias"], "Y", packed, name="layer", output_type=output, compute="simt")
+        names = {k.kernel for k in kernels_for(layer, x_type, w_type, [1, 500], H200, operator_library)}
+        assert len(names) == 2
+
+
+def test_only_the_fp32_units_serve_below_sm_80(manifest, kernels):
+    if 75 not in manifest.kernels:
+        pytest.skip("the library was built without kernels for sm_75")
+    assert {k.kernel for k in kernels([1, 500], capability=75)} == {"fp16_half_simt_64x64", "fp16_half_simt_128x128"}
 
 
 @pytest.fixture

@@ -84,14 +84,17 @@ ACTIVATIONS = {  # curve, gated, slope, offset, low, high: see kernels/epilogue.
 }
 
 
-def run(
-    interpreter, X, packed, bias, loader, tile,
-    swap=False, apart=False, kept=None, block=0, residual=None, activation="none",
-):  # fmt: skip
-    """Y of the kernel, all of its tiles."""
+CODES = {"half": np.float16, "fp32": np.float32, "deft16q": np.uint32}
+
+
+def run(interpreter, X, packed, bias, loader, tile, swap=False, kept=None, block=0, residual=None, activation="none",
+        apart=False):  # fmt: skip
+    """Y of the kernel, all of its tiles: as float16 where X and W are that, else as TF32, here float32."""
     kernel, tl, TensorDescriptor = interpreter
     (M, features), N, (block_m, block_n, block_k) = X.shape, packed.N, tile
-    W = packed.codes.view(np.float16)
+    W = packed.codes.view(CODES[packed.format])
+    wide = (X.dtype, W.dtype) != (np.float16, np.float16)
+    padded_K = W.shape[1] * (2 if packed.format == "deft16q" else 1)
     Y = np.full((M, N), np.nan, X.dtype)
     x, w = Memory(X), Memory(W)
     if loader.startswith("tma"):
@@ -100,23 +103,24 @@ def run(
     grid = (-(-M // block_m) * -(-N // block_n),)
     kernel[grid](
         x, w, Memory(packed.scale), Memory(bias), Memory(kept), Memory(residual), Memory(Y),
-        M, N, packed.K, features, W.shape[1], block.bit_length() - 1, 0, 0, 1.0,
+        M, N, packed.K, features, padded_K, block.bit_length() - 1, 0, 0, 1.0,
         *ACTIVATIONS[activation], {"float32": 0, "float16": 1}[X.dtype.name],
-        LOADER=loader, TERMS=1, DECODE=False, COMPUTE=tl.float16,
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, SWAP=swap, APART=apart,
+        LOADER=loader, TERMS=1, DECODE=False, COMPUTE=tl.float32 if wide else tl.float16,
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, SWAP=swap, APART=wide or apart,
     )  # fmt: skip
     return Y
 
 
-def case(M, K, N, features=None):
+def case(M, K, N, features=None, name="half", dtype=np.float16):
     rng = np.random.default_rng(M * 10000 + K * 100 + N)
-    X = rng.standard_normal((M, features or K)).astype(np.float16)
-    packed = pack_weight(rng.standard_normal((K, N)).astype(np.float32) / K**0.5, "half")
+    X = rng.standard_normal((M, features or K)).astype(dtype)
+    packed = pack_weight(rng.standard_normal((K, N)).astype(np.float32) / K**0.5, name)
     return X, packed, rng.standard_normal(N).astype(np.float32)
 
 
 def check(Y, expected):
-    assert np.linalg.norm(Y.astype(np.float64) - expected) <= 5e-4 * np.linalg.norm(expected)
+    tolerance = {np.float16: 5e-4, np.float32: 1e-6}[Y.dtype.type]
+    assert np.linalg.norm(Y.astype(np.float64) - expected) <= tolerance * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("swap", [False, True])
@@ -130,10 +134,27 @@ def test_loaders(interpreter, loader, shape, swap):
     check(Y, reference(X, packed, bias))
 
 
-def test_steps_summed_apart(interpreter):
-    X, packed, bias = case(17, 96, 20)
-    Y = run(interpreter, X, packed, bias, "element", (16, 16, 32), apart=True)
-    check(Y, reference(X, packed, bias))
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize(
+    ("loader", "name", "dtype"),
+    [
+        ("tma", "half", np.float32),
+        ("aligned", "half", np.float32),
+        ("aligned", "fp32", np.float32),
+        ("element", "fp32", np.float32),
+        ("aligned", "deft16q", np.float32),
+        ("element", "deft16q", np.float32),
+        ("element", "deft16q", np.float16),
+    ],
+)
+def test_tf32(interpreter, loader, name, dtype, swap):
+    X, packed, bias = case(20, *((61, 19) if loader == "element" else (64, 48)), name=name, dtype=dtype)
+    check(run(interpreter, X, packed, bias, loader, (16, 16, 32), swap), reference(X, packed, bias))
+
+
+def test_sums_apart(interpreter):
+    X, packed, bias = case(20, 200, 48)
+    check(run(interpreter, X, packed, bias, "element", (16, 16, 32), apart=True), reference(X, packed, bias))
 
 
 @pytest.mark.parametrize("loader", ["tma_kept", "aligned_kept", "element"])
