@@ -6,27 +6,22 @@
 namespace deftonnx {
 namespace {
 
-size_t HalfWeightBytes(const GemmSpec& spec) {
-  return BecomesHalf(spec) ? spec.N * (spec.padded_K * sizeof(uint16_t) + sizeof(float)) : 0;
-}
-
-// Writes the node's weight and scale as half into `memory`.
-void MakeHalfWeight(GemmNode& node, void* memory) {
+// Writes the node's weight and scale anew as half, into `new_codes` and `new_scale`.
+void MakeHalfWeight(GemmNode& node, DeviceBuffer& new_codes, DeviceBuffer& new_scale) {
   const int64_t N = node.spec.N, row = node.spec.padded_K;
   std::vector<uint16_t> codes(N * row);
   std::vector<float> scale(N);
-  const size_t code_bytes = codes.size() * sizeof(uint16_t), scale_bytes = N * sizeof(float);
-  node.driver.CopyToHost(codes.data(), node.weight, code_bytes);
-  node.driver.CopyToHost(scale.data(), node.scale, scale_bytes);
+  node.driver.CopyToHost(codes.data(), node.weight, codes.size() * sizeof(uint16_t));
+  node.driver.CopyToHost(scale.data(), node.scale, N * sizeof(float));
   ToHalf(codes.data(), scale.data(), N, row);
-  void* new_scale = static_cast<char*>(memory) + code_bytes;
-  node.driver.CopyToDevice(memory, codes.data(), code_bytes);
-  node.driver.CopyToDevice(new_scale, scale.data(), scale_bytes);
-  node.weight = memory;
-  node.scale = new_scale;
+  new_codes = DeviceBuffer(node.driver, codes);
+  new_scale = DeviceBuffer(node.driver, scale);
+  node.weight = new_codes.data();
+  node.scale = new_scale.data();
 }
 
-GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spec, void* half_weight) {
+GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spec, DeviceBuffer& half_codes,
+                  DeviceBuffer& half_scale) {
   const CudaDriver& driver = CudaDriver::Get();
   const CUdevice device = driver.CurrentDevice();
   const auto constant = [&](size_t index) {
@@ -44,7 +39,7 @@ GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spe
                 constant(3).data,
                 nullptr,
                 {}};
-  if (half_weight != nullptr) MakeHalfWeight(node, half_weight);
+  if (BecomesHalf(spec)) MakeHalfWeight(node, half_codes, half_scale);
   if (spec.has_zero) {
     uint32_t zero = 0;
     driver.CopyToHost(&zero, constant(5).data, ElementBytes(spec.y_type));
@@ -62,14 +57,13 @@ GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spe
 }  // namespace
 
 CudaGemm::CudaGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y)
-    : CudaGemm(ort, info, ReadGemmSpec(ort, info, x, y)) {}
-
-CudaGemm::CudaGemm(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spec)
-    : allocator_(ort, info),
-      half_weight_(allocator_, HalfWeightBytes(spec)),
-      node_(ReadNode(ort, info, spec, half_weight_.data())),
+    : ort_(ort),
+      node_(ReadNode(ort, info, ReadGemmSpec(ort, info, x, y), half_codes_, half_scale_)),
       choice_(node_, MeasuredTimes::Load(node_.capability, node_.multiprocessors,
-                                         [&](const std::string& message) { ort.Warn(info, message); })) {}
+                                         [&](const std::string& message) { ort.Warn(info, message); })),
+      scratch_(ort.DeviceAllocator(info)) {}
+
+CudaGemm::~CudaGemm() { ort_.Release(scratch_); }
 
 void CudaGemm::Compute(const Ort& ort, OrtKernelContext* context) const {
   const GemmInputs inputs = ReadInputs(node_.spec, ort, context);
@@ -77,7 +71,7 @@ void CudaGemm::Compute(const Ort& ort, OrtKernelContext* context) const {
   if (inputs.M == 0) return;
   if (inputs.M > kMostRows) throw InvalidNode("DeftGemm node '" + node_.spec.node + "': X has too many rows");
   const GemmKernel& kernel = choice_.For(inputs.M);
-  const DeviceMemory scratch(allocator_, kernel.ScratchBytes(inputs.M));
+  const Scratch scratch(scratch_, kernel.ScratchBytes(inputs.M));
   kernel.Launch({inputs.M, inputs.x, inputs.residual, y, scratch.data(), ort.ComputeStream(context)});
 }
 

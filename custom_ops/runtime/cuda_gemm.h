@@ -1,6 +1,7 @@
 // DeftGemm for the CUDA provider.
 #pragma once
 
+#include "device_buffer.h"
 #include "gemm_kernel.h"
 #include "kernel_choice.h"
 
@@ -11,17 +12,17 @@ class CudaGemm {
   // Loads the kernels that may serve this node; Compute only chooses one and launches.
   CudaGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y);
   CudaGemm(const CudaGemm&) = delete;  // the kernels refer to node_
+  ~CudaGemm();
 
   // Launches on ONNX Runtime's stream, without synchronisation. Safe in several threads at once.
   void Compute(const Ort& ort, OrtKernelContext* context) const;
 
  private:
-  CudaGemm(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spec);
-
-  DeviceAllocator allocator_;
-  DeviceMemory half_weight_;  // see half_weight.h
+  Ort ort_;
+  DeviceBuffer half_codes_, half_scale_;  // see half_weight.h
   GemmNode node_;
   KernelChoice choice_;
+  OrtAllocator* scratch_;
 };
 
 }  // namespace deftonnx

@@ -135,7 +135,7 @@ bool Ort::ConstantInput(const OrtKernelInfo* info, size_t index, Tensor* tensor)
   return true;
 }
 
-OrtAllocator* Ort::AcquireAllocator(const OrtKernelInfo* info) const {
+OrtAllocator* Ort::DeviceAllocator(const OrtKernelInfo* info) const {
   constexpr int kDefaultMemory = 0;
   OrtAllocator* allocator = nullptr;
   Check(Call(kInfoAllocator, info, kDefaultMemory, &allocator));
@@ -191,13 +191,13 @@ Tensor Ort::View(const OrtValue* value) const {
   return tensor;
 }
 
-DeviceMemory::DeviceMemory(const DeviceAllocator& allocator, size_t bytes)
-    : allocator_(allocator.get()), data_(bytes == 0 ? nullptr : allocator_->Alloc(allocator_, bytes)) {
+Scratch::Scratch(OrtAllocator* allocator, size_t bytes)
+    : allocator_(allocator), data_(bytes == 0 ? nullptr : allocator->Alloc(allocator, bytes)) {
   if (bytes != 0 && data_ == nullptr)
-    throw OrtError("no memory for " + std::to_string(bytes) + " bytes on the device");
+    throw OrtError("no memory for " + std::to_string(bytes) + " bytes of scratch");
 }
 
-DeviceMemory::~DeviceMemory() {
+Scratch::~Scratch() {
   if (data_ != nullptr) allocator_->Free(allocator_, data_);
 }
 

@@ -116,7 +116,7 @@ class Ort {
   bool ConstantInput(const OrtKernelInfo* info, size_t index, Tensor* tensor) const;
 
   // The execution provider's allocator for the node's inputs and outputs; to be given back.
-  OrtAllocator* AcquireAllocator(const OrtKernelInfo* info) const;
+  OrtAllocator* DeviceAllocator(const OrtKernelInfo* info) const;
   void Release(OrtAllocator* allocator) const;
 
   size_t InputCount(const OrtKernelContext* context) const;
@@ -139,26 +139,13 @@ class Ort {
   const OrtApi* api_;
 };
 
-class DeviceAllocator {
+// Device memory for the length of a call that enqueues work. The provider gives it to later work of the same
+// stream alone, which runs after this work. Null for 0 bytes. Throws OrtError if there is none left.
+class Scratch {
  public:
-  DeviceAllocator(const Ort& ort, const OrtKernelInfo* info)
-      : ort_(ort), allocator_(ort.AcquireAllocator(info)) {}
-  ~DeviceAllocator() { ort_.Release(allocator_); }
-  DeviceAllocator(const DeviceAllocator&) = delete;
-  OrtAllocator* get() const { return allocator_; }
-
- private:
-  Ort ort_;
-  OrtAllocator* allocator_;
-};
-
-// Device memory. It may go when the work that uses it is enqueued: the provider gives it to later work of the
-// same stream alone. Null for 0 bytes. Throws OrtError if there is none left.
-class DeviceMemory {
- public:
-  DeviceMemory(const DeviceAllocator& allocator, size_t bytes);
-  ~DeviceMemory();
-  DeviceMemory(const DeviceMemory&) = delete;
+  Scratch(OrtAllocator* allocator, size_t bytes);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
   void* data() const { return data_; }
 
  private:
