@@ -64,6 +64,44 @@ def test_a_captured_graph_reads_new_input(options):
         check(bound.run(), reference(X * np.float16(factor), packed, bias, activation="gelu"))
 
 
+def chain(X, packed, bias, layers):
+    """A model of `layers` layers of one weight that feed each other: ONNX Runtime gives them few buffers in turn."""
+    model = gemm_model(X, packed, bias, activation="tanh")
+    (node,) = model.graph.node
+    del model.graph.node[:]
+    for i in range(layers):
+        layer = model.graph.node.add()
+        layer.CopyFrom(node)
+        layer.name = f"layer{i}"
+        layer.input[0] = f"Y{i - 1}" if i else "X"
+        layer.output[0] = f"Y{i}" if i + 1 < layers else "Y"
+    return model
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize(("M", "K", "name"), [(1, 512, "half"), (16, 256, "half"), (16, 2048, "deft8:4")])
+def test_layers_that_start_early_wait_for_their_input(options, M, K, name, graph):
+    X, packed, bias = case(M, K, K, name)
+    provider = ("CUDAExecutionProvider", {"enable_cuda_graph": str(int(graph))})
+    model = chain(X, packed, bias, 24).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=[provider])
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("X", onnxruntime.OrtValue.ortvalue_from_numpy(X, "cuda", 0))
+    y = onnxruntime.OrtValue.ortvalue_from_shape_and_type(X.shape, X.dtype, "cuda", 0)
+    binding.bind_ortvalue_output("Y", y)
+    outputs = set()
+    for _ in range(100):
+        session.run_with_iobinding(binding)
+        outputs.add(y.numpy().tobytes())
+    assert len(outputs) == 1
+    model = gemm_model(X, packed, bias, activation="tanh").SerializeToString()
+    one = onnxruntime.InferenceSession(model, options, providers=CUDA)
+    expected = X
+    for _ in range(24):  # one at a time, so that nothing can start early
+        (expected,) = one.run(["Y"], {"X": expected})
+    assert np.array_equal(y.numpy(), expected)
+
+
 def in_threads(count, work):
     """Run work(0) ... work(count - 1) at once; raises the first error."""
     errors = []
