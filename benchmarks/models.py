@@ -63,7 +63,10 @@ def prepare(name: str, folder: Path, forms: set[str]) -> None:
             ops[node.op_type] = ops.get(node.op_type, 0) + 1
         about = {"seconds": round(time.perf_counter() - started, 1), "operators": ops, "left_in_float32": left}
         (folder / f"{name}.json").write_text(json.dumps(about))
-    _stock(name, plain, folder, forms)
+    try:
+        _stock(name, plain, folder, forms)
+    except Exception as error:
+        print(f"  {name}: ONNX Runtime's own tools fail: {str(error).splitlines()[0][:150]}", flush=True)
 
 
 def _stock(name: str, plain: Path, folder: Path, forms: set[str]) -> None:

@@ -31,6 +31,7 @@ from deftonnx.rewrite.fuse import fuse
 from deftonnx.rewrite.narrow import chains, narrow
 from deftonnx.rewrite.normalise import export_model, infer_shapes
 from deftonnx.rewrite.pack import blocks_kept, decode, pack, pack_weights
+from deftonnx.rewrite.regions.convert import join_casts
 from deftonnx.settings import AUTOMATIC, FP32, Settings
 
 TOLERANCE = {np.dtype(np.float16): 2e-2}
@@ -104,6 +105,7 @@ def assemble(
     if settings.io_types != "keep":
         verify(expected, finish(graph, origin, {}), probe, rounding(settings))
         wide = _narrow(graph, origin, settings.io_types, batches)
+        join_casts(graph)
     _complete(rows, layers, choices, formats)
     for name, node in convolutions.items():
         if name in rows:

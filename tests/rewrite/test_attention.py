@@ -45,6 +45,24 @@ def test_exported_models(name):
         assert distance(result.model, proto, other) <= TOLERANCE
 
 
+@pytest.mark.parametrize("name", ["bert_sdpa_dynamo", "torchvision_vit_script"])
+def test_plans_presets_and_types(name):
+    proto, feed = exported(name), feeds(name)
+    result = deftonnx.optimize(proto, calib_data=feed, preset="dense16", measure=False)
+    replayed = deftonnx.optimize(proto, calib_data=feed, plan=result.plan, measure=False)
+    assert ops(replayed.model) == ops(result.model)
+    again = deftonnx.optimize(result.model, calib_data=feed, preset="dense16", measure=False)
+    assert distance(again.model, proto, feed) <= TOLERANCE
+    reduced = deftonnx.optimize(proto, calib_data=feed, preset="balanced", measure=False)
+    assert ops(reduced.model).count("MultiHeadAttention") == 2
+    assert any(row.granularity for row in reduced.report.layers)
+    narrow = deftonnx.optimize(proto, calib_data=feed, preset="dense16", io_types="float16", measure=False)
+    halves = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in feed.items()}
+    got, want = outputs(narrow.model, halves)[0], outputs(proto, feed)[0]
+    assert got.dtype == np.float16
+    assert np.linalg.norm(got.astype(np.float64) - want) <= 2 * TOLERANCE * np.linalg.norm(want)
+
+
 CORE = """g (float[N,S,12] x, float[N,1,1,S] m, float[N,1,S,S] full) => (float[N,S,12] y)
     <float[12,12] wq, float[12] bq, float[12,12] wk, float[12,12] wv, float[12,12] wo, int64[4] sh, int64[3] out,
      float c> {{

@@ -22,6 +22,7 @@ HALF_LIMIT = 65504.0
 SMALLEST_NORMAL = 2.0**-14
 """Below it float16 loses digits: an epsilon of 1e-12 would be zero."""
 _ATTENTION_BIAS = 5
+_NOTHING_TO_NARROW = "it has no float32 activations"
 KINDS = (FLOAT16, BFLOAT16)
 
 
@@ -44,7 +45,7 @@ def assign(graph: gs.Graph, ranges: dict[str, float], kinds: Iterable[str] = KIN
             found.kinds[id(node)] = outcome
             if (mask := mask_of(node, ranges)) is not None:
                 found.masks.add((id(node), id(mask)))
-        elif _is_heavy(node):
+        elif _is_heavy(node) and outcome != _NOTHING_TO_NARROW:
             found.refusals.append(Refusal(node.name, node.op, outcome))
     for region in _regions(graph, found.kinds):
         if not any(map(_is_heavy, region)):
@@ -97,7 +98,7 @@ def _kind(node: gs.Node, ranges: dict[str, float], kinds: Iterable[str]) -> str:
     tensors = [node.inputs[i] for i in changing_inputs(node, spec)]
     outputs = [node.outputs[i] for i in changing_outputs(node, spec)]
     if not outputs or not tensors:
-        return "it has no float32 activations"
+        return _NOTHING_TO_NARROW
     if _unknown(node, spec):
         return "the types of its tensors are not known"
     reason = "no 16-bit type was asked for"

@@ -42,6 +42,22 @@ def convert(graph: gs.Graph, assignment: Assignment) -> bool:
     return True
 
 
+def join_casts(graph: gs.Graph) -> bool:
+    """Let a Cast of what was cast from its own type to float32 read the original, in place; True if one did."""
+    changed = False
+    for node in graph.nodes:
+        if node.op != "Cast" or not node.inputs[0].inputs or node.inputs[0].inputs[0].op != "Cast":
+            continue
+        source = node.inputs[0].inputs[0].inputs[0]
+        narrow = [onnx_type for dtype, onnx_type in TYPES.values() if source.dtype == dtype]
+        if narrow == [node.attrs["to"]] and node.inputs[0].inputs[0].attrs["to"] == TensorProto.FLOAT:
+            node.inputs = [source]
+            changed = True
+    if changed:
+        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    return changed
+
+
 class _Conversion:
     """`made` maps float32 tensors that a converted node makes to their 16-bit stand-ins and types."""
 
@@ -114,7 +130,7 @@ class _Conversion:
         return result
 
     def _insert(self, source: gs.Tensor, result: gs.Variable, wanted: str) -> None:
-        name = unused_name(f"{result.name}/cast")
+        name = unused_name(f"{result.name}/{wanted}/cast")
         self.graph.nodes.append(gs.Node("Cast", name, {"to": TYPES[wanted][1]}, [source], [result]))
 
 
