@@ -1,6 +1,10 @@
 """Regions in 16 bits: what is taken, where the casts are, and that the model computes what it did to rounding."""
 
+import os
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 from generator import Builder
 from models import feed_for, model
@@ -16,6 +20,7 @@ from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.normalise import import_model, normalise
 
 RNG = np.random.default_rng(5)
+SHARED = Path(os.environ.get("DEFTONNX_SHARED", "missing")) / "models"
 
 
 def run(proto, feed):
@@ -142,3 +147,22 @@ def test_preset_without_data_and_with_an_option():
     assert {row.format for row in result.report.layers} == {"deft16"}
     with pytest.raises(UsageError, match="preset 'x' is not one of dense16"):
         deftonnx.optimize(transformer(), preset="x")
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("lenet5_mnist", "cifarnet_full", "resnet20_cifar10", "squeezenet11_imagenet", "alexnet_flowers5"),
+        *("vit_cifar10", "vgg16_half_cifar10"),
+    ],
+)
+def test_trained_models(name):
+    path = SHARED / f"{name}.onnx"
+    if not path.exists():
+        pytest.skip("DEFTONNX_SHARED names no folder with the trained models")
+    proto = onnx.load(path)
+    feed = feed_for(proto, N=6)
+    result = deftonnx.optimize(path, calib_data=feed, preset="dense16", measure=False)
+    assert not [r for r in result.report.left_in_float32 if r.op in ("MatMul", "Gemm", "Conv")]
+    assert_close(result.model, feed, run(proto, feed))
