@@ -2,7 +2,8 @@
 
     python benchmarks/gpu_tests.py [--sanitize] [--output FILE]
 
-The test files run side by side, each in a process of its own. With --sanitize the reduced set of
+The tests run side by side, dealt out to as many processes as there are cores; the files of _ALONE, which take much
+memory, one after the other in a process of their own. With --sanitize the reduced set of
 tests/gpu/sanitize.py also runs under compute-sanitizer's memcheck and racecheck, after the tests.
 """
 
@@ -23,16 +24,19 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("memcheck", "racecheck")
-_SELECTIONS = {"test_gemm_matrix.py": ("pairs", "shapes")}  # the longest file, in parts
+PROCESSES = max(1, (os.cpu_count() or 2) - 2)
+_ALONE = ("test_gemm_offsets.py",)
 
 
 def groups() -> list[list[str]]:
     """Arguments of pytest for each process."""
-    found = []
-    for path in sorted((ROOT / "tests" / "gpu").glob("test_*.py")):
-        parts = _SELECTIONS.get(path.name)
-        found += [[str(path), "-k", part] for part in parts] if parts else [[str(path)]]
-    return found
+    folder = ROOT / "tests" / "gpu"
+    alone = [str(folder / name) for name in _ALONE]
+    options = ["-q", "--collect-only", "-p", "no:cacheprovider", *(f"--ignore={path}" for path in alone)]
+    command = [sys.executable, "-m", "pytest", *options, str(folder)]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    names = [line for line in listed if "::" in line]
+    return [[path] for path in alone] + [names[i::PROCESSES] for i in range(PROCESSES) if names[i::PROCESSES]]
 
 
 def run_tests() -> dict[str, Any]:
@@ -44,7 +48,7 @@ def run_tests() -> dict[str, Any]:
         running = {}
         for i, arguments in enumerate(groups()):
             report = Path(folder) / f"{i}.xml"
-            options = ["-q", "-p", "no:cacheprovider", "--tb=line", f"--junitxml={report}"]
+            options = ["-q", "-p", "no:cacheprovider", "--tb=short", "-rf", f"--junitxml={report}"]
             command = [sys.executable, "-m", "pytest", *options, *arguments]
             running[report] = subprocess.Popen(command, cwd=ROOT, env=environment)
         for process in running.values():
