@@ -126,11 +126,12 @@ __device__ inline float load_float_at(uint32_t address) {
   return v;
 }
 
-// Writes to a block of the cluster, asynchronously; its 8 bytes complete on `barrier`, of the same block.
-__device__ inline void store_async(uint32_t address, float a, float b, uint32_t barrier) {
+// Copies shared memory of this block to `to` in another, asynchronously; completes on `barrier` there.
+__device__ inline void copy_to_block(uint32_t to, uint32_t from, uint32_t bytes, uint32_t barrier) {
   asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(address),
-      "f"(a), "f"(b), "r"(barrier)
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          to),
+      "r"(from), "r"(bytes), "r"(barrier)
       : "memory");
 }
 
@@ -213,12 +214,10 @@ __device__ inline void barrier_arrive_after_copies(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
+// Brings the line of that address to the first-level cache.
 __device__ inline void prefetch_line(const void* global) {
   asm volatile("prefetch.global.L1 [%0];" ::"l"(global));
 }
-
-// --- shared memory
-// ----------------------------------------------------------------------------------------------
 
 // Four 8 by 8 matrices of 16-bit elements; lane 8 i + r gives the address of row r of matrix i.
 __device__ inline void store_matrices(uint32_t shared, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
@@ -229,6 +228,12 @@ __device__ inline void store_matrices(uint32_t shared, uint32_t a, uint32_t b, u
 
 __device__ inline void store_shared(uint32_t shared, float a, float b) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(a), "f"(b) : "memory");
+}
+
+__device__ inline void store_shared(uint32_t shared, const float4& v) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "f"(v.x), "f"(v.y), "f"(v.z),
+               "f"(v.w)
+               : "memory");
 }
 
 __device__ inline float4 load_shared(uint32_t shared) {

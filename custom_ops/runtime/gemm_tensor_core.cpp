@@ -143,7 +143,11 @@ void TensorCoreKernels(const GemmNode& node, GemmKernels& kernels) {
     if (row.image.architecture != architecture) continue;
     if (row.x_type != node.spec.x_type || row.w_type != node.spec.weight_type) continue;
     if (row.operands != route.operands || row.terms != route.terms || !LoaderFits(node.spec, row)) continue;
-    if (!row.sums_apart && NeedsSumsApart(node.spec, node.spec.K)) continue;
+    const bool apart = NeedsSumsApart(node.spec, node.spec.K);
+    if (!row.sums_apart && apart) continue;
+    // where sums need not be apart there are faster kernels for what tensor maps can load
+    const bool slower = row.sums_apart && row.operands == Operands::kNative && row.loader == Loader::kTma;
+    if (slower && !apart && node.spec.kernel.empty()) continue;
     if (!node.Admits(row.image.name)) continue;
     found.push_back(&row);
     best = std::min(best, Rank(row.loader));

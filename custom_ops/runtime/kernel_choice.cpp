@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "gemm_few_rows.h"
+#include "gemm_hopper.h"
 #include "gemm_simt.h"
 #include "gemm_stream.h"
 #include "gemm_tensor_core.h"
@@ -12,7 +13,8 @@
 namespace deftonnx {
 namespace {
 
-constexpr GemmFamily kFamilies[] = {StreamKernels, FewRowsKernels, TensorCoreKernels, SimtKernels};
+constexpr GemmFamily kFamilies[] = {StreamKernels, FewRowsKernels, HopperKernels, TensorCoreKernels,
+                                    SimtKernels};
 
 constexpr int kIndexBits = 16;
 

@@ -90,10 +90,6 @@ def test_few_rows_by_default(options, name, M):
 @pytest.mark.parametrize(
     ("name", "kernel", "block"),
     [
-        ("half", "fp16_fp16_tma_kept_128x256x64", 64),
-        ("half", "fp16_fp16_tma_kept_64x64x64", 128),
-        ("half", "fp16_fp16_tma_kept_128x256x32", 32),
-        ("half", "fp16_fp16_tma_kept_128x128x16", 16),
         ("deft8:3", "fp16_u8_tma_kept_128x128x64", 64),
         ("deft8:3", "fp16_u8_tma_kept_128x128x32", 32),
     ],

@@ -1,0 +1,93 @@
+"""The kernels of kernels/gemm_hopper.cu, each in the ways of sharing work that tuning/sm90.json lists."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import compile_cuda
+from images import Image, Row, Table, element_type
+
+TABLE = Table("gemm_hopper.h", "HopperImage", "kHopperImages")
+TUNING = Path(__file__).parents[1] / "tuning" / "sm90.json"
+_SOURCE, _TARGET, _ARCHITECTURE = "gemm_hopper.cu", "90a", 90
+_PAIRS = {"none": 0, "rows": 1, "columns": 2}
+_ROW_BYTES = 128  # of a K step of 64 features
+_UNIT_BYTES = 4096  # of a warp's part of the epilogue
+_BARRIER_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Hopper:
+    """One kernel and one way of sharing work; times in nanoseconds, see runtime/gemm_hopper.h."""
+
+    type: str
+    tile: tuple[int, int]  # rows of X, output features
+    stages: int
+    turns: bool
+    pair: str
+    splits: int
+    step_ns: float
+    tile_ns: float
+    fixed_ns: float
+
+    @property
+    def entry(self) -> str:
+        """The function's name in the machine code."""
+        return f"hopper_{self.type}_{self.tile[0]}x{self.tile[1]}{'_turns' if self.turns else ''}"
+
+    @property
+    def name(self) -> str:
+        """What users and result files call it."""
+        pair = "" if self.pair == "none" else f"_{self.pair}"
+        splits = "" if self.splits == 1 else f"_split{self.splits}"
+        tile = self.entry.removeprefix(f"hopper_{self.type}_")
+        return f"{self.type}_{self.type}_hopper_{tile}{pair}{splits}"
+
+    @property
+    def warpgroups(self) -> int:
+        """Warpgroups that multiply."""
+        return self.tile[0] // 64
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block: those that multiply and those that load."""
+        return 128 * self.warpgroups + (128 if self.warpgroups == 2 else 64)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory, as laid out in kernels/hopper_work.cuh."""
+        stage = sum(self.tile) * _ROW_BYTES
+        return self.stages * stage + 4 * self.warpgroups * _UNIT_BYTES + (2 * self.stages + 3) * _BARRIER_BYTES
+
+    @property
+    def blocks_per_multiprocessor(self) -> int:
+        """Blocks that the shared memory of a multiprocessor has room for, 1 KiB each lost to the system."""
+        return 228 * 1024 // (self.shared_bytes + 1024)
+
+
+def kernels(architectures: list[int] | None = None) -> list[Hopper]:
+    """Return the kernels, if their architecture is asked for."""
+    if architectures is not None and _ARCHITECTURE not in architectures:
+        return []
+    table = json.loads(TUNING.read_text())["gemm_hopper"]
+    return [Hopper(type=name, **row | {"tile": tuple(row["tile"])}) for row in table for name in ("fp16", "bf16")]
+
+
+def rows(architectures: list[int] | None, cache: Path, each: Callable[..., Any]) -> list[Row]:
+    """Compile the kernels and return their rows."""
+    members = kernels(architectures)
+    if not members:
+        return []
+    code = compile_cuda.compile_cached(_SOURCE, _TARGET, cache)
+    return [_row(kernel, code) for kernel in members]
+
+
+def _row(kernel: Hopper, code: bytes) -> Row:
+    image = Image(kernel.name, kernel.entry, _ARCHITECTURE, code, kernel.shared_bytes, kernel.threads)
+    sharing = (str(kernel.turns).lower(), _PAIRS[kernel.pair], kernel.splits)
+    times = (kernel.step_ns, kernel.tile_ns, kernel.fixed_ns)
+    return Row(image, (element_type(kernel.type), *kernel.tile, *sharing, kernel.blocks_per_multiprocessor, *times))

@@ -1,0 +1,311 @@
+// DeftGemm on Hopper: Y = activation(X · (Wᵀ * scale) + bias + residual), X and W of one 16-bit type, sums in
+// float32.
+//
+// X is (M, features), W (N, Kp), both row-major, read by the copy engine; Y is (M, N). A block is one or two
+// warpgroups that multiply and two warps that keep a ring of stages filled ahead of them, one with X and one
+// with W. A stage is one K step of 64 features: the tile's rows of X and of W, swizzled as wgmma reads them.
+//
+//   * Blocks are persistent: the warps that load go on to the next tile at once. Two warpgroups either make
+//     tiles in turn (kPingPong), so that one stores while the other multiplies, or 64 rows of each tile; then
+//     they share nothing but stages, and the second starts two stages behind the first, to the same end.
+//   * Kept blocks: the warp that loads X walks their list. Blocks of less than a K step come as boxes of
+//     their own, 8, 16 or 32 columns wide, side by side in the stage: wgmma takes each width through its
+//     descriptor, so one kernel serves all.
+//   * pair: two blocks of a cluster make two tiles of the same columns (kPairRows) or rows (kPairColumns);
+//     each loads half of what they share, for both.
+//   * splits: blocks of a cluster share out K of one tile; their sums are added in a fixed order at the end.
+//   * Where the launch allows it the next kernel starts early; only W is loaded before this one waits for X.
+//
+// Requires: X's and W's rows multiples of 16 bytes; kept blocks of 8 features or more, a short one last.
+//
+// For other operands: ptx_hopper.cuh and wgmma.cuh are free of this kernel; Work, Ring and the barriers of
+// hopper_work.cuh and load_all of hopper_loads.cuh only take a Tile's sizes; hopper_epilogue.cuh takes the
+// sums of any wgmma whose rows are X's. A kernel with W on the left (unpacked in registers) makes the
+// transposed tile and needs an end of its own.
+#include "hopper_loads.cuh"
+#include "hopper_work.cuh"
+#include "wgmma.cuh"
+
+namespace hopper {
+namespace {
+
+constexpr int kSkew = 2;  // stages the second warpgroup starts behind the first
+
+// Descriptors of the first stage's operands of a warpgroup, and how far the four products of a K step lie
+// apart in X.
+struct Operands {
+  uint64_t x, w;
+  int x_step[4];
+
+  template <class T>
+  __device__ static Operands make(uint32_t memory, int warpgroup, int box_columns) {
+    Operands o;
+    const int width = 2 * box_columns;
+    o.x = wgmma::descriptor(memory + warpgroup * 64 * width, width, T::kRows * width);
+    o.w = wgmma::descriptor(memory + T::kXBytes, kRowBytes, 0);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // in units of 16 bytes
+      o.x_step[i] = width == 128 ? 2 * i : width == 64 ? i / 2 * T::kRows * 4 + i % 2 * 2 : i * T::kRows * 2;
+    }
+    return o;
+  }
+};
+
+template <class Element>
+struct TypeCode;  // as in Epilogue
+template <>
+struct TypeCode<__half> {
+  static constexpr int value = 1;
+};
+template <>
+struct TypeCode<__nv_bfloat16> {
+  static constexpr int value = 2;
+};
+
+template <class Element, class T>
+class Consumer {
+ public:
+  __device__ Consumer(const Problem& p, const Work<T>& work, uint32_t memory, int warp)
+      : p_(p), work_(work), memory_(memory), warp_(warp), warpgroup_(warp / 4) {
+    operands_ = Operands::make<T>(memory, T::kPingPong ? 0 : warpgroup_, p.box_columns);
+  }
+
+  __device__ void run() {
+    const int cells = work_.row_cells * work_.column_cells;
+    const int stride = T::kPingPong ? 2 * work_.count : work_.count;
+    int cell = work_.index;
+    if (T::kPingPong) {
+      cell += warpgroup_ * work_.count;
+      ring_.skip(warpgroup_ * work_.steps);
+    } else if (warpgroup_ > 0 && work_.steps > kSkew) {
+      ptx::barrier_wait(full<T>(memory_, kSkew), 0);
+    }
+    for (uint32_t round = 0; cell < cells; cell += stride, ++round) {
+      int row, column;
+      work_.place(cell, &row, &column);
+      prefetch_columns<T::kColumns>(p_.output, column);
+      float sums[T::kBlocks][T::kSums];
+      // the second goes first in no round: its wait is for this round of the first, that of the first for the
+      // last round
+      if (T::kPingPong) ptx::barrier_wait(turn<T>(memory_, warpgroup_), (round ^ warpgroup_ ^ 1) & 1);
+      multiply(sums);
+      if (T::kPingPong) ring_.skip(work_.steps);
+      if constexpr (T::kSplits) {
+        if (p_.splits > 1) return finish_splits(sums[0], row, column);
+      }
+#pragma unroll
+      for (int block = 0; block < T::kBlocks; ++block) {
+        finish(sums[block], row + (T::kPingPong ? 64 * block + 16 * (warp_ % 4) : 16 * warp_), column);
+      }
+    }
+    if (p_.by_box) ptx::wait_stores_read<0>();
+  }
+
+ private:
+  __device__ uint32_t own_unit() const { return memory_ + T::kUnits + warp_ * kUnitBytes; }
+
+  __device__ void multiply(float (&sums)[T::kBlocks][T::kSums]) {
+    const int block_step = p_.box_columns * 64 * 2 >> 4;
+    int previous = 0;
+#pragma unroll 1
+    for (int step = 0; step < work_.steps; ++step) {
+      const uint64_t stage = ring_.slot * (T::kStageBytes >> 4);
+      ptx::barrier_wait(full<T>(memory_, ring_.slot), ring_.phase);
+      wgmma::fence();
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int block = 0; block < T::kBlocks; ++block) {
+          wgmma::Product<Element>::add(sums[block],
+                                       operands_.x + stage + operands_.x_step[i] + block * block_step,
+                                       operands_.w + stage + 2 * i, step > 0 || i > 0);
+        }
+      }
+      wgmma::commit();
+      wgmma::wait<1>();
+      if (step > 0) release(previous);
+      previous = ring_.slot;
+      ring_.next();
+    }
+    if (T::kPingPong && threadIdx.x % 32 == 0) ptx::barrier_arrive(turn<T>(memory_, 1 - warpgroup_));
+    wgmma::wait<0>();
+#pragma unroll
+    for (int block = 0; block < T::kBlocks; ++block) wgmma::settle(sums[block]);
+    release(previous);
+  }
+
+  // Every warp that multiplies tells every block that fills this stage.
+  __device__ void release(int slot) const {
+    const int lane = threadIdx.x % 32;
+    if (work_.pair) {
+      if (lane < 2) ptx::barrier_arrive_at(empty<T>(memory_, slot), work_.first_rank + lane);
+    } else if (lane == 0) {
+      ptx::barrier_arrive(empty<T>(memory_, slot));
+    }
+  }
+
+  // Ends 16 rows of a tile.
+  __device__ void finish(const float (&sums)[T::kSums], int row, int column) const {
+    if (!p_.by_box) {
+      finish_units(p_.output, sums, own_unit(), row, column);
+      return;
+    }
+    switch (finish_of(p_.output.epilogue)) {
+      case Finish::kFloor: store<Finish::kFloor>(sums, row, column); break;
+      case Finish::kLine: store<Finish::kLine>(sums, row, column); break;
+      case Finish::kSigmoid: store<Finish::kSigmoid>(sums, row, column); break;
+      case Finish::kErf: store<Finish::kErf>(sums, row, column); break;
+    }
+  }
+
+  template <Finish FINISH>
+  __device__ void store(const float (&sums)[T::kSums], int row, int column) const {
+    store_boxes<TypeCode<Element>::value, FINISH>(p_.output, p_.y, sums, own_unit(), row, column);
+  }
+
+  // Where COUNT blocks share out K, a unit of the tile is made of items, each added up by one of the blocks:
+  // item i, counted through the tile, by block i % COUNT, as the (i / COUNT)th that it gets from each. The
+  // partial sums take the place of the stages: what the block has, a slice for each of the others, and then
+  // what it gets.
+  template <int COUNT>
+  struct Split {
+    static constexpr int kParts = 8 / COUNT;   // of 4 rows, in an item
+    static constexpr int kItems = 4 / kParts;  // in a unit
+    static constexpr int kItemBytes = kParts * 1024;
+    static constexpr int kAll = T::kRows / 16 * T::kPieces * kItems;
+    static constexpr int kSliceBytes = kAll / COUNT * kItemBytes;
+    static constexpr int kReceived = COUNT * kSliceBytes;
+    static_assert(2 * kReceived <= T::kUnits, "room for the partial sums");
+  };
+
+  template <int COUNT>
+  __device__ void send(const float (&sums)[T::kSums]) const {
+    using S = Split<COUNT>;
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    ptx::named_barrier_sync(1, 32 * T::kWarps);  // no warpgroup reads stages any more
+#pragma unroll
+    for (int piece = 0; piece < T::kPieces; ++piece) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = g + 8 * half, item = row / (4 * S::kParts);
+        const int i = (warp_ * T::kPieces + piece) * S::kItems + item;
+        const uint32_t to = memory_ + i % COUNT * S::kSliceBytes + (i / COUNT - item) * S::kItemBytes;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          const float* two = sums + 32 * piece + 4 * j + 2 * half;
+          ptx::store_shared(to + unit_offset(row, 8 * j + 2 * q), two[0], two[1]);
+        }
+      }
+    }
+    ptx::fence_async_proxy();
+    ptx::named_barrier_sync(1, 32 * T::kWarps);
+    ptx::cluster_sync();  // no block reads stages any more
+    if (threadIdx.x != 0) return;
+#pragma unroll
+    for (int other = 0; other < COUNT; ++other) {
+      const int rank = other * (work_.pair ? 2 : 1) + work_.member;
+      const uint32_t to = ptx::address_at(memory_ + S::kReceived + work_.split * S::kSliceBytes, rank);
+      const uint32_t barrier = ptx::address_at(partial_sums<T>(memory_), rank);
+      ptx::copy_to_block(to, memory_ + other * S::kSliceBytes, S::kSliceBytes, barrier);
+    }
+  }
+
+  template <int COUNT>
+  __device__ void add_up(int row, int column) const {
+    using S = Split<COUNT>;
+    ptx::barrier_wait(partial_sums<T>(memory_), 0);
+    for (int j = warp_; j < S::kAll / COUNT; j += T::kWarps) {
+      const int i = j * COUNT + work_.split, unit = i / S::kItems, item = i % S::kItems;
+      const PartialSums<COUNT> sums{memory_ + S::kReceived + (j - item) * S::kItemBytes, S::kSliceBytes};
+      const int unit_row = row + unit / T::kPieces * 16,
+                unit_column = column + unit % T::kPieces * kUnitColumns;
+      if (p_.output.vectors) {
+        finish_vectors<S::kParts>(p_.output, sums, unit_row, unit_column, item * S::kParts);
+      } else {
+        finish_elements(p_.output, sums, unit_row, unit_column, item * S::kParts, S::kParts);
+      }
+    }
+  }
+
+  template <int COUNT>
+  __device__ void finish_split(const float (&sums)[T::kSums], int row, int column) const {
+    send<COUNT>(sums);
+    add_up<COUNT>(row, column);
+  }
+
+  // Adds up the sums of the blocks that share out K, in a fixed order.
+  __device__ void finish_splits(const float (&sums)[T::kSums], int row, int column) const {
+    if (p_.splits == 2) finish_split<2>(sums, row, column);
+    if (p_.splits == 4) finish_split<4>(sums, row, column);
+    if (p_.splits == 8) finish_split<8>(sums, row, column);
+  }
+
+  const Problem& p_;
+  const Work<T>& work_;
+  uint32_t memory_;
+  int warp_, warpgroup_;
+  Operands operands_;
+  Ring<T::kStages> ring_;
+};
+
+template <class T>
+__device__ void load_operands(const Problem& p, const Work<T>& work, uint32_t memory, int loader) {
+  if (loader == 0) {
+    load_x(p, work, memory);
+  } else if (loader == 1) {
+    load_w(p, work, memory);
+  }
+  __syncwarp();
+}
+
+template <class Element, class T>
+__device__ void gemm(const Problem& p) {
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const uint32_t memory = ptx::shared_address(shared);
+  const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+  const Work<T> work(p);
+
+  if (warp == T::kWarps && ptx::elect_one()) {
+    ptx::prefetch_map(p.x);
+    ptx::prefetch_map(p.w);
+    if (p.by_box) ptx::prefetch_map(p.y);
+    init_barriers<T>(p, memory);
+  }
+  __syncwarp();
+  if (work.cluster > 1) {
+    ptx::cluster_sync();
+  } else {
+    __syncthreads();
+  }
+  ptx::launch_dependents();
+
+  if (warp >= T::kWarps) {
+    if (T::kMovesRegisters) ptx::give_up_registers<40>();
+    load_operands(p, work, memory, warp - T::kWarps);
+    if (p.splits > 1) ptx::cluster_sync();
+  } else {
+    if (T::kMovesRegisters) ptx::take_registers<232>();
+    ptx::wait_dependencies();
+    Consumer<Element, T> consumer(p, work, memory, warp);
+    consumer.run();
+  }
+  if (work.cluster > 1) ptx::cluster_sync();  // others may still signal this block or read its sums
+}
+
+}  // namespace
+}  // namespace hopper
+
+#define KERNEL(name, Element, blocks, ...)                                                  \
+  extern "C" __global__ void __launch_bounds__(hopper::Tile<__VA_ARGS__>::kThreads, blocks) \
+      name(const __grid_constant__ hopper::Problem p) {                                     \
+    hopper::gemm<Element, hopper::Tile<__VA_ARGS__>>(p);                                    \
+  }
+#define KERNELS(type, Element)                                       \
+  KERNEL(hopper_##type##_128x256, Element, 1, 2, 256, 4)             \
+  KERNEL(hopper_##type##_128x192, Element, 1, 2, 192, 4)             \
+  KERNEL(hopper_##type##_128x128_turns, Element, 1, 2, 128, 6, true) \
+  KERNEL(hopper_##type##_64x128, Element, 1, 1, 128, 8)              \
+  KERNEL(hopper_##type##_64x64, Element, 2, 1, 64, 6)
+
+KERNELS(fp16, __half)
+KERNELS(bf16, __nv_bfloat16)

@@ -1,0 +1,174 @@
+#include "gemm_hopper.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+
+#include "gemm_arguments.h"
+#include "kernel_cache.h"
+
+namespace deftonnx {
+namespace {
+
+constexpr int kStepK = 64;
+constexpr int kVector = 8;  // features of 16 bytes
+constexpr int kPairRows = 1, kPairColumns = 2;
+constexpr int kGroup = 8;  // row tiles that are walked together
+// How much longer the end of a tile takes with a residual or a curve than with a clamp.
+constexpr double kCostlyEnd = 2.5;
+// The copy engine takes so many ns for a row of a box, however narrow; half of X's come from the other block
+// where a pair shares them.
+constexpr double kBoxRow = 1.25, kSharedBoxRow = 1.1;
+constexpr double kWeightBytes = 2500;  // a nanosecond, of W from device memory, as these kernels read it
+// Of the time of a K step, what a block has when it is alone on a multiprocessor made for two.
+constexpr double kAlone = 0.6;
+
+// Enumerators of the driver.
+constexpr int kMapFloat16 = 6, kMapBfloat16 = 9;
+int Swizzle(int row_bytes) { return row_bytes == 128 ? 3 : row_bytes == 64 ? 2 : row_bytes == 32 ? 1 : 0; }
+
+// The argument of the kernels: Problem of kernels/hopper_work.cuh.
+struct Problem {
+  TensorMap x, w, y;
+  const void* scale;
+  const void* bias;
+  const void* residual;
+  void* y_start;
+  int32_t M, N, vectors;
+  int32_t curve, gated;
+  float slope, offset, low, high;
+  int32_t y_type;
+  const void* kept;
+  int32_t K, features, block_shift, box_columns, pair, splits, group, by_box;
+};
+static_assert(sizeof(Problem) == 512 && offsetof(Problem, kept) == 456 && offsetof(Problem, by_box) == 492);
+
+bool Aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+bool Serves(const GemmSpec& spec) {
+  const bool half = spec.format == Format::kHalf && spec.x_type == ElementType::kFloat16;
+  const bool bfloat = spec.format == Format::kDeft16 && spec.x_type == ElementType::kBfloat16;
+  if (!(half || bfloat) || NeedsSumsApart(spec, spec.K)) return false;
+  return spec.features % kVector == 0 && (spec.block == 0 || spec.block >= kVector);
+}
+
+class HopperKernel : public GemmKernel {
+ public:
+  HopperKernel(const GemmNode& node, const HopperImage& row)
+      : node_(node), row_(row), kernel_(LoadKernel(node.driver, row.image, node.device)) {
+    const GemmSpec& spec = node.spec;
+    const int columns = row.pair == kPairRows ? row.block_n / 2 : row.block_n;
+    problem_.w = Map(node.weight, spec.N, spec.padded_K, columns, kStepK, 128);
+    problem_.scale = node.scale;
+    problem_.bias = node.bias;
+    problem_.kept = node.kept;
+    problem_.N = static_cast<int32_t>(spec.N);
+    problem_.K = static_cast<int32_t>(spec.K);
+    problem_.features = static_cast<int32_t>(spec.features);
+    const Activation& activation = spec.activation;
+    problem_.curve = activation.curve;
+    problem_.gated = activation.gated;
+    problem_.slope = activation.slope;
+    problem_.offset = activation.offset;
+    problem_.low = activation.low;
+    problem_.high = activation.high;
+    problem_.y_type = TypeCode(spec.y_type);
+    problem_.block_shift = spec.block_shift;
+    const bool narrow = spec.block != 0;
+    problem_.box_columns = narrow ? static_cast<int32_t>(std::min<int64_t>(spec.block, kStepK)) : kStepK;
+    problem_.pair = row.pair;
+    problem_.splits = row.splits;
+    problem_.group = kGroup;
+  }
+
+  const char* Name() const override { return row_.image.name; }
+
+  double Nanoseconds(int64_t M) const override {
+    const int64_t cells = Cells(M), steps = Steps();
+    if (cells > std::numeric_limits<int32_t>::max() / 16) return kRefused;
+    const int64_t clusters = Clusters();
+    const int64_t rounds = CeilDivide(cells, clusters);
+    const bool alone = row_.blocks_per_multiprocessor == 2 && cells * ClusterSize() <= node_.multiprocessors;
+    double step_ns = row_.step_ns * (alone ? kAlone : 1);
+    const double row_ns = row_.pair == kPairColumns ? kSharedBoxRow : kBoxRow;
+    step_ns = std::max(step_ns, row_.block_m * (kStepK / problem_.box_columns - 1) * row_ns);
+    const double product_ns = CeilDivide(steps, row_.splits) * step_ns;
+    const double end_ns = row_.tile_ns * (CostlyEnd() ? kCostlyEnd : 1);
+    const double tiles_ns =
+        row_.turns ? rounds * std::max(product_ns, end_ns / 2) + end_ns : rounds * (product_ns + end_ns);
+    const double weight_ns = 2.0 * node_.spec.N * node_.spec.K / kWeightBytes;
+    // where reading W is what takes time, the less there is to do beside it the better
+    return row_.fixed_ns + std::max(tiles_ns, weight_ns) + 0.05 * tiles_ns;
+  }
+
+  void Launch(const GemmCall& call) const override {
+    const GemmSpec& spec = node_.spec;
+    Problem problem = problem_;
+    problem.M = static_cast<int32_t>(call.M);
+    problem.y_start = call.y;
+    problem.residual = call.residual;
+    const int rows = row_.pair == kPairColumns ? row_.block_m / 2 : row_.block_m;
+    problem.x = Map(call.x, call.M, spec.features, rows, problem.box_columns, 2 * problem.box_columns);
+    problem.vectors = spec.N % kVector == 0 && Aligned(call.y) && Aligned(call.residual);
+    problem.by_box = problem.vectors && row_.splits == 1 && EndsInRegisters(call.residual);
+    if (problem.by_box) problem.y = Map(call.y, call.M, spec.N, 16, 64, 128);
+    const int64_t cells = Cells(call.M);
+    const int64_t clusters = row_.splits > 1 ? cells : std::min(cells, Clusters());
+    void* arguments[] = {&problem};
+    node_.driver.Launch(kernel_, static_cast<unsigned>(clusters * ClusterSize()), ClusterSize(),
+                        row_.image.threads, row_.image.shared_bytes, call.stream, arguments, true);
+  }
+
+ private:
+  TensorMap Map(const void* data, int64_t rows, int64_t columns, int box_rows, int box_columns,
+                int box_bytes) const {
+    const int type = row_.type == ElementType::kFloat16 ? kMapFloat16 : kMapBfloat16;
+    return node_.driver.EncodeMatrix(data, type, 2, rows, columns, columns, box_rows, box_columns,
+                                     Swizzle(box_bytes));
+  }
+
+  bool CostlyEnd() const {
+    return node_.spec.has_residual || node_.spec.activation.curve != Activation::kLinear;
+  }
+
+  // Finish of kernels/hopper_epilogue.cuh
+  bool EndsInRegisters(const void* residual) const {
+    const Activation& activation = node_.spec.activation;
+    if (residual != nullptr || node_.spec.y_type != row_.type) return false;
+    if (activation.curve == Activation::kLinear) return !activation.gated;
+    return activation.curve == Activation::kSigmoid || activation.curve == Activation::kErf;
+  }
+
+  int64_t Steps() const { return CeilDivide(node_.spec.K, kStepK); }
+  unsigned ClusterSize() const { return (row_.pair ? 2 : 1) * row_.splits; }
+  int64_t Clusters() const {  // that run at once
+    // clusters of more than two do not fill every part of the GPU that they must not leave
+    const int64_t usable = ClusterSize() > 2 ? node_.multiprocessors * 9 / 10 : node_.multiprocessors;
+    return std::max<int64_t>(1, usable * row_.blocks_per_multiprocessor / ClusterSize());
+  }
+  int64_t Cells(int64_t M) const {
+    return CeilDivide(M, row_.block_m * (row_.pair == kPairRows ? 2 : 1)) *
+           CeilDivide(node_.spec.N, row_.block_n * (row_.pair == kPairColumns ? 2 : 1));
+  }
+
+  const GemmNode& node_;
+  const HopperImage& row_;
+  CUkernel kernel_;
+  Problem problem_{};  // what does not change between runs
+};
+
+}  // namespace
+
+void HopperKernels(const GemmNode& node, GemmKernels& kernels) {
+  if (!Serves(node.spec)) return;
+  const int architecture = kHopperImages.ArchitectureFor(node.capability);
+  const int64_t steps = CeilDivide(node.spec.K, kStepK);
+  for (const HopperImage& row : kHopperImages) {
+    // machine code for sm_90a runs nowhere else
+    if (row.image.architecture != architecture || architecture != node.capability) continue;
+    if (row.type != node.spec.x_type || row.splits > steps || !node.Admits(row.image.name)) continue;
+    kernels.push_back(std::make_unique<HopperKernel>(node, row));
+  }
+}
+
+}  // namespace deftonnx
