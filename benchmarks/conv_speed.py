@@ -32,7 +32,7 @@ from deftonnx.formats.conv_function import Window, attach_conv_functions, conv_a
 from deftonnx.formats.gemm_function import weight_tensors
 
 ROUND_SECONDS = 0.002
-TILES = ("128x256", "128x128", "128x64")
+TILES = ("128x256", "128x128")
 OUTPUT_BYTES = 600e6  # of a candidate's layers together
 
 
@@ -98,7 +98,7 @@ class Timing:
 
     @property
     def count(self) -> int:
-        return int(max(1, min(8, OUTPUT_BYTES / (2 * math.prod(self.output_shape)))))
+        return int(max(1, min(4, OUTPUT_BYTES / (2 * math.prod(self.output_shape)))))
 
 
 def deft_model(timing: Timing, compute: str, block: int = 0, residual: bool = False) -> onnx.ModelProto:
@@ -202,12 +202,8 @@ def torch_runner(timing: Timing, end: str) -> Run:
 
 
 def dense_candidates(timing: Timing) -> Iterator[tuple[str, Run | None]]:
-    """DeftConv's choice, each of its kernels, and cuDNN with every end."""
-    residual = timing.layer.residual
-    yield "deft", deft_runner(timing, residual=residual)
-    yield "deft cudnn", deft_runner(timing, "cudnn", residual=residual)
-    for tile in TILES:
-        yield f"deft {tile}", deft_runner(timing, f"fp16_hopper_{tile}", residual=residual)
+    """DeftConv as it chooses, and cuDNN with every end."""
+    yield "deft", deft_runner(timing, residual=timing.layer.residual)
     for end in ("none", "fused", "apart"):
         yield f"torch {end}", torch_runner(timing, end)
 
@@ -218,7 +214,7 @@ def eliminated_candidates(timing: Timing) -> Iterator[tuple[str, Run | None]]:
         return
     for block in (64, 32, 8):
         yield f"block:{block}", deft_runner(timing, block=block)
-    for tile in TILES[:2]:
+    for tile in TILES:
         yield f"dense {tile}", deft_runner(timing, f"fp16_hopper_{tile}")
     yield "torch none", torch_runner(timing, "none")
 

@@ -1,4 +1,5 @@
-// DeftConv by cuDNN where it is there: all features, 16 bits.
+// DeftConv by cuDNN where it is there: all features, 16 bits. cuDNN guesses which plans are fast; each of its
+// first guesses is a kernel, and which one is fastest is measured as with other kernels.
 #include <algorithm>
 #include <mutex>
 
@@ -8,15 +9,20 @@
 namespace deftonnx {
 namespace {
 
+constexpr size_t kGuesses = 6;
+
 class CudnnConv : public ConvKernel {
  public:
-  CudnnConv(const ConvNode& node, const cudnn::Library& library)
-      : node_(node), library_(library), weight_(MakeWeight16(node)), handle_(library.Handle(node.device)) {}
+  CudnnConv(const ConvNode& node, const cudnn::Library& library, size_t guess)
+      : node_(node),
+        library_(library),
+        guess_(guess),
+        weight_(SharedWeight16(node)),
+        handle_(library.Handle(node.device)) {}
 
   const char* Name() const override { return "cudnn"; }
 
-  // What it was seen to take (benchmarks/conv_speed.py): about 70% of the device's arithmetic, 85% of its
-  // memory.
+  // What it was seen to take on the H200: about 70% of the device's arithmetic, 85% of its memory.
   double Nanoseconds(const ConvShape& shape) override {
     if (PlanFor(shape) == nullptr) return kConvRefused;
     const ConvSpec& spec = node_.spec;
@@ -32,48 +38,45 @@ class CudnnConv : public ConvKernel {
 
   void Launch(const ConvCall& call) override {
     PlanFor(call.shape)
-        ->Run({call.x, weight_.values.data(), weight_.scale.data(), node_.bias, call.residual, call.y,
+        ->Run({call.x, weight_->values.data(), weight_->scale.data(), node_.bias, call.residual, call.y,
                call.scratch},
               call.stream);
   }
 
  private:
-  // The plan for images of that shape, made at first use; null if cuDNN has none.
+  // The plan of this guess for images of that shape, made at first use; null if there is none.
   const cudnn::ConvPlan* PlanFor(const ConvShape& shape) {
     std::lock_guard<std::mutex> lock(mutex_);
-    for (const auto& [known, plan] : plans_) {
-      if (known == shape) return plan.get();
+    for (const auto& [known, plans] : plans_) {
+      if (known == shape) return At(plans);
     }
-    std::shared_ptr<const cudnn::ConvPlan> plan;
-    try {
-      plan = cudnn::SharedConvPlan(library_, handle_, node_.spec, shape, weight_.scaled);
-    } catch (const cudnn::Error&) {
-      // the other kernels serve this shape
-    }
-    plans_.emplace_back(shape, std::move(plan));
-    return plans_.back().second.get();
+    plans_.emplace_back(shape, cudnn::FindConvPlans(library_, handle_, node_.spec, shape, weight_->scaled));
+    return At(plans_.back().second);
+  }
+
+  const cudnn::ConvPlan* At(const cudnn::ConvPlans& plans) const {
+    return guess_ < plans->size() ? &(*plans)[guess_] : nullptr;
   }
 
   const ConvNode& node_;
   const cudnn::Library& library_;
-  Weight16 weight_;
+  size_t guess_;
+  std::shared_ptr<const Weight16> weight_;
   void* handle_;
   std::mutex mutex_;
-  std::vector<std::pair<ConvShape, std::shared_ptr<const cudnn::ConvPlan>>> plans_;
+  std::vector<std::pair<ConvShape, cudnn::ConvPlans>> plans_;
 };
 
 }  // namespace
 
 void CudnnConvKernels(const ConvNode& node, ConvKernels& kernels) {
   const ConvSpec& spec = node.spec;
-  if (spec.block != 0 || spec.x_type == ElementType::kFloat || spec.y_type != spec.x_type ||
-      !node.Admits("cudnn"))
-    return;
-  if (!cudnn::ConvPlan::Knows(spec.activation)) return;
+  if (spec.block != 0 || spec.x_type == ElementType::kFloat || spec.y_type != spec.x_type) return;
+  if (!node.Admits("cudnn") || !cudnn::Knows(spec.activation)) return;
   const cudnn::Library* library = cudnn::Library::Find();
   if (library == nullptr) return;
   try {
-    kernels.push_back(std::make_unique<CudnnConv>(node, *library));
+    for (size_t i = 0; i < kGuesses; ++i) kernels.push_back(std::make_unique<CudnnConv>(node, *library, i));
   } catch (const cudnn::Error&) {
     // not usable on this device
   }

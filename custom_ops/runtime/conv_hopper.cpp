@@ -70,12 +70,12 @@ bool Serves(const ConvSpec& spec) {
 
 // What all tile sizes share.
 struct SharedOperands {
-  Weight16 weight;
+  std::shared_ptr<const Weight16> weight;
   DeviceBuffer blocks;
   int64_t channels, block_count;
 
   explicit SharedOperands(const ConvNode& node)
-      : weight(MakeWeight16(node)), channels(CopyChannels(node.spec)), block_count(node.spec.K / channels) {
+      : weight(SharedWeight16(node)), channels(CopyChannels(node.spec)), block_count(node.spec.K / channels) {
     blocks = DeviceBuffer(node.driver, Blocks(node, channels));
   }
 };
@@ -90,7 +90,7 @@ class HopperConv : public ConvKernel {
         map_type_(row.x_type == ElementType::kFloat16 ? kFloat16Map : kBfloat16Map),
         steps_(CeilDivide(operands_->block_count * operands_->channels, kStep)),
         group_tiles_(CeilDivide(node.spec.GroupOutputs(), row.columns)),
-        weight_map_(Map(operands_->weight.values.data(), node.spec.N, node.spec.K, row.columns)) {}
+        weight_map_(Map(operands_->weight->values.data(), node.spec.N, node.spec.K, row.columns)) {}
 
   const char* Name() const override { return row_.image.name; }
 
@@ -110,7 +110,7 @@ class HopperConv : public ConvKernel {
     int shift = 3;
     while (int64_t{1} << shift < operands_->channels) ++shift;
     const ConvParameters parameters{operands_->blocks.data(),
-                                    operands_->weight.scale.data(),
+                                    operands_->weight->scale.data(),
                                     node_.bias,
                                     call.residual,
                                     narrow(shape.Pixels()),

@@ -15,6 +15,8 @@
 
 namespace deftonnx {
 
+struct Weight16;
+
 // A DeftConv node on one device: what does not change between runs. Lives longer than its kernels.
 struct ConvNode {
   ConvSpec spec;
@@ -26,6 +28,8 @@ struct ConvNode {
   std::vector<float> scale;   // (N,) likewise
   const void* bias;           // (N,) in device memory
   std::vector<int32_t> kept;  // the kept blocks, if features are eliminated
+
+  mutable std::shared_ptr<const Weight16> weight16 = nullptr;  // see SharedWeight16
 
   // Whether a kernel of that name is to be prepared: the node may ask for a single one.
   bool Admits(const char* kernel) const { return spec.kernel.empty() || spec.kernel == kernel; }
@@ -41,7 +45,8 @@ struct Weight16 {
 // Where a row's values leave float16's range, a power of two moves into its scale: what then still underflows
 // is under 2^-38 of the row's largest value. Values of more bits than X's type are rounded to it (half under
 // bfloat16, deft16q). X must be float16 or bfloat16.
-Weight16 MakeWeight16(const ConvNode& node);
+// Made once a node, while its kernels are made.
+std::shared_ptr<const Weight16> SharedWeight16(const ConvNode& node);
 
 // One run of a node. Pointers are to device memory.
 struct ConvCall {
@@ -61,8 +66,8 @@ class ConvKernel {
 
   virtual const char* Name() const = 0;
 
-  // The estimated time, or kConvRefused. Of two kernels the one of less time runs. The first call for a shape
-  // may take long and allocate.
+  // The estimated time, or kConvRefused. What is within a factor of the least is measured at the first run of
+  // a shape. The first call for a shape may take long and allocate.
   virtual double Nanoseconds(const ConvShape& shape) = 0;
 
   // Whether Nanoseconds refuses no shape.

@@ -1,6 +1,6 @@
 #include "conv_spec.h"
 
-#include <string>
+#include <sstream>
 
 namespace deftonnx {
 namespace {
@@ -91,6 +91,26 @@ std::vector<FilterRun> FilterRuns(const ConvSpec& spec, const int32_t* kept, int
                     tap % spec.columns.kernel, width});
   }
   return runs;
+}
+
+std::string TimingKey(const ConvSpec& spec, const ConvShape& shape) {
+  const Activation& a = spec.activation;
+  std::ostringstream key;
+  for (int64_t value : {static_cast<int64_t>(spec.x_type), static_cast<int64_t>(spec.y_type),
+                        static_cast<int64_t>(spec.format), static_cast<int64_t>(spec.exponent_bits),
+                        spec.channels, spec.K, spec.N, spec.group, spec.block, shape.batch, shape.in_rows,
+                        shape.in_columns, static_cast<int64_t>(spec.has_residual),
+                        static_cast<int64_t>(a.gated), static_cast<int64_t>(a.curve)}) {
+    key << value << ' ';
+  }
+  for (const Axis* axis : {&spec.rows, &spec.columns}) {
+    key << axis->kernel << ' ' << axis->stride << ' ' << axis->pad_begin << ' ' << axis->pad_end << ' '
+        << axis->dilation << ' ';
+  }
+  key << std::hexfloat;
+  for (float value : {a.slope, a.offset, a.low, a.high}) key << value << ' ';
+  key << spec.kernel;
+  return key.str();
 }
 
 ConvInputs ReadInputs(const ConvSpec& spec, const Ort& ort, const OrtKernelContext* context) {

@@ -1,6 +1,7 @@
 // What a DeftConv node asks for, checked once when the session is made.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "packed_node.h"
@@ -54,6 +55,10 @@ struct ConvShape {
     return batch == o.batch && in_rows == o.in_rows && in_columns == o.in_columns;  // the others follow
   }
 };
+
+// Equal for nodes and shapes that the same kernels serve in the same time: all but the values and the kept
+// blocks.
+std::string TimingKey(const ConvSpec& spec, const ConvShape& shape);
 
 // The inputs of one run that are not constant.
 struct ConvInputs {

@@ -26,7 +26,8 @@ float RowFactor(const float* row, int64_t K) {
 
 }  // namespace
 
-Weight16 MakeWeight16(const ConvNode& node) {
+std::shared_ptr<const Weight16> SharedWeight16(const ConvNode& node) {
+  if (node.weight16 != nullptr) return node.weight16;
   const ConvSpec& spec = node.spec;
   const bool half = spec.x_type == ElementType::kFloat16;
   std::vector<uint16_t> values(node.weight.size());
@@ -40,7 +41,9 @@ Weight16 MakeWeight16(const ConvNode& node) {
     }
   }
   const bool scaled = std::any_of(scale.begin(), scale.end(), [](float s) { return s != 1; });
-  return {DeviceBuffer(node.driver, values), DeviceBuffer(node.driver, scale), scaled};
+  node.weight16 = std::make_shared<const Weight16>(
+      Weight16{DeviceBuffer(node.driver, values), DeviceBuffer(node.driver, scale), scaled});
+  return node.weight16;
 }
 
 }  // namespace deftonnx

@@ -1,5 +1,10 @@
 #include "cuda_conv.h"
 
+#include <algorithm>
+#include <map>
+#include <string>
+
+#include "cudnn.h"
 #include "error.h"
 #include "weight_decoder.h"
 
@@ -8,6 +13,8 @@ namespace {
 
 constexpr void (*kFamilies[])(const ConvNode&, ConvKernels&) = {CudnnConvKernels, HopperConvKernels,
                                                                 DirectConvKernels};
+constexpr double kClose = 3;  // estimates within this factor of the least are measured
+constexpr int kRepeats = 3;
 constexpr int64_t kMostPixels = std::numeric_limits<int32_t>::max() - 1024;
 
 ConvNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const ConvSpec& spec) {
@@ -65,19 +72,52 @@ CudaConv::CudaConv(const Ort& ort, const OrtKernelInfo* info, ElementType x, Ele
 
 CudaConv::~CudaConv() { ort_.Release(scratch_); }
 
-ConvKernel& CudaConv::Choose(const ConvShape& shape) {
+size_t CudaConv::Measure(ConvCall call, const std::vector<size_t>& candidates, size_t guess) const {
+  // one measurement for all sessions of the process, so that equal nodes compute the same bits
+  static std::mutex mutex;
+  static auto* measured = new std::map<std::string, size_t>;
+  std::lock_guard<std::mutex> lock(mutex);
+  const std::string key = std::to_string(node_.device) + ' ' + TimingKey(node_.spec, call.shape);
+  const auto known = measured->find(key);
+  if (known != measured->end()) return known->second;
+  float least = std::numeric_limits<float>::infinity();
+  for (size_t i : candidates) {
+    const Scratch scratch(scratch_, kernels_[i]->ScratchBytes(call.shape));
+    call.scratch = scratch.data();
+    const auto launch = [&] { kernels_[i]->Launch(call); };
+    try {
+      launch();
+      for (int repeat = 0; repeat < kRepeats; ++repeat) {
+        const float time = node_.driver.Milliseconds(call.stream, launch);
+        if (time < least) least = time, guess = i;
+      }
+    } catch (const cudnn::Error&) {
+      // made, but not to be run: another one serves
+    }
+  }
+  (*measured)[key] = guess;
+  return guess;
+}
+
+ConvKernel& CudaConv::Choose(const ConvCall& call) {
   std::lock_guard<std::mutex> lock(mutex_);
   for (const auto& [known, kernel] : chosen_) {
-    if (known == shape) return *kernel;
+    if (known == call.shape) return *kernel;
   }
-  ConvKernel* best = nullptr;
-  double least = kConvRefused;
-  for (const auto& kernel : kernels_) {
-    const double time = kernel->Nanoseconds(shape);
-    if (time < least) least = time, best = kernel.get();
+  std::vector<double> times;
+  for (const auto& kernel : kernels_) times.push_back(kernel->Nanoseconds(call.shape));
+  const size_t guess = std::min_element(times.begin(), times.end()) - times.begin();
+  if (times[guess] == kConvRefused) {
+    Refuse(node_.spec, "no kernel '" + node_.spec.kernel + "' for images of this size");
   }
-  if (best == nullptr) Refuse(node_.spec, "no kernel '" + node_.spec.kernel + "' for images of this size");
-  chosen_.push_back({shape, best});
+  std::vector<size_t> close;
+  for (size_t i = 0; i < times.size(); ++i) {
+    if (times[i] <= kClose * times[guess]) close.push_back(i);
+  }
+  // nothing can be measured while a graph is captured: the estimate serves, and the next run decides
+  if (close.size() > 1 && node_.driver.IsCapturing(call.stream)) return *kernels_[guess];
+  ConvKernel* best = kernels_[close.size() > 1 ? Measure(call, close, guess) : guess].get();
+  chosen_.push_back({call.shape, best});
   return *best;
 }
 
@@ -86,9 +126,11 @@ void CudaConv::Compute(const Ort& ort, OrtKernelContext* context) {
   void* y = ort.Output(context, 0, inputs.y_shape);
   if (inputs.shape.Pixels() == 0) return;
   if (inputs.shape.Pixels() > kMostPixels) Refuse(node_.spec, "Y has too many pixels");
-  ConvKernel& kernel = Choose(inputs.shape);
+  ConvCall call{inputs.shape, inputs.x, inputs.residual, y, nullptr, ort.ComputeStream(context)};
+  ConvKernel& kernel = Choose(call);
   const Scratch scratch(scratch_, kernel.ScratchBytes(inputs.shape));
-  kernel.Launch({inputs.shape, inputs.x, inputs.residual, y, scratch.data(), ort.ComputeStream(context)});
+  call.scratch = scratch.data();
+  kernel.Launch(call);
 }
 
 }  // namespace deftonnx

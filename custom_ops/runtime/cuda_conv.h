@@ -18,7 +18,9 @@ class CudaConv {
   void Compute(const Ort& ort, OrtKernelContext* context);
 
  private:
-  ConvKernel& Choose(const ConvShape& shape);
+  // The kernel for a call, by estimates and, at the first run of a shape, by measuring those that are close.
+  ConvKernel& Choose(const ConvCall& call);
+  size_t Measure(ConvCall call, const std::vector<size_t>& candidates, size_t guess) const;
 
   Ort ort_;
   ConvNode node_;

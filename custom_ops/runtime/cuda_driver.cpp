@@ -17,6 +17,8 @@ constexpr int kPromoteToL2In128Bytes = 2;
 constexpr int kClusterDimension = 4;
 constexpr int kProgrammaticStreamSerialization = 6;
 
+using CUevent = void*;
+
 struct LaunchAttribute {
   int id;
   int padding;
@@ -48,6 +50,12 @@ struct CudaDriver::Functions {
   int (*cuMemAlloc_v2)(CUdeviceptr*, size_t);
   int (*cuMemFree_v2)(CUdeviceptr);
   int (*cuStreamSynchronize)(CUstream);
+  int (*cuStreamIsCapturing)(CUstream, int*);
+  int (*cuEventCreate)(CUevent*, unsigned);
+  int (*cuEventRecord)(CUevent, CUstream);
+  int (*cuEventSynchronize)(CUevent);
+  int (*cuEventElapsedTime)(float*, CUevent, CUevent);
+  int (*cuEventDestroy_v2)(CUevent);
   int (*cuTensorMapEncodeIm2col)(TensorMap*, int, uint32_t, void*, const uint64_t*, const uint64_t*,
                                  const int*, const int*, uint32_t, uint32_t, const uint32_t*, int, int, int,
                                  int);
@@ -70,9 +78,10 @@ int DoNothing(Arguments...) {
 }  // namespace
 
 const CudaDriver& CudaDriver::Offline() {
-  static const Functions functions = {DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
-                                      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
-                                      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing};
+  static const Functions functions = {DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
+                                      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
+                                      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
+                                      DoNothing, DoNothing, DoNothing};
   static const CudaDriver driver(functions);
   return driver;
 }
@@ -98,6 +107,12 @@ CudaDriver::CudaDriver() {
   find(functions.cuMemAlloc_v2, "cuMemAlloc_v2");
   find(functions.cuMemFree_v2, "cuMemFree_v2");
   find(functions.cuStreamSynchronize, "cuStreamSynchronize");
+  find(functions.cuStreamIsCapturing, "cuStreamIsCapturing");
+  find(functions.cuEventCreate, "cuEventCreate");
+  find(functions.cuEventRecord, "cuEventRecord");
+  find(functions.cuEventSynchronize, "cuEventSynchronize");
+  find(functions.cuEventElapsedTime, "cuEventElapsedTime");
+  find(functions.cuEventDestroy_v2, "cuEventDestroy_v2");
   find(functions.cuTensorMapEncodeIm2col, "cuTensorMapEncodeIm2col");
   find(functions.cuTensorMapEncodeTiled, "cuTensorMapEncodeTiled");
   functions_ = &functions;
@@ -167,6 +182,30 @@ void CudaDriver::CopyToDevice(void* device, const void* host, size_t bytes) cons
   Check(functions_->cuMemcpyHtoD_v2(reinterpret_cast<CUdeviceptr>(device), host, bytes), "cuMemcpyHtoD");
   // the call may return while the last part is still on its way, in the default stream's order
   Check(functions_->cuStreamSynchronize(nullptr), "cuStreamSynchronize");
+}
+
+bool CudaDriver::IsCapturing(CUstream stream) const {
+  int status = 0;
+  Check(functions_->cuStreamIsCapturing(stream, &status), "cuStreamIsCapturing");
+  return status != 0;
+}
+
+float CudaDriver::Milliseconds(CUstream stream, const std::function<void()>& enqueue) const {
+  struct Event {
+    const Functions& functions;
+    CUevent value = nullptr;
+    ~Event() {
+      if (value != nullptr) functions.cuEventDestroy_v2(value);
+    }
+  } begin{*functions_}, end{*functions_};
+  for (Event* event : {&begin, &end}) Check(functions_->cuEventCreate(&event->value, 0), "cuEventCreate");
+  Check(functions_->cuEventRecord(begin.value, stream), "cuEventRecord");
+  enqueue();
+  Check(functions_->cuEventRecord(end.value, stream), "cuEventRecord");
+  Check(functions_->cuEventSynchronize(end.value), "cuEventSynchronize");
+  float milliseconds = 0;
+  Check(functions_->cuEventElapsedTime(&milliseconds, begin.value, end.value), "cuEventElapsedTime");
+  return milliseconds;
 }
 
 void* CudaDriver::Allocate(size_t bytes) const {

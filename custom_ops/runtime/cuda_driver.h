@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 namespace deftonnx {
 
@@ -38,6 +39,9 @@ class CudaDriver {
   void CopyToHost(void* host, const void* device, size_t bytes) const;
   // To memory that all streams may read when the call returns.
   void CopyToDevice(void* device, const void* host, size_t bytes) const;
+  bool IsCapturing(CUstream stream) const;
+  // How long the device takes for what `enqueue` puts on the stream. Waits for it.
+  float Milliseconds(CUstream stream, const std::function<void()>& enqueue) const;
   void* Allocate(size_t bytes) const;
   void Free(void* memory) const noexcept;
 

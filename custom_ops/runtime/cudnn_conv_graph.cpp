@@ -71,8 +71,16 @@ enum PointwiseMode : int {
 enum Note : int { kDownConverts = 1, kReducedPrecision = 2, kFft = 3, kNondeterministic = 4, kWinograd = 5 };
 
 constexpr int kCrossCorrelation = 1;
-constexpr int kHeuristicModes[] = {3, 1, 2};  // A, B, fallback
 constexpr int64_t kMostConfigs = 32;
+constexpr size_t kMostWorkspace = size_t{256} << 20;
+
+// cuDNN's heuristics: A, B and the fallback, with how many plans to take of each.
+struct Heuristic {
+  int mode;
+  size_t plans;
+  bool last_resort;
+};
+constexpr Heuristic kAsked[] = {{3, 4, false}, {1, 2, false}, {2, 1, true}};
 
 enum TensorId : int64_t { kX = 1, kW, kScale, kBias, kResidual, kY, kFirstVirtual };
 
@@ -249,41 +257,57 @@ std::vector<Descriptor> Configs(const Library& library, const Descriptor& graph,
   return configs;
 }
 
-// The plan of the first configuration that cuDNN can make one of, best guess first.
-std::unique_ptr<Descriptor> FindPlan(const Library& library, void* handle, const Descriptor& graph) {
-  std::string reason = "no engine";
-  for (int mode : kHeuristicModes) {
+// Adds up to `most` plans of the configurations that a heuristic returns and cuDNN can make plans of.
+void AddPlans(const Library& library, void* handle, const Descriptor& graph, int mode, size_t most,
+              std::vector<Descriptor>& plans) {
+  const size_t end = plans.size() + most;
+  std::vector<Descriptor> configs;
+  try {
+    configs = Configs(library, graph, mode);
+  } catch (const Error&) {
+    return;
+  }
+  for (const Descriptor& config : configs) {
+    if (plans.size() == end) return;
     try {
-      for (const Descriptor& config : Configs(library, graph, mode)) {
-        try {
-          if (!Acceptable(library, config)) continue;
-          auto plan = std::make_unique<Descriptor>(library, kPlan);
-          plan->Set(kPlanHandle, kHandleValue, 1, &handle).SetDescriptor(kPlanConfig, config).Finalize();
-          return plan;
-        } catch (const Error& error) {
-          reason = error.what();
-        }
-      }
-    } catch (const Error& error) {
-      reason = error.what();
+      if (!Acceptable(library, config)) continue;
+      Descriptor plan(library, kPlan);
+      plan.Set(kPlanHandle, kHandleValue, 1, &handle).SetDescriptor(kPlanConfig, config).Finalize();
+      plans.push_back(std::move(plan));
+    } catch (const Error&) {
+      // the next one
     }
   }
-  throw Error("no plan for the convolution: " + reason);
+}
+
+std::vector<ConvPlan> MakePlans(const Library& library, void* handle, const ConvSpec& spec,
+                                const ConvShape& shape, bool scaled) {
+  std::vector<Descriptor> plans;
+  try {
+    Builder builder(library, spec.x_type == ElementType::kFloat16 ? kHalf : kBfloat16);
+    const Descriptor graph = BuildGraph(handle, spec, shape, scaled, builder);
+    for (const Heuristic& heuristic : kAsked) {
+      if (heuristic.last_resort && !plans.empty()) break;
+      AddPlans(library, handle, graph, heuristic.mode, heuristic.plans, plans);
+    }
+  } catch (const Error&) {
+    // cuDNN does not know such a graph
+  }
+  std::vector<ConvPlan> made;
+  for (Descriptor& plan : plans) {
+    made.emplace_back(library, handle, std::move(plan), scaled, spec.has_residual);
+    if (made.back().WorkspaceBytes() > kMostWorkspace) made.pop_back();
+  }
+  return made;
 }
 
 }  // namespace
 
-bool ConvPlan::Knows(const Activation& activation) {
-  return IsIdentity(activation) || ModeOf(activation) >= 0;
-}
+bool Knows(const Activation& activation) { return IsIdentity(activation) || ModeOf(activation) >= 0; }
 
-ConvPlan::ConvPlan(const Library& library, void* handle, const ConvSpec& spec, const ConvShape& shape,
-                   bool scaled)
-    : library_(library), handle_(handle), scaled_(scaled), residual_(spec.has_residual) {
-  Builder builder(library, spec.x_type == ElementType::kFloat16 ? kHalf : kBfloat16);
-  const Descriptor graph = BuildGraph(handle, spec, shape, scaled, builder);
-  plan_ = FindPlan(library, handle, graph);
-  plan_->Get(kPlanWorkspace, kInt64Value, 1, &workspace_);
+ConvPlan::ConvPlan(const Library& library, void* handle, Descriptor plan, bool scaled, bool residual)
+    : library_(library), handle_(handle), plan_(std::move(plan)), scaled_(scaled), residual_(residual) {
+  plan_.Get(kPlanWorkspace, kInt64Value, 1, &workspace_);
 }
 
 void ConvPlan::Run(const ConvPointers& p, CUstream stream) const {
@@ -297,33 +321,23 @@ void ConvPlan::Run(const ConvPointers& p, CUstream stream) const {
       .Set(kPackPointers, kPointerValue, count, pointers.data())
       .Set(kPackWorkspace, kPointerValue, 1, &p.workspace)
       .Finalize();
-  Execute(library_, handle_, *plan_, pack, stream);
+  Execute(library_, handle_, plan_, pack, stream);
 }
 
-std::shared_ptr<const ConvPlan> SharedConvPlan(const Library& library, void* handle, const ConvSpec& spec,
-                                               const ConvShape& shape, bool scaled) {
-  const Activation& a = spec.activation;
+ConvPlans FindConvPlans(const Library& library, void* handle, const ConvSpec& spec, const ConvShape& shape,
+                        bool scaled) {
   std::ostringstream key;
-  key << handle << ' ' << static_cast<int>(spec.x_type) << ' ' << spec.channels << ' ' << spec.N << ' '
-      << spec.group;
-  for (const Axis* axis : {&spec.rows, &spec.columns}) {
-    key << ' ' << axis->kernel << ' ' << axis->stride << ' ' << axis->pad_begin << ' ' << axis->pad_end << ' '
-        << axis->dilation;
-  }
-  key << ' ' << shape.batch << ' ' << shape.in_rows << ' ' << shape.in_columns << ' ' << scaled
-      << spec.has_residual << a.gated << a.curve << std::hexfloat;
-  for (float value : {a.slope, a.offset, a.low, a.high}) key << ' ' << value;
-
+  key << handle << ' ' << scaled << ' ' << TimingKey(spec, shape);
   static std::mutex mutex;
-  static auto* plans = new std::map<std::string, std::weak_ptr<const ConvPlan>>;
+  static auto* known = new std::map<std::string, std::weak_ptr<const std::vector<ConvPlan>>>;
   std::lock_guard<std::mutex> lock(mutex);
-  std::weak_ptr<const ConvPlan>& known = (*plans)[key.str()];
-  std::shared_ptr<const ConvPlan> plan = known.lock();
-  if (plan == nullptr) {
-    plan = std::make_shared<const ConvPlan>(library, handle, spec, shape, scaled);
-    known = plan;
+  std::weak_ptr<const std::vector<ConvPlan>>& entry = (*known)[key.str()];
+  ConvPlans plans = entry.lock();
+  if (plans == nullptr) {
+    plans = std::make_shared<const std::vector<ConvPlan>>(MakePlans(library, handle, spec, shape, scaled));
+    entry = plans;
   }
-  return plan;
+  return plans;
 }
 
 }  // namespace deftonnx::cudnn

@@ -1,7 +1,8 @@
-// A convolution with its fused end as a cuDNN operation graph, and the plan that runs it.
+// A convolution with its fused end as a cuDNN operation graph, and the plans that run it.
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "conv_spec.h"
 #include "cudnn.h"
@@ -16,28 +17,28 @@ struct ConvPointers {
 
 class ConvPlan {
  public:
-  // For X, W, residual and Y of the node's 16-bit type, W (N, taps, channels of a group) and float32
-  // arithmetic: y = activation(conv * scale + bias + residual); `scaled` is whether there is a scale. Throws
-  // Error if cuDNN has no deterministic kernel of full precision for it.
-  ConvPlan(const Library& library, void* handle, const ConvSpec& spec, const ConvShape& shape, bool scaled);
+  ConvPlan(const Library& library, void* handle, Descriptor plan, bool scaled, bool residual);
 
   size_t WorkspaceBytes() const { return static_cast<size_t>(workspace_); }
   void Run(const ConvPointers& pointers, CUstream stream) const;
 
-  // Whether cuDNN has that activation.
-  static bool Knows(const Activation& activation);
-
  private:
   const Library& library_;
   void* handle_;
+  Descriptor plan_;
   bool scaled_, residual_;
-  std::unique_ptr<Descriptor> plan_;
   int64_t workspace_ = 0;
 };
 
-// The plan that all nodes of the same convolution, fused end and shape share while one of them lives.
-// Thread-safe. Throws Error.
-std::shared_ptr<const ConvPlan> SharedConvPlan(const Library& library, void* handle, const ConvSpec& spec,
-                                               const ConvShape& shape, bool scaled);
+// Whether cuDNN has that activation.
+bool Knows(const Activation& activation);
+
+// What cuDNN guesses to be the fastest plans, best guess first, for X, W, residual and Y of the node's 16-bit
+// type, W (N, taps, channels of a group) and float32 arithmetic: y = activation(conv * scale + bias +
+// residual); `scaled` is whether there is a scale. Deterministic and of full precision; none if cuDNN cannot
+// do it. All nodes of the same convolution, fused end and shape share them while one lives. Thread-safe.
+using ConvPlans = std::shared_ptr<const std::vector<ConvPlan>>;
+ConvPlans FindConvPlans(const Library& library, void* handle, const ConvSpec& spec, const ConvShape& shape,
+                        bool scaled);
 
 }  // namespace deftonnx::cudnn
