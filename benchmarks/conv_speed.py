@@ -147,7 +147,8 @@ def deft_runner(timing: Timing, compute: str = "auto", block: int = 0, residual:
     rng = np.random.default_rng(2)
     keep = []
     for value in session.get_inputs():
-        array = rng.standard_normal(value.shape, np.float32).astype(np.float16)
+        sample = rng.standard_normal(1_000_003, np.float32).astype(np.float16)  # a prime: no period of the image's
+        array = np.resize(sample, value.shape)
         keep.append(ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0))
         binding.bind_ortvalue_input(value.name, keep[-1])
     for value in session.get_outputs():

@@ -5,11 +5,12 @@
 
 #include "conv_kernel.h"
 #include "cudnn_conv_graph.h"
+#include "cudnn_conv_plan.h"
 
 namespace deftonnx {
 namespace {
 
-constexpr size_t kGuesses = 6;
+constexpr size_t kGuesses = 3;
 
 class CudnnConv : public ConvKernel {
  public:

@@ -1,4 +1,4 @@
-// A convolution with its fused end as a cuDNN operation graph, and the plans that run it.
+// A convolution with its fused end as a cuDNN operation graph.
 #pragma once
 
 #include <memory>
@@ -9,36 +9,19 @@
 
 namespace deftonnx::cudnn {
 
-// The pointers of one run, all to device memory; those that the graph lacks are ignored.
-struct ConvPointers {
-  const void *x, *weight, *scale, *bias, *residual;
-  void *y, *workspace;
-};
-
-class ConvPlan {
- public:
-  ConvPlan(const Library& library, void* handle, Descriptor plan, bool scaled, bool residual);
-
-  size_t WorkspaceBytes() const { return static_cast<size_t>(workspace_); }
-  void Run(const ConvPointers& pointers, CUstream stream) const;
-
- private:
-  const Library& library_;
-  void* handle_;
-  Descriptor plan_;
-  bool scaled_, residual_;
-  int64_t workspace_ = 0;
-};
-
 // Whether cuDNN has that activation.
 bool Knows(const Activation& activation);
 
-// What cuDNN guesses to be the fastest plans, best guess first, for X, W, residual and Y of the node's 16-bit
-// type, W (N, taps, channels of a group) and float32 arithmetic: y = activation(conv * scale + bias +
-// residual); `scaled` is whether there is a scale. Deterministic and of full precision; none if cuDNN cannot
-// do it. All nodes of the same convolution, fused end and shape share them while one lives. Thread-safe.
-using ConvPlans = std::shared_ptr<const std::vector<ConvPlan>>;
-ConvPlans FindConvPlans(const Library& library, void* handle, const ConvSpec& spec, const ConvShape& shape,
-                        bool scaled);
+// An operation graph and the descriptors that it refers to.
+struct ConvGraph {
+  std::vector<std::unique_ptr<Descriptor>> parts;
+  Descriptor graph;
+};
+
+// y = activation(conv * scale + bias + residual) for X, W, residual and Y of the node's 16-bit type, W (N,
+// taps, channels of a group) and float32 arithmetic; `scaled` is whether there is a scale. Tensors are called
+// as TensorId of cudnn_attributes.h says. Throws Error if cuDNN does not know such a graph.
+ConvGraph BuildConvGraph(const Library& library, void* handle, const ConvSpec& spec, const ConvShape& shape,
+                         bool scaled);
 
 }  // namespace deftonnx::cudnn

@@ -1,0 +1,41 @@
+// The plans that run a convolution with its fused end.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "conv_spec.h"
+#include "cudnn.h"
+
+namespace deftonnx::cudnn {
+
+// The pointers of one run, all to device memory; those that the graph lacks are ignored.
+struct ConvPointers {
+  const void *x, *weight, *scale, *bias, *residual;
+  void *y, *workspace;
+};
+
+class ConvPlan {
+ public:
+  ConvPlan(const Library& library, void* handle, Descriptor plan, bool scaled, bool residual);
+
+  size_t WorkspaceBytes() const { return static_cast<size_t>(workspace_); }
+  void Run(const ConvPointers& pointers, CUstream stream) const;
+
+ private:
+  const Library& library_;
+  void* handle_;
+  Descriptor plan_;
+  bool scaled_, residual_;
+  int64_t workspace_ = 0;
+};
+
+// What cuDNN guesses to be the fastest plans, best guess first, for X, W, residual and Y of the node's 16-bit
+// type, W (N, taps, channels of a group) and float32 arithmetic: y = activation(conv * scale + bias +
+// residual); `scaled` is whether there is a scale. Deterministic and of full precision; none if cuDNN cannot
+// do it. All nodes of the same convolution, fused end and shape share them while one lives. Thread-safe.
+using ConvPlans = std::shared_ptr<const std::vector<ConvPlan>>;
+ConvPlans FindConvPlans(const Library& library, void* handle, const ConvSpec& spec, const ConvShape& shape,
+                        bool scaled);
+
+}  // namespace deftonnx::cudnn
