@@ -238,8 +238,8 @@ def main() -> None:
         "unit": "microseconds a layer: median, least, greatest",
         "rows": [],
     }
-    for part in arguments.part or PARTS:
-        for batch in arguments.batch or (64, 1):
+    for batch in arguments.batch or (64, 1):
+        for part in arguments.part or PARTS:
             for network in arguments.network or NETWORKS:
                 for layer in NETWORKS[network]:
                     timing = Timing(layer, batch)

@@ -11,6 +11,7 @@ namespace deftonnx {
 namespace {
 
 constexpr size_t kGuesses = 3;
+constexpr double kLong = 30000;  // nanoseconds; for a shorter run cuDNN's first guess has to do
 
 class CudnnConv : public ConvKernel {
  public:
@@ -23,14 +24,8 @@ class CudnnConv : public ConvKernel {
 
   const char* Name() const override { return "cudnn"; }
 
-  // What it was seen to take on the H200: about 70% of the device's arithmetic, 85% of its memory.
   double Nanoseconds(const ConvShape& shape) override {
-    if (PlanFor(shape) == nullptr) return kConvRefused;
-    const ConvSpec& spec = node_.spec;
-    const double products = 1.0 * shape.Pixels() * spec.N * spec.K;
-    const double elements = 1.0 * shape.batch * shape.in_rows * shape.in_columns * spec.channels +
-                            1.0 * shape.Pixels() * spec.N * (spec.has_residual ? 2 : 1);
-    return 2500 + std::max(products / (2.5e3 * node_.multiprocessors), 2 * elements / 3500);
+    return PlanFor(shape) == nullptr ? kConvRefused : Estimate(shape);
   }
 
   bool ServesEveryShape() const override { return false; }
@@ -45,13 +40,23 @@ class CudnnConv : public ConvKernel {
   }
 
  private:
+  // What it was seen to take on the H200: about 70% of the device's arithmetic, 85% of its memory.
+  double Estimate(const ConvShape& shape) const {
+    const ConvSpec& spec = node_.spec;
+    const double products = 1.0 * shape.Pixels() * spec.N * spec.K;
+    const double elements = 1.0 * shape.batch * shape.in_rows * shape.in_columns * spec.channels +
+                            1.0 * shape.Pixels() * spec.N * (spec.has_residual ? 2 : 1);
+    return 2500 + std::max(products / (2.5e3 * node_.multiprocessors), 2 * elements / 3500);
+  }
+
   // The plan of this guess for images of that shape, made at first use; null if there is none.
   const cudnn::ConvPlan* PlanFor(const ConvShape& shape) {
     std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& [known, plans] : plans_) {
       if (known == shape) return At(plans);
     }
-    plans_.emplace_back(shape, cudnn::FindConvPlans(library_, handle_, node_.spec, shape, weight_->scaled));
+    plans_.emplace_back(shape, cudnn::FindConvPlans(library_, handle_, node_.spec, shape, weight_->scaled,
+                                                    Estimate(shape) >= kLong));
     return At(plans_.back().second);
   }
 

@@ -96,11 +96,10 @@ std::vector<FilterRun> FilterRuns(const ConvSpec& spec, const int32_t* kept, int
 std::string TimingKey(const ConvSpec& spec, const ConvShape& shape) {
   const Activation& a = spec.activation;
   std::ostringstream key;
-  for (int64_t value : {static_cast<int64_t>(spec.x_type), static_cast<int64_t>(spec.y_type),
-                        static_cast<int64_t>(spec.format), static_cast<int64_t>(spec.exponent_bits),
-                        spec.channels, spec.K, spec.N, spec.group, spec.block, shape.batch, shape.in_rows,
-                        shape.in_columns, static_cast<int64_t>(spec.has_residual),
-                        static_cast<int64_t>(a.gated), static_cast<int64_t>(a.curve)}) {
+  for (int64_t value : {static_cast<int64_t>(spec.x_type), static_cast<int64_t>(spec.y_type), spec.channels,
+                        spec.K, spec.N, spec.group, spec.block, shape.batch, shape.in_rows, shape.in_columns,
+                        static_cast<int64_t>(spec.has_residual), static_cast<int64_t>(a.gated),
+                        static_cast<int64_t>(a.curve)}) {
     key << value << ' ';
   }
   for (const Axis* axis : {&spec.rows, &spec.columns}) {

@@ -77,9 +77,14 @@ size_t CudaConv::Measure(ConvCall call, const std::vector<size_t>& candidates, s
   static std::mutex mutex;
   static auto* measured = new std::map<std::string, size_t>;
   std::lock_guard<std::mutex> lock(mutex);
-  const std::string key = std::to_string(node_.device) + ' ' + TimingKey(node_.spec, call.shape);
+  const bool scaled = node_.weight16 != nullptr && node_.weight16->scaled;
+  const std::string key =
+      std::to_string(node_.device) + (scaled ? " scaled " : " ") + TimingKey(node_.spec, call.shape);
   const auto known = measured->find(key);
-  if (known != measured->end()) return known->second;
+  const auto served = [&](size_t i) {
+    return std::find(candidates.begin(), candidates.end(), i) != candidates.end();
+  };
+  if (known != measured->end() && served(known->second)) return known->second;
   float least = std::numeric_limits<float>::infinity();
   for (size_t i : candidates) {
     const Scratch scratch(scratch_, kernels_[i]->ScratchBytes(call.shape));

@@ -78,13 +78,13 @@ void AddPlans(const Library& library, void* handle, const Descriptor& graph, int
 }
 
 std::vector<ConvPlan> MakePlans(const Library& library, void* handle, const ConvSpec& spec,
-                                const ConvShape& shape, bool scaled) {
+                                const ConvShape& shape, bool scaled, bool guess_more) {
   std::vector<Descriptor> plans;
   try {
     const ConvGraph built = BuildConvGraph(library, handle, spec, shape, scaled);
     for (const Heuristic& heuristic : kAsked) {
-      if (heuristic.last_resort && !plans.empty()) break;
-      AddPlans(library, handle, built.graph, heuristic.mode, heuristic.plans, plans);
+      if ((heuristic.last_resort || !guess_more) && !plans.empty()) break;
+      AddPlans(library, handle, built.graph, heuristic.mode, guess_more ? heuristic.plans : 1, plans);
     }
   } catch (const Error&) {
     // cuDNN does not know such a graph
@@ -119,17 +119,16 @@ void ConvPlan::Run(const ConvPointers& p, CUstream stream) const {
 }
 
 ConvPlans FindConvPlans(const Library& library, void* handle, const ConvSpec& spec, const ConvShape& shape,
-                        bool scaled) {
+                        bool scaled, bool guess_more) {
   std::ostringstream key;
   key << handle << ' ' << scaled << ' ' << TimingKey(spec, shape);
   static std::mutex mutex;
-  static auto* known = new std::map<std::string, std::weak_ptr<const std::vector<ConvPlan>>>;
+  static auto* known = new std::map<std::string, ConvPlans>;
   std::lock_guard<std::mutex> lock(mutex);
-  std::weak_ptr<const std::vector<ConvPlan>>& entry = (*known)[key.str()];
-  ConvPlans plans = entry.lock();
+  ConvPlans& plans = (*known)[key.str()];
   if (plans == nullptr) {
-    plans = std::make_shared<const std::vector<ConvPlan>>(MakePlans(library, handle, spec, shape, scaled));
-    entry = plans;
+    plans = std::make_shared<const std::vector<ConvPlan>>(
+        MakePlans(library, handle, spec, shape, scaled, guess_more));
   }
   return plans;
 }

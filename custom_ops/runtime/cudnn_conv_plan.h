@@ -33,9 +33,10 @@ class ConvPlan {
 // What cuDNN guesses to be the fastest plans, best guess first, for X, W, residual and Y of the node's 16-bit
 // type, W (N, taps, channels of a group) and float32 arithmetic: y = activation(conv * scale + bias +
 // residual); `scaled` is whether there is a scale. Deterministic and of full precision; none if cuDNN cannot
-// do it. All nodes of the same convolution, fused end and shape share them while one lives. Thread-safe.
+// do it. Making one takes cuDNN some tenths of a second; more than one is made only if `guess_more`. All
+// nodes of the same convolution, fused end and shape share them as long as the process lives. Thread-safe.
 using ConvPlans = std::shared_ptr<const std::vector<ConvPlan>>;
 ConvPlans FindConvPlans(const Library& library, void* handle, const ConvSpec& spec, const ConvShape& shape,
-                        bool scaled);
+                        bool scaled, bool guess_more);
 
 }  // namespace deftonnx::cudnn
