@@ -7,9 +7,6 @@
 
 namespace deftonnx {
 
-// A type of Y as kernels/epilogue.py and epilogue.cuh know it.
-int32_t TypeCode(ElementType type);
-
 inline int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A float type as kernels/epilogue.py and epilogue.cuh number them.
