@@ -1,7 +1,8 @@
 """Models and sessions of many equal linear layers, so that what is timed is layers and not calls.
 
-`parallel` layers all read one X and have weights of their own: more than the L2 cache together where weights
-are what costs. `chain` layers feed each other.
+Layers side by side have weights of their own, more than the L2 cache together where weights are what costs; where
+that is too little work to hide what a run costs on the CPU, they are repeated with further X. Chained layers feed each
+other.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ ONNX_TYPE = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bflo
 
 @dataclass(frozen=True)
 class Layers:
-    """`count` linear layers of (M, K) by (K, N) with an activation, in `dtype`, chained or side by side."""
+    """`count` linear layers of (M, K) by (K, N) with an activation, in `dtype`, chained or side by side.
+
+    Side by side they are computed for `repeats` matrices X, one after the other.
+    """
 
     M: int
     K: int
@@ -40,6 +44,16 @@ class Layers:
     chained: bool = False
     kept_block: int = 0
     features: int | None = None  # of X, where kept_block selects K of them
+    repeats: int = 1
+
+    @property
+    def nodes(self) -> int:
+        """Layers in a run."""
+        return self.count * self.repeats
+
+    def source(self, node: int) -> str:
+        """The name of what a node reads."""
+        return f"Y{node - 1}" if self.chained and node else f"X{node // self.count}"
 
 
 def random_packed(name: str, K: int, N: int, seed: int) -> PackedWeight:
@@ -72,11 +86,12 @@ def packed_model(layers: Layers, name: str, compute: str = "auto") -> onnx.Model
     kept = np.arange(0, features // layers.kept_block, 2, dtype=np.int32) if layers.kept_block else None
     if kept is not None:
         initializers.append(numpy_helper.from_array(kept, "kept"))
-    for i in range(layers.count):
-        packed = random_packed(name, layers.K, layers.N, i)
+    weights = [random_packed(name, layers.K, layers.N, i) for i in range(layers.count)]
+    for i, packed in enumerate(weights):
         initializers += weight_tensors(packed, f"W{i}")
-        source = f"Y{i - 1}" if layers.chained and i else "X"
-        inputs = [source, f"W{i}", f"W{i}_scale", "bias", *(["kept"] if kept is not None else [])]
+    for i in range(layers.nodes):
+        packed, weight = weights[i % layers.count], f"W{i % layers.count}"
+        inputs = [layers.source(i), weight, f"{weight}_scale", "bias", *(["kept"] if kept is not None else [])]
         options: dict[str, Any] = {"features": features, "block": layers.kept_block, "output_type": element}
         nodes.append(
             gemm_node(
@@ -100,8 +115,8 @@ def stock_model(layers: Layers) -> onnx.ModelProto:
     for i in range(layers.count):
         sample = np.random.default_rng(i).standard_normal(1 << 20).astype(np.float32) * layers.K**-0.5
         initializers.append(_cast(np.resize(np.roll(sample, i * 997), (layers.K, layers.N)), f"W{i}", element))
-        source = f"Y{i - 1}" if layers.chained and i else "X"
-        nodes.append(helper.make_node("MatMul", [source, f"W{i}"], [f"P{i}"]))
+    for i in range(layers.nodes):
+        nodes.append(helper.make_node("MatMul", [layers.source(i), f"W{i % layers.count}"], [f"P{i}"]))
         nodes.append(helper.make_node("Add", [f"P{i}", "bias"], [f"Z{i}"]))
         nodes.append(helper.make_node(operator, [f"Z{i}"], [f"Y{i}"]))
     return _model(layers, nodes, initializers, layers.K)
@@ -117,9 +132,11 @@ def session_runner(model: onnx.ModelProto, layers: Layers, *, packed: bool, grap
     provider = ("CUDAExecutionProvider", {"enable_cuda_graph": str(int(graph)), "use_tf32": "1"})
     session = ort.InferenceSession(model.SerializeToString(), options, providers=[provider])
     dtype, element = getattr(torch, layers.dtype), ONNX_TYPE[layers.dtype]
-    x = torch.randn(layers.M, layers.features or layers.K, device="cuda").to(dtype)
     binding = session.io_binding()
-    binding.bind_input("X", "cuda", 0, element, list(x.shape), x.data_ptr())
+    inputs = []
+    for given in session.get_inputs():
+        inputs.append(torch.randn(layers.M, layers.features or layers.K, device="cuda").to(dtype))
+        binding.bind_input(given.name, "cuda", 0, element, list(inputs[-1].shape), inputs[-1].data_ptr())
     outputs = []
     for output in session.get_outputs():
         outputs.append(torch.empty(layers.M, layers.N, device="cuda", dtype=dtype))
@@ -127,7 +144,7 @@ def session_runner(model: onnx.ModelProto, layers: Layers, *, packed: bool, grap
     run_options = ort.RunOptions()
     run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
-    def run(keep: object = (x, outputs)) -> None:
+    def run(keep: object = (inputs, outputs)) -> None:
         session.run_with_iobinding(binding, run_options)
 
     return run
@@ -137,11 +154,11 @@ def _model(
     layers: Layers, nodes: list[onnx.NodeProto], initializers: list[TensorProto], features: int
 ) -> onnx.ModelProto:
     element = ONNX_TYPE[layers.dtype]
-    ends = [layers.count - 1] if layers.chained else range(layers.count)
+    ends = [layers.nodes - 1] if layers.chained else range(layers.nodes)
     graph = helper.make_graph(
         nodes,
         "layers",
-        [helper.make_tensor_value_info("X", element, [layers.M, features])],
+        [helper.make_tensor_value_info(f"X{i}", element, [layers.M, features]) for i in range(layers.repeats)],
         [helper.make_tensor_value_info(f"Y{i}", element, [layers.M, layers.N]) for i in ends],
         initializers,
     )

@@ -9,8 +9,10 @@ Needs PyTorch with CUDA and ONNX Runtime's CUDA provider.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -32,6 +34,7 @@ from families.tensor_core import Variant  # noqa: E402
 from gemm_sessions import Layers, packed_model, session_runner, stock_model  # noqa: E402
 
 ROUNDS = 7
+MOST_NODES = 128  # in a run
 SHAPES = [
     (1, 4096, 4096), (16, 8192, 28672), (64, 1024, 1024), (128, 4096, 4096), (1024, 1024, 1024),
     (2048, 2048, 2048), (4096, 4096, 4096), (8192, 8192, 8192), (8192, 768, 3072), (8192, 3072, 768),
@@ -69,14 +72,15 @@ def _seconds(run: Run, repeats: int) -> float:
 def torch_runner(layers: Layers, fused: bool) -> Run:
     """A CUDA graph of the layers in PyTorch: cuBLASLt with its fused epilogue, or activation apart."""
     dtype = getattr(torch, layers.dtype)
-    x = torch.randn(layers.M, layers.K, device="cuda", dtype=dtype)
+    inputs = [torch.randn(layers.M, layers.K, device="cuda", dtype=dtype) for _ in range(layers.repeats)]
     weights = [torch.randn(layers.N, layers.K, device="cuda", dtype=dtype) for _ in range(layers.count)]
     bias = torch.randn(layers.N, device="cuda", dtype=dtype)
 
     def compute() -> list[torch.Tensor]:
         if fused:
-            return [torch._addmm_activation(bias, x, w.T, use_gelu=layers.activation == "gelu") for w in weights]
-        products = [torch.addmm(bias, x, w.T) for w in weights]
+            gelu = layers.activation == "gelu"
+            return [torch._addmm_activation(bias, x, w.T, use_gelu=gelu) for x in inputs for w in weights]
+        products = [torch.addmm(bias, x, w.T) for x in inputs for w in weights]
         return [torch.relu_(p) if layers.activation == "relu" else torch.nn.functional.gelu(p) for p in products]
 
     compute()
@@ -84,15 +88,21 @@ def torch_runner(layers: Layers, fused: bool) -> Run:
     with torch.cuda.graph(graph):
         outputs = compute()
 
-    def run(keep: object = (x, weights, bias, outputs)) -> None:
+    def run(keep: object = (inputs, weights, bias, outputs)) -> None:
         graph.replay()
 
     return run
 
 
 def cold_layers(M: int, K: int, N: int, **options: Any) -> Layers:
-    """Layers side by side, with more weight than the L2 cache holds wherever that is affordable."""
-    return Layers(M, K, N, count=max(1, min(32, -(-100 * 2**20 // (K * N)))), **options)
+    """Layers side by side, with more weight than the L2 cache holds wherever that is affordable.
+
+    They are repeated until a run takes about a millisecond, so that its cost on the CPU stays hidden.
+    """
+    count = max(1, min(32, -(-100 * 2**20 // (K * N))))
+    floor = max(2 * M * K * N / 0.8e15, K * N / 4e12)  # seconds a layer, with weights of 8 bits
+    repeats = max(1, min(MOST_NODES // count, math.ceil(1e-3 / (count * floor))))
+    return Layers(M, K, N, count=count, repeats=repeats, **options)
 
 
 def measure_shapes(save: Save) -> list[dict[str, Any]]:
@@ -109,7 +119,7 @@ def measure_shapes(save: Save) -> list[dict[str, Any]]:
             base = cold_layers(M, K, N, dtype=dtype)
             candidates[f"cublaslt fused {dtype}"] = torch_runner(base, fused=True)
             candidates[f"cublas + relu {dtype}"] = torch_runner(base, fused=False)
-        rows.append({"shape": [M, K, N], "layers": layers.count, "us": time_together(candidates, layers.count)})
+        rows.append({"shape": [M, K, N], "layers": layers.nodes, "us": time_together(candidates, layers.nodes)})
         _show(rows[-1])
         save(rows)
     return rows
@@ -121,22 +131,22 @@ def measure_streaming(save: Save) -> list[dict[str, Any]]:
     source = torch.randn(2**28, device="cuda")
     target = torch.empty_like(source)
     for M, K, N in STREAMING:
-        layers = Layers(M, K, N, count=2)
+        layers = Layers(M, K, N, count=2, repeats=8)
         names = ["half", *(f"deft8:{e}" for e in range(1, 8))]
         candidates = {
             f"deft {name}": session_runner(packed_model(layers, name), layers, packed=True, graph=True)
             for name in names
         }
         for dtype in ("float16", "bfloat16"):
-            candidates[f"cublaslt fused {dtype}"] = torch_runner(Layers(M, K, N, count=2, dtype=dtype), fused=True)
-        us = time_together(candidates, layers.count)
+            candidates[f"cublaslt fused {dtype}"] = torch_runner(dataclasses.replace(layers, dtype=dtype), fused=True)
+        us = time_together(candidates, layers.nodes)
         copy = time_together({"copy": lambda: torch.mul(source, 2, out=target)}, 1)["copy"]
         copied = 2 * source.numel() * source.element_size()  # read and written
         share = {
             name: round(K * N * (1 if "deft8" in name else 2) / times[0] * copy[0] / copied, 3)
             for name, times in us.items()
         }
-        row = {"shape": [M, K, N], "layers": layers.count, "us": us, "copy_us": copy, "copied_bytes": copied}
+        row = {"shape": [M, K, N], "layers": layers.nodes, "us": us, "copy_us": copy, "copied_bytes": copied}
         rows.append(row | {"weight_bytes_per_second_over_copy": share})
         _show(rows[-1])
         save(rows)
@@ -163,7 +173,7 @@ def measure_kernels(save: Save) -> list[dict[str, Any]]:
             model = packed_model(layers, formats[kernel.w_type, kernel.terms], kernel.name)
             name = f"{kernel.name}_{kernel.terms}"
             candidates[name] = session_runner(model, layers, packed=True, graph=True)
-        rows.append({"shape": [M, K, N], "layers": layers.count, "us": time_together(candidates, layers.count)})
+        rows.append({"shape": [M, K, N], "layers": layers.nodes, "us": time_together(candidates, layers.nodes)})
         _show(rows[-1])
         save(rows)
     return rows
@@ -187,7 +197,7 @@ def measure_chains(save: Save) -> list[dict[str, Any]]:
                 for name in ("half", "deft8:4")
             }
             candidates["ort float16"] = session_runner(stock_model(layers), layers, packed=False, graph=graph)
-            rows.append({"shape": [M, K, K], "cuda_graph": graph, "us": time_together(candidates, layers.count)})
+            rows.append({"shape": [M, K, K], "cuda_graph": graph, "us": time_together(candidates, layers.nodes)})
             _show(rows[-1])
             save(rows)
     return rows
@@ -200,9 +210,9 @@ def measure_elimination(save: Save) -> list[dict[str, Any]]:
         dense = cold_layers(size, size, size)
         candidates = {"dense": session_runner(packed_model(dense, "half"), dense, packed=True, graph=True)}
         for block in (8, 16, 32, 64):
-            half = Layers(size, size // 2, size, count=dense.count, kept_block=block, features=size)
+            half = dataclasses.replace(dense, K=size // 2, kept_block=block, features=size)
             candidates[f"block:{block}"] = session_runner(packed_model(half, "half"), half, packed=True, graph=True)
-        rows.append({"shape": [size] * 3, "density": 0.5, "us": time_together(candidates, dense.count)})
+        rows.append({"shape": [size] * 3, "density": 0.5, "us": time_together(candidates, dense.nodes)})
         _show(rows[-1])
         save(rows)
     return rows

@@ -79,7 +79,7 @@ NETWORKS = {
 
 
 def module(name: str) -> nn.Module:
-    """The network with seeded random weights, the scales of normalisations included."""
+    """The network with seeded random weights, where PyTorch starts with zeros or ones too."""
     torch.manual_seed(0)
     torch.backends.mha.set_fastpath_enabled(False)  # else attention is one operator that has no ONNX form
     made = NETWORKS[name].make().eval()
@@ -88,6 +88,8 @@ def module(name: str) -> nn.Module:
             if isinstance(part, nn.BatchNorm2d):
                 part.running_mean.normal_(0, 0.1)
                 part.running_var.uniform_(0.5, 1.5)
+            elif isinstance(part, nn.Linear) and not part.weight.any():  # the head of torchvision's ViT
+                part.weight.normal_(0, 0.02)
     return made
 
 
