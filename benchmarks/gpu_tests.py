@@ -1,6 +1,6 @@
 """Run the tests that need a GPU, and record what they covered.
 
-    python benchmarks/gpu_tests.py [--sanitize] [--output FILE]
+    python benchmarks/gpu_tests.py [--sanitize] [--limit SECONDS] [--output FILE]
 
 The tests run side by side, dealt out to as many processes as there are cores; the files of _ALONE, which take much
 memory, one after the other in a process of their own. With --sanitize the reduced set of
@@ -39,8 +39,8 @@ def groups() -> list[list[str]]:
     return [[path] for path in alone] + [names[i::PROCESSES] for i in range(PROCESSES) if names[i::PROCESSES]]
 
 
-def run_tests() -> dict[str, Any]:
-    """Counts of all tests, and of the cases of each."""
+def run_tests(limit: float) -> dict[str, Any]:
+    """Counts of all tests, and of the cases of each; a process that runs longer than `limit` seconds is an error."""
     # a share of the cores for each process
     environment = os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
     start = time.monotonic()
@@ -52,13 +52,17 @@ def run_tests() -> dict[str, Any]:
             command = [sys.executable, "-m", "pytest", *options, *arguments]
             running[report] = subprocess.Popen(command, cwd=ROOT, env=environment)
         for process in running.values():
-            process.wait()
+            try:
+                process.wait(max(0, start + limit - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         finished = [report for report in running if report.exists()]
         suites = [suite for report in finished for suite in ElementTree.parse(report).iter("testsuite")]
     counts = {
         what: sum(int(suite.get(what, 0)) for suite in suites) for what in ("tests", "failures", "errors", "skipped")
     }
-    counts["errors"] += len(running) - len(finished)  # processes that died
+    counts["errors"] += len(running) - len(finished)  # processes that died or were stopped
     names = [case.get("name", "").partition("[")[0] for suite in suites for case in suite.iter("testcase")]
     cases = dict(sorted(collections.Counter(names).items()))
     return {**counts, "seconds": round(time.monotonic() - start, 1), "cases": cases}
@@ -95,13 +99,14 @@ def main() -> None:
     """Run and record; exits 1 if a test failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sanitize", action="store_true")
+    parser.add_argument("--limit", type=float, default=900, help="seconds for the tests")
     parser.add_argument("--commit", default="", help="what was built, where this is no checkout")
     parser.add_argument("--output", type=Path, default=Path("gpu_tests.json"))
     arguments = parser.parse_args()
     command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     commit = arguments.commit or subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     head = {"date": datetime.now(UTC).date().isoformat(), "commit": commit, "command": "python benchmarks/gpu_tests.py"}
-    result = {**head, **environment(), **run_tests(), **coverage()}
+    result = {**head, **environment(), **run_tests(arguments.limit), **coverage()}
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     for tool in TOOLS if arguments.sanitize else ():
         result[tool] = sanitize(tool)
