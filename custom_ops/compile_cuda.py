@@ -9,7 +9,9 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 KERNELS = Path(__file__).parent / "kernels"
 _OPTIONS = ("-std=c++17", "-O3", "-cubin")
@@ -45,6 +47,13 @@ def _sources(path: Path) -> list[Path]:
 @functools.cache
 def _version(nvcc: str) -> str:
     return subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def compile_for(architectures: Iterable[int], source: str, cache: Path, each: Callable[..., Any]) -> dict[int, bytes]:
+    """Return the machine code of kernels/`source` for each architecture, once; `each` maps, perhaps side by side."""
+    chosen = list(dict.fromkeys(architectures))
+    codes = each(functools.partial(compile_cached, source, cache=cache), [str(a) for a in chosen])
+    return dict(zip(chosen, codes, strict=True))
 
 
 def compile_cached(source: str, target: str, cache: Path) -> bytes:

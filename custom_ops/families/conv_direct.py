@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,9 @@ _THREADS = 256
 
 def rows(architectures: list[int] | None, cache: Path, each: Callable[..., Any]) -> list[Row]:
     """Compile the kernels and return their rows."""
-    chosen = architectures or ARCHITECTURES
-    targets = [str(architecture) for architecture in chosen]
-    codes = each(partial(compile_cuda.compile_cached, _SOURCE, cache=cache), targets)
+    codes = compile_cuda.compile_for(architectures or ARCHITECTURES, _SOURCE, cache, each)
     return [
         Row(Image(f"{x_type}_direct", x_type, architecture, code, 0, _THREADS), (element_type(x_type),))
-        for architecture, code in zip(chosen, codes, strict=True)
+        for architecture, code in codes.items()
         for x_type in ("fp32", "fp16", "bf16")
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ _TILES = (64, 128)
 def rows(architectures: list[int] | None, cache: Path, each: Callable[..., Any]) -> list[Row]:
     """Compile the kernels and return their rows."""
     chosen = [a for a in _ARCHITECTURES if architectures is None or a in architectures]
-    codes = each(partial(compile_cuda.compile_cached, _SOURCE, cache=cache), [str(a) for a in chosen])
+    codes = compile_cuda.compile_for(chosen, _SOURCE, cache, each)
     return [
         _row(architecture, code, *variant)
-        for architecture, code in zip(chosen, codes, strict=True)
+        for architecture, code in codes.items()
         for variant in product(_X_TYPES, _FORMATS, _TILES)
     ]
 

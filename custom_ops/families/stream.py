@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +57,8 @@ def kernels(architectures: list[int] | None = None) -> list[Stream]:
 def rows(architectures: list[int] | None, cache: Path, each: Callable[..., Any]) -> list[Row]:
     """Compile the kernels and return their rows."""
     members = kernels(architectures)
-    targets = list(dict.fromkeys(f"{kernel.architecture}" for kernel in members))
-    code = dict(zip(targets, each(partial(compile_cuda.compile_cached, _SOURCE, cache=cache), targets), strict=True))
-    return [_row(kernel, code[f"{kernel.architecture}"]) for kernel in members]
+    codes = compile_cuda.compile_for((kernel.architecture for kernel in members), _SOURCE, cache, each)
+    return [_row(kernel, codes[kernel.architecture]) for kernel in members]
 
 
 def _row(kernel: Stream, code: bytes) -> Row:

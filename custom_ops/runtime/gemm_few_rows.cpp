@@ -6,19 +6,6 @@
 namespace deftonnx {
 namespace {
 
-// The bfloat16 terms of X that these kernels need for the node's format, or 0 if they do not serve it.
-int Terms(const GemmSpec& spec) {
-  const bool half_x = spec.x_type == ElementType::kFloat16;
-  switch (spec.format) {
-    case Format::kHalf: return half_x ? 1 : 0;
-    case Format::kDeft16: return spec.x_type == ElementType::kBfloat16 ? 1 : 0;
-    case Format::kDeft8: return half_x && spec.exponent_bits > 5 ? 2 : spec.x_type != ElementType::kFloat;
-    case Format::kFloat32:
-    case Format::kDeft16q: break;
-  }
-  return 0;
-}
-
 bool Serves(const GemmSpec& spec) {
   const bool even = spec.features % 16 == 0 && spec.K % 16 == 0;
   // the eight warps of a block share K; two terms are summed one after the other
@@ -39,19 +26,13 @@ bool Better(const FewRowsImage& a, const FewRowsImage& b, const GemmNode& node) 
   return fills(a) ? a.block_n > b.block_n : a.block_n < b.block_n;
 }
 
-Decoding MakeDecoding(const GemmSpec& spec, const FewRowsImage& row) {
-  if (spec.format != Format::kDeft8) return {};
-  const bool to_float16 = spec.x_type == ElementType::kFloat16 && row.terms == 1;
-  return to_float16 ? Decoding::ToFloat16(spec.exponent_bits) : Decoding::ToBfloat16(spec.exponent_bits);
-}
-
 class FewRowsKernel : public GemmKernel {
  public:
   FewRowsKernel(const GemmNode& node, const FewRowsImage& row)
       : node_(node),
         row_(row),
         kernel_(LoadKernel(node.driver, row.image, node.device)),
-        arguments_(node, MakeDecoding(node.spec, row)),
+        arguments_(node, Decoding::ForTensorCores(node.spec, row.terms)),
         blocks_(static_cast<unsigned>(CeilDivide(node.spec.N, row.block_n))) {}
 
   const char* Name() const override { return row_.image.name; }
@@ -80,7 +61,7 @@ class FewRowsKernel : public GemmKernel {
 }  // namespace
 
 void FewRowsKernels(const GemmNode& node, GemmKernels& kernels) {
-  const int terms = Terms(node.spec);
+  const int terms = TermsForFewRows(node.spec);
   if (terms == 0 || !Serves(node.spec)) return;
   const int architecture = kFewRowsImages.ArchitectureFor(node.capability);
   const FewRowsImage* best[2] = {};  // for 8 rows and for 16

@@ -12,7 +12,7 @@ struct GemmSpec : PackedNode {
 };
 
 // Whether Y is float32 and sums of so many features, left to a tensor core, would miss 1e-5: it cuts off
-// where float32 addition rounds. Measured on Hopper, 1.2e-9 of Y per feature that is summed in one go.
+// where float32 addition rounds.
 inline bool NeedsSumsApart(const GemmSpec& spec, int64_t features_in_one_go) {
   return spec.y_type == ElementType::kFloat && features_in_one_go > 4096;
 }

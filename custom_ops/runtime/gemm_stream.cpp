@@ -38,27 +38,8 @@ int CodeBytes(const GemmSpec& spec) { return spec.format == Format::kDeft8 ? 1 :
 // Input features of a stage.
 int StepFeatures(const GemmSpec& spec) { return kRowBytes / CodeBytes(spec); }
 
-// The bfloat16 parts of X that these kernels need for the node's format, or 0 if they do not serve it.
-int Terms(const GemmSpec& spec) {
-  const bool half_x = spec.x_type == ElementType::kFloat16;
-  switch (spec.format) {
-    case Format::kHalf: return half_x ? 1 : 0;
-    case Format::kDeft16: return spec.x_type == ElementType::kBfloat16 ? 1 : 0;
-    case Format::kDeft8: return half_x && spec.exponent_bits > 5 ? 2 : spec.x_type != ElementType::kFloat;
-    case Format::kDeft16q:
-    case Format::kFloat32: break;
-  }
-  return 0;
-}
-
 bool Serves(const GemmSpec& spec) {
   return spec.features % 8 == 0 && spec.K % 8 == 0 && (spec.block == 0 || spec.block >= 8);
-}
-
-Decoding MakeDecoding(const GemmSpec& spec, int terms) {
-  if (spec.format != Format::kDeft8) return {};
-  const bool to_float16 = spec.x_type == ElementType::kFloat16 && terms == 1;
-  return to_float16 ? Decoding::ToFloat16(spec.exponent_bits) : Decoding::ToBfloat16(spec.exponent_bits);
 }
 
 // How a launch shares out the work.
@@ -181,7 +162,7 @@ void StreamKernel::SetProblem() {
   p.K = static_cast<int32_t>(spec.K);
   p.features = static_cast<int32_t>(spec.features);
   p.block_shift = spec.block_shift;
-  const Decoding decoding = MakeDecoding(spec, row_.terms);
+  const Decoding decoding = Decoding::ForTensorCores(spec, row_.terms);
   p.decode_shift = decoding.shift;
   p.decode_factor = decoding.factor;
   p.accumulator_scale = decoding.accumulator_scale;
@@ -217,7 +198,7 @@ void StreamKernel::SetSharedMemory() {
 }  // namespace
 
 void StreamKernels(const GemmNode& node, GemmKernels& kernels) {
-  const int terms = Terms(node.spec);
+  const int terms = TermsForFewRows(node.spec);
   if (terms == 0 || !Serves(node.spec)) return;
   const int architecture = kStreamImages.ArchitectureFor(node.capability);
   for (const StreamImage& row : kStreamImages) {

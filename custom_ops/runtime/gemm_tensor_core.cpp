@@ -48,19 +48,13 @@ int Rank(Loader loader) {
   return loader == Loader::kElement ? 2 : 1;
 }
 
-Decoding MakeDecoding(const GemmSpec& spec, const TensorCoreImage& row) {
-  if (row.operands != Operands::kDeft8) return {};
-  const bool to_float16 = spec.x_type == ElementType::kFloat16 && row.terms == 1;
-  return to_float16 ? Decoding::ToFloat16(spec.exponent_bits) : Decoding::ToBfloat16(spec.exponent_bits);
-}
-
 class TensorCoreKernel : public GemmKernel {
  public:
   TensorCoreKernel(const GemmNode& node, const TensorCoreImage& row)
       : node_(node),
         row_(row),
         kernel_(LoadKernel(node.driver, row.image, node.device)),
-        arguments_(node, MakeDecoding(node.spec, row)) {
+        arguments_(node, Decoding::ForTensorCores(node.spec, row.terms)) {
     if (UsesMaps()) weight_.Encode(node.driver, node.weight, row.w_box, node.spec.N, node.spec.padded_K);
   }
 
