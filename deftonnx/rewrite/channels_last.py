@@ -17,26 +17,12 @@ import onnx_graphsurgeon as gs
 
 from deftonnx.layers.linear import is_standard, unused_name
 from deftonnx.rewrite import packed_conv
+from deftonnx.rewrite.absorb.elementwise import UNARY
 from deftonnx.rewrite.functions import KEPT_CONV
 from deftonnx.rewrite.packed_conv import channels_first, channels_last
 
 ALIGNMENT = 8
 """Channels of 16 bits that one load brings; fewer input channels are filled up with zeros."""
-UNARY = {
-    "Abs",
-    "Ceil",
-    "Clip",
-    "Elu",
-    "Erf",
-    "Exp",
-    "Floor",
-    "Gelu",
-    "HardSigmoid",
-    "HardSwish",
-    "Identity",
-    "LeakyRelu",
-}
-UNARY |= {"Log", "Neg", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh", "ThresholdedRelu", "Mish"}
 BINARY = {"Add", "Div", "Max", "Min", "Mul", "Pow", "Sub", "Sum", "PRelu"}
 AXES_AS_INPUT = 18
 """The opset from which ReduceMean has its axes as an input."""
@@ -151,7 +137,7 @@ class _Region:
 
 def _move_unary(region: _Region, node: gs.Node) -> None:
     """Only the first input has channels; Clip's bounds are numbers."""
-    if node.outputs[0].shape is not None:
+    if node.outputs[0].shape is not None and len(node.outputs) == 1:
         node.inputs = [region.last(node.inputs[0], len(node.inputs[0].shape)), *node.inputs[1:]]
         node.outputs = [region.outputs(node.outputs[0])]
 
@@ -176,7 +162,7 @@ def _move_concat(region: _Region, node: gs.Node) -> None:
 
 def _move_global_average(region: _Region, node: gs.Node) -> None:
     rank = len(node.inputs[0].shape)
-    if node.outputs[0].shape is not None:
+    if node.outputs[0].shape is not None and len(node.outputs) == 1:
         _mean(region, node, list(range(1, rank - 1)))
 
 
