@@ -1,10 +1,10 @@
 #include "gemm_hopper.h"
 
 #include <algorithm>
-#include <cstddef>
 #include <limits>
 
 #include "gemm_arguments.h"
+#include "hopper_problem.h"
 #include "kernel_cache.h"
 
 namespace deftonnx {
@@ -23,28 +23,6 @@ constexpr double kWeightBytes = 2500;  // a nanosecond, of W from device memory,
 // Of the time of a K step, what a block has when it is alone on a multiprocessor made for two.
 constexpr double kAlone = 0.6;
 
-// Enumerators of the driver.
-constexpr int kMapFloat16 = 6, kMapBfloat16 = 9;
-int Swizzle(int row_bytes) { return row_bytes == 128 ? 3 : row_bytes == 64 ? 2 : row_bytes == 32 ? 1 : 0; }
-
-// The argument of the kernels: Problem of kernels/hopper_work.cuh.
-struct Problem {
-  TensorMap x, w, y;
-  const void* scale;
-  const void* bias;
-  const void* residual;
-  void* y_start;
-  int32_t M, N, vectors;
-  int32_t curve, gated;
-  float slope, offset, low, high;
-  int32_t y_type;
-  const void* kept;
-  int32_t K, features, block_shift, box_columns, pair, splits, group, by_box;
-};
-static_assert(sizeof(Problem) == 512 && offsetof(Problem, kept) == 456 && offsetof(Problem, by_box) == 492);
-
-bool Aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 bool Serves(const GemmSpec& spec) {
   const bool half = spec.format == Format::kHalf && spec.x_type == ElementType::kFloat16;
   const bool bfloat = spec.format == Format::kDeft16 && spec.x_type == ElementType::kBfloat16;
@@ -55,24 +33,13 @@ bool Serves(const GemmSpec& spec) {
 class HopperKernel : public GemmKernel {
  public:
   HopperKernel(const GemmNode& node, const HopperImage& row)
-      : node_(node), row_(row), kernel_(LoadKernel(node.driver, row.image, node.device)) {
+      : node_(node), row_(row), kernel_(LoadKernel(node.driver, row.image, node.device)), problem_(node) {
     const GemmSpec& spec = node.spec;
     const int columns = row.pair == kPairRows ? row.block_n / 2 : row.block_n;
     problem_.w = Map(node.weight, spec.N, spec.padded_K, columns, kStepK, 128);
-    problem_.scale = node.scale;
-    problem_.bias = node.bias;
     problem_.kept = node.kept;
-    problem_.N = static_cast<int32_t>(spec.N);
     problem_.K = static_cast<int32_t>(spec.K);
     problem_.features = static_cast<int32_t>(spec.features);
-    const Activation& activation = spec.activation;
-    problem_.curve = activation.curve;
-    problem_.gated = activation.gated;
-    problem_.slope = activation.slope;
-    problem_.offset = activation.offset;
-    problem_.low = activation.low;
-    problem_.high = activation.high;
-    problem_.y_type = TypeCode(spec.y_type);
     problem_.block_shift = spec.block_shift;
     const bool narrow = spec.block != 0;
     problem_.box_columns = narrow ? static_cast<int32_t>(std::min<int64_t>(spec.block, kStepK)) : kStepK;
@@ -103,15 +70,10 @@ class HopperKernel : public GemmKernel {
 
   void Launch(const GemmCall& call) const override {
     const GemmSpec& spec = node_.spec;
-    Problem problem = problem_;
-    problem.M = static_cast<int32_t>(call.M);
-    problem.y_start = call.y;
-    problem.residual = call.residual;
+    HopperProblem problem = problem_;
     const int rows = row_.pair == kPairColumns ? row_.block_m / 2 : row_.block_m;
     problem.x = Map(call.x, call.M, spec.features, rows, problem.box_columns, 2 * problem.box_columns);
-    problem.vectors = spec.N % kVector == 0 && Aligned(call.y) && Aligned(call.residual);
-    problem.by_box = problem.vectors && row_.splits == 1 && EndsInRegisters(call.residual);
-    if (problem.by_box) problem.y = Map(call.y, call.M, spec.N, 16, 64, 128);
+    problem.SetOutput(node_, call, row_.splits == 1 && EndsInRegisters(spec, call.residual, row_.type));
     const int64_t cells = Cells(call.M);
     const int64_t clusters = row_.splits > 1 ? cells : std::min(cells, Clusters());
     void* arguments[] = {&problem};
@@ -124,19 +86,11 @@ class HopperKernel : public GemmKernel {
                 int box_bytes) const {
     const int type = row_.type == ElementType::kFloat16 ? kMapFloat16 : kMapBfloat16;
     return node_.driver.EncodeMatrix(data, type, 2, rows, columns, columns, box_rows, box_columns,
-                                     Swizzle(box_bytes));
+                                     SwizzleOf(box_bytes));
   }
 
   bool CostlyEnd() const {
     return node_.spec.has_residual || node_.spec.activation.curve != Activation::kLinear;
-  }
-
-  // Finish of kernels/hopper_epilogue.cuh
-  bool EndsInRegisters(const void* residual) const {
-    const Activation& activation = node_.spec.activation;
-    if (residual != nullptr || node_.spec.y_type != row_.type) return false;
-    if (activation.curve == Activation::kLinear) return !activation.gated;
-    return activation.curve == Activation::kSigmoid || activation.curve == Activation::kErf;
   }
 
   int64_t Steps() const { return CeilDivide(node_.spec.K, kStepK); }
@@ -154,7 +108,7 @@ class HopperKernel : public GemmKernel {
   const GemmNode& node_;
   const HopperImage& row_;
   CUkernel kernel_;
-  Problem problem_{};  // what does not change between runs
+  HopperProblem problem_;  // what does not change between runs
 };
 
 }  // namespace

@@ -1,0 +1,48 @@
+// The argument of the kernels on kernels/hopper_work.cuh, and what of it a node fixes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "gemm_kernel.h"
+
+namespace deftonnx {
+
+// Problem of kernels/hopper_work.cuh.
+struct HopperProblem {
+  TensorMap x, w, y;
+  const void* scale;
+  const void* bias;
+  const void* residual;
+  void* y_start;
+  int32_t M, N, vectors;
+  int32_t curve, gated;
+  float slope, offset, low, high;
+  int32_t y_type;
+  const void* kept;
+  int32_t K, features, block_shift, box_columns, pair, splits, group, by_box;
+
+  HopperProblem() = default;
+  // With scale, bias, N and the activation of `node`.
+  explicit HopperProblem(const GemmNode& node);
+
+  // Sets what the end of a tile needs to know of `call`; boxes: Y may leave in boxes of 16 rows and 64
+  // columns.
+  void SetOutput(const GemmNode& node, const GemmCall& call, bool boxes);
+};
+static_assert(sizeof(HopperProblem) == 512 && offsetof(HopperProblem, kept) == 456 &&
+              offsetof(HopperProblem, by_box) == 492);
+
+// The driver's enumerators for tensor maps of 16-bit elements.
+constexpr int kMapFloat16 = 6, kMapBfloat16 = 9;
+
+// The driver's enumerator for the swizzle of rows of so many bytes.
+inline int SwizzleOf(int row_bytes) {
+  return row_bytes == 128 ? 3 : row_bytes == 64 ? 2 : row_bytes == 32 ? 1 : 0;
+}
+
+// Whether a node's Y of type `type` can be finished in registers and leave in boxes: Finish of
+// kernels/hopper_epilogue.cuh.
+bool EndsInRegisters(const GemmSpec& spec, const void* residual, ElementType type);
+
+}  // namespace deftonnx
