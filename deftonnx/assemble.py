@@ -83,7 +83,7 @@ def assemble(
     probe: list[readers.Feed],
 ) -> Assembled:
     """Write the choices into the masked `graph`, in place. `batches` are calibration data, `probe` what to check on."""
-    expected = _run(export_model(graph, origin), probe)
+    expected = evaluation.outputs(export_model(graph, origin), probe)
     kept = {layer.name: int(layer.kept.sum()) // layer.groups for layer in layers}
     while settings.absorb and absorb(graph, layers):
         pass
@@ -203,7 +203,7 @@ def _pack(
     """Pack and fuse; what the graph computes on `probe` with the decoded weights."""
     packed = pack_weights(layers, {choice.layer.name: choice.format for choice in formats}, in_kernel)
     decode(layers, packed, in_kernel)
-    expected = _run(finish(graph, origin, {}), probe)
+    expected = evaluation.outputs(finish(graph, origin, {}), probe)
     infer_shapes(graph)
     pack(graph, layers, packed, in_kernel)
     fuse(graph)
@@ -236,15 +236,11 @@ def rounding(settings: Settings) -> float:
     return max(IO_TOLERANCE[settings.io_types], 0.0 if settings.precision == "keep" else precision.TOLERANCE)
 
 
-def _run(model: onnx.ModelProto, feeds: list[readers.Feed]) -> evaluation.Outputs:
-    return evaluation.run(evaluation.session(model), feeds) if feeds else {}
-
-
 def verify(expected: evaluation.Outputs, final: onnx.ModelProto, feeds: list[readers.Feed], limit: float = 0.0) -> None:
     """Raise DeftError unless `final` computes what is `expected` of it on `feeds`, to rounding or to `limit`."""
     if not feeds:
         return
-    got = evaluation.run(evaluation.session(final), feeds)
+    got = evaluation.outputs(final, feeds)
     for name, want in expected.items():
         if want.dtype.kind != "f":
             continue

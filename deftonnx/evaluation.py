@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,10 +15,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from deftonnx import model_file
 from deftonnx.calibration.activations import first_line
 from deftonnx.calibration.readers import Feed, users_code
-from deftonnx.errors import DeftError, UnsupportedError, UsageError
+from deftonnx.errors import UnsupportedError, UsageError
 
 Array = np.ndarray[Any, Any]
 Outputs = dict[str, Array]
@@ -49,26 +47,48 @@ class Score:
 BFLOAT16 = "tensor(bfloat16)"
 NARROW = {"tensor(float16)": np.float16, BFLOAT16: ml_dtypes.bfloat16}
 """Input types that data in float32 are cast to."""
-IN_MEMORY = 32 << 20
-"""Bytes of weights up to which a session is given the model itself, which it then keeps; above, it gets a file."""
+SMALL = 4096
+"""Bytes of a weight up to which it stays in the model that a session parses; larger ones are handed over beside it."""
+_HANDED_OVER = {getattr(onnx.TensorProto, name) for name in ("FLOAT", "FLOAT16", "BFLOAT16", "UINT8", "INT64", "INT32")}
 
 
-def session(model: onnx.ModelProto, name: str = "the model") -> ort.InferenceSession:
-    """A CPU session of `model`, quiet, or a sentence that says why there is none."""
+def session(model: onnx.ModelProto, name: str = "the model", *, runs_often: bool = True) -> ort.InferenceSession:
+    """A CPU session of `model`, quiet, or a sentence that says why there is none.
+
+    One that does not run often leaves its weights as they are: to reorder them takes longer than it saves.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    choice: dict[str, Any] = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}  # else it prints
+    options.add_session_config_entry("session.disable_prepacking", "0" if runs_often else "1")
     try:
-        if model_file.weight_bytes(model) <= IN_MEMORY:
-            return ort.InferenceSession(model.SerializeToString(), options, **choice)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "model.onnx")
-            model_file.save(model, file)
-            return ort.InferenceSession(str(file), options, **choice)
-    except DeftError:
-        raise
+        shell, weights = _apart(model)
+        options.add_external_initializers(list(weights), list(weights.values()))
+        # without enable_fallback=0 it prints what it raises
+        return ort.InferenceSession(
+            shell.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as error:
         raise UnsupportedError(f"ONNX Runtime cannot load {name}: {first_line(error)}") from error
+
+
+def _apart(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, ort.OrtValue]]:
+    """`model` with its large weights taken out, and these: so they are neither serialised nor written to a file, and a
+    message need not hold more than protobuf's 2 GB."""
+    shell, weights = onnx.ModelProto(ir_version=model.ir_version), dict[str, ort.OrtValue]()
+    for field in ("opset_import", "functions"):
+        getattr(shell, field).extend(getattr(model, field))
+    shell.graph.name = model.graph.name
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(shell.graph, field).extend(getattr(model.graph, field))
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) <= SMALL or tensor.data_type not in _HANDED_OVER:
+            shell.graph.initializer.append(tensor)
+            continue
+        left = shell.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        left.data_location = onnx.TensorProto.EXTERNAL
+        left.external_data.add(key="location", value="given to the session")
+        weights[tensor.name] = _ort_value(onnx.numpy_helper.to_array(tensor))
+    return shell, weights
 
 
 def run(model: ort.InferenceSession, feeds: list[Feed]) -> Outputs:
@@ -81,6 +101,11 @@ def run(model: ort.InferenceSession, feeds: list[Feed]) -> Outputs:
         except Exception as error:
             raise UnsupportedError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
     return {name: _join([part[i] for part in parts]) for i, name in enumerate(names)}
+
+
+def outputs(model: onnx.ModelProto, feeds: list[Feed]) -> Outputs:
+    """What `model` computes on `feeds`, which are few; nothing without any."""
+    return run(session(model, runs_often=False), feeds) if feeds else {}
 
 
 def runner(model: ort.InferenceSession, feed: Feed) -> Callable[[], list[Array]]:

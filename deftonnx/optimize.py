@@ -22,7 +22,7 @@ from deftonnx.format_selection import record_formats
 from deftonnx.layers import LinearLayer, PackedGemm, Refusal, find_layers
 from deftonnx.plan import METADATA_KEY, Plan, earlier_plan
 from deftonnx.presets import with_preset
-from deftonnx.report.measure import BATCH, one_sample, scored_data, size
+from deftonnx.report.measure import BATCH, PROBE, first_samples, scored_data, size
 from deftonnx.report.measure import measure as measure_into
 from deftonnx.report.report import Report
 from deftonnx.rewrite.absorb import readers as readers_of
@@ -88,6 +88,7 @@ def optimize(
         raise UnsupportedError(f"--io-types bfloat16 needs opset {OLDEST_OPSET}, the model has {graph.opset}")
     feeds = _feeds(data, graph.inputs, settings, session)
     del session  # and the memory it holds
+    probe = [first_samples(feed, graph.inputs, PROBE) for feed in feeds[:1]]
     scored = scored_data(eval_data, graph.inputs, feeds, has_data)
 
     normalise(graph)
@@ -115,7 +116,7 @@ def optimize(
     sequential.eliminate(graph, original, siblings(choices), batches, settings.seed, finished)
     del original, originals, reading  # and their weights
     result_plan = record(settings, found, choices, refusals, earlier)
-    done = assemble.assemble(graph, origin, layers, choices, sizes, settings, plan, batches, feeds[:1])
+    done = assemble.assemble(graph, origin, layers, choices, sizes, settings, plan, batches, probe)
     record_formats(result_plan, done.formats, done.unpacked)
     final = finish(graph, origin, {METADATA_KEY: result_plan.to_json()})
 
@@ -131,8 +132,9 @@ def optimize(
         warnings=_warnings(settings, calib_data, bool(feeds), done),
     )
     if feeds:
-        assemble.verify(done.expected, final, feeds[:1], assemble.rounding(settings))
-        measure_into(report, origin, final, scored, metric, one_sample(feeds[0], graph.inputs) if measure else None)
+        assemble.verify(done.expected, final, probe, assemble.rounding(settings))
+        timed = first_samples(feeds[0], graph.inputs, 1) if measure else None
+        measure_into(report, origin, final, scored, metric, timed)
     report.seconds = time.perf_counter() - started
     return Result(final, result_plan, report)
 

@@ -48,7 +48,7 @@ def fuse_transformers(graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed
     fused, refusals = fuse_attention(graph, runs)
     if not fused:
         return refusals
-    session = evaluation.session(before)
+    session = evaluation.session(before, runs_often=False)
     for probe in probes[: len(runs)]:
         worst = difference(evaluation.run(session, [probe]), finish(graph, origin, {}), [probe])
         infer_shapes(graph)
@@ -103,7 +103,7 @@ def _fold_scalars(graph: gs.Graph, origin: onnx.ModelProto, probes: list[Feed], 
     infer_shapes(graph)
     made = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in made)
-    session = evaluation.session(model)
+    session = evaluation.session(model, runs_often=False)
     values = [evaluation.run(session, [probe]) for probe in probes]
     for name, tensor in names.items():
         if all(np.array_equal(run[name], values[0][name]) for run in values):
@@ -140,7 +140,7 @@ def _shapes(graph: gs.Graph, origin: onnx.ModelProto, probe: Feed) -> Shapes | N
         model.graph.node.append(helper.make_node("Shape", [name], [f"deft_shape_{serial}"]))
         model.graph.output.append(helper.make_tensor_value_info(f"deft_shape_{serial}", TensorProto.INT64, None))
     try:
-        values = evaluation.run(evaluation.session(model), [probe])
+        values = evaluation.outputs(model, [probe])
     except DeftError:
         return None
     return {name: tuple(int(d) for d in values[f"deft_shape_{i}"]) for i, name in enumerate(names)}

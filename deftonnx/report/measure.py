@@ -18,6 +18,8 @@ SLOWER = 1.1
 """Median latencies further apart than this factor are taken for a difference, not for noise."""
 BATCH = 64
 """Samples run at once, where the model's batch dimension is free."""
+PROBE = 4
+"""Samples that one stage's result is compared with the next's on: they must agree to rounding, which shows in few."""
 
 
 def size(model: onnx.ModelProto, macs: int) -> Size:
@@ -76,7 +78,7 @@ def measure(
             report.warnings.append(f"the result is slower on this CPU: {now:.3g} ms instead of {was:.3g} ms a sample")
 
 
-def one_sample(feed: readers.Feed, inputs: list[gs.Variable]) -> readers.Feed:
-    """The first sample of `feed`, or all of it where the model fixes its batch."""
+def first_samples(feed: readers.Feed, inputs: list[gs.Variable], count: int) -> readers.Feed:
+    """The first `count` samples of `feed`, or all of it where the model fixes its batch."""
     free = all(t.shape and not (isinstance(t.shape[0], int) and t.shape[0] > 0) for t in inputs)
-    return {name: value[:1] for name, value in feed.items()} if free else feed
+    return {name: value[:count] for name, value in feed.items()} if free else feed
