@@ -7,6 +7,6 @@ kernels for those compute capabilities (None: all) and returns their rows. `each
 in parallel.
 """
 
-from families import conv_direct, conv_hopper, few_rows, hopper, simt, stream, tensor_core
+from families import conv_direct, conv_hopper, few_rows, hopper, pool, simt, stream, tensor_core
 
-FAMILIES = (few_rows, stream, hopper, tensor_core, simt, conv_hopper, conv_direct)
+FAMILIES = (few_rows, stream, hopper, tensor_core, simt, conv_hopper, conv_direct, pool)

@@ -5,35 +5,6 @@
 namespace deftonnx {
 namespace {
 
-void CheckAxis(const ConvSpec& spec, const Axis& axis) {
-  constexpr int64_t kMost = 1 << 20;
-  for (int64_t value : {axis.kernel, axis.stride, axis.dilation}) {
-    if (value < 1 || value > kMost) Refuse(spec, "kernel_shape, strides and dilations must be positive");
-  }
-  for (int64_t value : {axis.pad_begin, axis.pad_end}) {
-    if (value < 0 || value > kMost) Refuse(spec, "pads must not be negative");
-  }
-}
-
-void SetWindow(const NodeReader& reader, ConvSpec& spec) {
-  const std::vector<int64_t> kernel = reader.Integers("kernel_shape");
-  const std::vector<int64_t> strides = reader.Integers("strides");
-  const std::vector<int64_t> pads = reader.Integers("pads");
-  const std::vector<int64_t> dilations = reader.Integers("dilations");
-  const size_t axes = kernel.size();
-  if (axes < 1 || axes > 2) Refuse(spec, "kernel_shape must have one or two values");
-  if (strides.size() != axes || dilations.size() != axes || pads.size() != 2 * axes) {
-    Refuse(spec,
-           "strides, dilations and pads do not match the " + std::to_string(axes) + " axes of kernel_shape");
-  }
-  spec.image_axes = static_cast<int64_t>(axes);
-  for (size_t i = 0; i < axes; ++i) {
-    Axis& axis = i + 1 == axes ? spec.columns : spec.rows;
-    axis = {kernel[i], strides[i], pads[i], pads[axes + i], dilations[i]};
-    CheckAxis(spec, axis);
-  }
-}
-
 void CheckFeatures(const ConvSpec& spec) {
   if (spec.channels % spec.group != 0 || spec.N % spec.group != 0) {
     Refuse(spec, "group = " + std::to_string(spec.group) + " does not divide channels and N");
@@ -61,7 +32,8 @@ ConvSpec ReadConvSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, 
   reader.ReadPacked();
   spec.channels = reader.Size("channels");
   spec.group = reader.Size("group");
-  SetWindow(reader, spec);
+  const Window window = ReadWindow(reader, spec);
+  spec.image_axes = window.image_axes, spec.rows = window.rows, spec.columns = window.columns;
   CheckFeatures(spec);
   reader.CheckConstants(spec.group * spec.KeptBlocks());
   return spec;

@@ -5,18 +5,9 @@
 #include <vector>
 
 #include "packed_node.h"
+#include "window.h"
 
 namespace deftonnx {
-
-// How the filter slides along one axis of the image. A one-dimensional image has one row.
-struct Axis {
-  int64_t kernel = 1, stride = 1, pad_begin = 0, pad_end = 0, dilation = 1;
-
-  int64_t OutputSize(int64_t size) const {
-    const int64_t room = size + pad_begin + pad_end - dilation * (kernel - 1) - 1;
-    return room < 0 ? 0 : room / stride + 1;
-  }
-};
 
 struct ConvSpec : PackedNode {
   int64_t channels;  // of X

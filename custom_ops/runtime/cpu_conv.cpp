@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu_elements.h"
+
 namespace deftonnx {
 
 CpuConv::CpuConv(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y)

@@ -1,5 +1,7 @@
 #include "cpu_gemm.h"
 
+#include "cpu_elements.h"
+
 namespace deftonnx {
 
 CpuGemm::CpuGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y)

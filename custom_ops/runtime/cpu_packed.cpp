@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "float_bits.h"
+#include "cpu_elements.h"
 #include "panel_multiply.h"
 #include "weight_decoder.h"
 
@@ -11,16 +11,6 @@ namespace deftonnx {
 namespace {
 
 constexpr int64_t kRowsAtOnce = 4 * kPanelRows;  // widened to float32 at a time
-
-void Store(void* data, ElementType type, int64_t index, float value) {
-  if (type == ElementType::kFloat16) {
-    static_cast<uint16_t*>(data)[index] = FloatToHalf(value);
-  } else if (type == ElementType::kBfloat16) {
-    static_cast<uint16_t*>(data)[index] = FloatToBfloat16(value);
-  } else {
-    static_cast<float*>(data)[index] = value;
-  }
-}
 
 // The activation of one row of a panel, in place.
 void Activate(const Activation& a, float* z) {
@@ -47,20 +37,7 @@ void Activate(const Activation& a, float* z) {
   for (int c = 0; c < kPanelColumns; ++c) z[c] = a.gated ? z[c] * g[c] : g[c];
 }
 
-// Runs task(0) ... task(count - 1) on the session's threads.
-template <class Task>
-void InParallel(const Ort& ort, const OrtKernelContext* context, size_t count, const Task& task) {
-  const auto call = [](void* state, size_t i) { (*static_cast<const Task*>(state))(i); };
-  ort.ParallelFor(context, call, count, const_cast<Task*>(&task));
-}
-
 }  // namespace
-
-float LoadFloat(const void* data, ElementType type, int64_t index) {
-  if (type == ElementType::kFloat16) return HalfToFloat(static_cast<const uint16_t*>(data)[index]);
-  if (type == ElementType::kBfloat16) return Bfloat16ToFloat(static_cast<const uint16_t*>(data)[index]);
-  return static_cast<const float*>(data)[index];
-}
 
 CpuPacked::CpuPacked(const Ort& ort, const OrtKernelInfo* info, const PackedNode& node, int64_t groups)
     : node_(node),
@@ -98,7 +75,7 @@ void CpuPacked::Finish(const void* residual, void* y, int64_t first_row, int64_t
       for (int64_t c = 0; c < columns; ++c) z[c] += LoadFloat(residual, node_.y_type, start + c);
     }
     Activate(node_.activation, z);
-    for (int64_t c = 0; c < columns; ++c) Store(y, node_.y_type, start + c, z[c]);
+    for (int64_t c = 0; c < columns; ++c) StoreFloat(y, node_.y_type, start + c, z[c]);
   }
 }
 

@@ -34,7 +34,4 @@ class CpuPacked {
   std::vector<float> bias_;            // (groups, 16 panels), zeros behind the outputs
 };
 
-// An element of X, residual or Y.
-float LoadFloat(const void* data, ElementType type, int64_t index);
-
 }  // namespace deftonnx

@@ -16,16 +16,6 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 }  // namespace
 
-void Refuse(const PackedNode& node, const std::string& reason) {
-  throw InvalidNode(std::string(node.op) + " node '" + node.node + "': " + reason);
-}
-
-std::string ShapeText(const std::vector<int64_t>& shape) {
-  std::string text = "(";
-  for (int64_t size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + ")";
-}
-
 ElementType WeightType(const Ort& ort, const OrtKernelInfo* info) {
   Tensor weight;
   ort.ConstantInput(info, kInputWeight, &weight);
@@ -39,42 +29,7 @@ void CheckZero(const PackedNode& node, const void* scalar) {
 }
 
 NodeReader::NodeReader(const Ort& ort, const OrtKernelInfo* info, PackedNode& node)
-    : ort_(ort), info_(info), node_(node) {
-  node_.node = ort.NodeName(info);
-}
-
-template <class Read>
-auto NodeReader::Attribute(const char* name, Read read) const {
-  try {
-    return read(name);
-  } catch (const OrtError&) {
-    Refuse(node_, std::string("attribute '") + name + "' is missing or of the wrong type");
-  }
-}
-
-int64_t NodeReader::Integer(const char* name) const {
-  return Attribute(name, [&](const char* n) { return ort_.AttributeInt(info_, n); });
-}
-
-std::vector<int64_t> NodeReader::Integers(const char* name) const {
-  return Attribute(name, [&](const char* n) { return ort_.AttributeInts(info_, n); });
-}
-
-float NodeReader::Real(const char* name) const {
-  return Attribute(name, [&](const char* n) { return ort_.AttributeFloat(info_, n); });
-}
-
-std::string NodeReader::Text(const char* name) const {
-  return Attribute(name, [&](const char* n) { return ort_.AttributeString(info_, n); });
-}
-
-int64_t NodeReader::Size(const char* name) const {
-  const int64_t size = Integer(name);
-  if (size < 1 || size > std::numeric_limits<int32_t>::max() - 1024) {
-    Refuse(node_, std::string(name) + " = " + std::to_string(size) + " is out of range");
-  }
-  return size;
-}
+    : AttributeReader(ort, info, node), ort_(ort), info_(info), node_(node) {}
 
 void NodeReader::SetActivation() const {
   const std::string name = Text("activation");

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "ort_abi.h"
+#include "operator_node.h"
 
 namespace deftonnx {
 
@@ -30,9 +30,7 @@ enum PackedInput : size_t {
   kPackedInputs
 };
 
-struct PackedNode {
-  const char* op = "";  // the operator's name
-  std::string node;     // the node's name, for messages
+struct PackedNode : OperatorNode {
   Format format;
   int exponent_bits = 0;  // of deft8
   int64_t K, N;           // of W
@@ -46,9 +44,6 @@ struct PackedNode {
   std::string kernel;  // the one kernel to use, or empty: choose by shape
 };
 
-// Refuses a node: throws InvalidNode, naming it.
-[[noreturn]] void Refuse(const PackedNode& node, const std::string& reason);
-
 // The type of input W, kUndefined if it is no initializer.
 ElementType WeightType(const Ort& ort, const OrtKernelInfo* info);
 
@@ -56,19 +51,10 @@ ElementType WeightType(const Ort& ort, const OrtKernelInfo* info);
 // 0.
 void CheckZero(const PackedNode& node, const void* scalar);
 
-// "(2, 3)"
-std::string ShapeText(const std::vector<int64_t>& shape);
-
 // Reads one node while its kernel is made. Everything that is wrong is refused.
-class NodeReader {
+class NodeReader : public AttributeReader {
  public:
   NodeReader(const Ort& ort, const OrtKernelInfo* info, PackedNode& node);
-
-  int64_t Integer(const char* name) const;
-  std::vector<int64_t> Integers(const char* name) const;
-  float Real(const char* name) const;
-  std::string Text(const char* name) const;
-  int64_t Size(const char* name) const;  // an integer from 1 to nearly 2^31
 
   // Reads and checks what all packed operators have: layout, format, K, N, block, activation, types, kernel.
   void ReadPacked() const;
@@ -77,8 +63,6 @@ class NodeReader {
   void CheckConstants(int64_t blocks) const;
 
  private:
-  template <class Read>
-  auto Attribute(const char* name, Read read) const;
   Tensor Constant(size_t index, const char* name) const;
   void CheckConstant(size_t index, const char* name, const std::vector<int64_t>& shape) const;
   void SetFormat(const std::string& name) const;

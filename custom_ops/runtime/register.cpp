@@ -6,6 +6,7 @@
 #include "choice_op.h"
 #include "ort_abi.h"
 #include "packed_op.h"
+#include "pool_op.h"
 
 namespace deftonnx {
 namespace {
@@ -23,6 +24,7 @@ OrtStatus* Register(const Ort& ort, OrtSessionOptions* options) {
   if (ort.HasConfigEntry(options, kRegistered)) return nullptr;
   if (domain == nullptr) {
     std::vector<OrtCustomOp*> ops = PackedOps();
+    for (OrtCustomOp* op : PoolOps()) ops.push_back(op);
     ops.push_back(ChoiceOp());
     if (OrtStatus* status = ort.CreateDomain(kDomain, ops, &domain)) return status;
   }

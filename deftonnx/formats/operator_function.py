@@ -1,4 +1,4 @@
-"""What the function bodies of the packed operators share.
+"""What the function bodies of our operators share.
 
 A function cannot leave an input out, and its operators depend on the node's attributes, so every combination used in
 a model has a body of its own, and therefore a name: DeftGemm, DeftGemm_2, DeftGemm_3 … in the order of the
@@ -21,15 +21,15 @@ from deftonnx.formats.packed import LAYOUT_VERSION, FormatError
 DOMAIN = "ai.deftonnx"
 OLDEST_OPSET = 13  # Cast of bfloat16
 MOST_BODIES = 64
-"""Names of an operator that the library knows: custom_ops/runtime/packed_op.cpp."""
-_PACKED_OPERATORS = ("DeftGemm", "DeftConv")
+"""Names of a packed operator that the library knows: custom_ops/runtime/packed_op.cpp."""
+_NUMBERED = ("DeftGemm", "DeftConv", "DeftPool")
 _IR_VERSION_WITH_FUNCTIONS = 8
 
 
 def base_name(operator: str) -> str:
-    """DeftGemm or DeftConv for the numbered names of their bodies, and any other operator's own name."""
+    """DeftGemm, DeftConv or DeftPool for the numbered names of their bodies, and any other operator's own name."""
     head, _, number = operator.partition("_")
-    return head if head in _PACKED_OPERATORS and number.isdecimal() else operator
+    return head if head in _NUMBERED and number.isdecimal() else operator
 
 
 def is_operator(domain: str | None, name: str, operator: str) -> bool:

@@ -23,6 +23,7 @@ from onnx import parser
 
 from deftonnx.formats.conv_function import attach_conv_functions
 from deftonnx.formats.gemm_function import attach_gemm_functions
+from deftonnx.formats.pool_function import attach_pool_functions
 
 KEPT_CONV = "KeptConv"
 DOMAIN = "ai.deftonnx"
@@ -73,6 +74,7 @@ def attach_functions(model: onnx.ModelProto, opset: int) -> None:
         model.ir_version = max(model.ir_version, OLDEST_IR)
     attach_gemm_functions(model)
     attach_conv_functions(model)
+    attach_pool_functions(model)
 
 
 def conv_weight(

@@ -134,13 +134,14 @@ def _window(node: gs.Node, filters: _Filters, image: Sequence[int] | None) -> Wi
     if auto == "VALID":
         pads = [0] * 2 * axes
     elif auto in ("SAME_UPPER", "SAME_LOWER"):
-        pads = _same_pads(auto, filters.kernel, strides, dilations, image)
+        pads = same_pads(auto, filters.kernel, strides, dilations, image)
     return Window.of(filters.kernel, strides, pads, dilations, filters.groups)
 
 
-def _same_pads(
+def same_pads(
     auto: str, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], image: Sequence[int] | None
 ) -> list[int]:
+    """The pads of `auto_pad` SAME_UPPER or SAME_LOWER for an image of that size, None: unknown, with strides of 1."""
     begins, ends = [], []
     # where the stride is 1, the padding is the same for every size
     for size, k, stride, dilation in zip(image or [1 << 30] * len(kernel), kernel, strides, dilations, strict=True):

@@ -52,8 +52,8 @@ def test_residual_network(channels):
     assert len(made) == 4
     assert count(result, "Relu") == count(result, "Add") == count(result, "GlobalAveragePool") == 0
     assert count(result, "Pad") == (channels == 3)
-    # into the region, out of it and in again around MaxPool, out of it behind the mean
-    assert count(result, "Transpose") == 4
+    assert count(result, "Transpose") == 1  # into the region
+    assert count(result, "DeftPool") == 2
     assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
 
 
@@ -79,6 +79,16 @@ MOVES = {
     "mean without dimensions": "y = ReduceMean <axes=[-1,-2], keepdims=0> (a)",
     "mean of channels": "y = ReduceMean <axes=[1], keepdims=1> (a)",
     "other rank": "b = Reshape (a, flat) y = Add (a, b)",
+    "softmax of channels": "y = Softmax <axis=1> (a)",
+    "softmax of columns": "y = LogSoftmax (a)",
+    "split": "b, c = Split <axis=1> (a, halves) y = Concat <axis=1> (c, b)",
+    "gather": "y = Gather <axis=-3> (a, some)",
+    "slice": "y = Slice (a, from, to, over, step)",
+    "pad": "y = Pad (a, amounts, k)",
+    "resize": "y = Resize (a, , scales)",
+    "resize between": 'y = Resize <mode="linear"> (a, , scales)',
+    "where": "b = Less (a, k) y = Where (b, a, shift)",
+    "batch norm": "b = Mul (a, shift) y = Sub (b, slope)",
 }
 
 
@@ -86,7 +96,8 @@ MOVES = {
 def test_operators_behind_a_convolution(case):
     proto = model(
         f"""g (float[N,8,5,6] x) => (float[A,B,D,E] y) <float[8,8,3,3] w, float k, float low, float high, float[8,1,1] shift,
-        float[8,1,1] slope, float[1,1,5,6] plane, int64[4] flat> {{
+        float[8,1,1] slope, float[1,1,5,6] plane, int64[4] flat, int64[2] halves,
+        int64[3] some, int64[2] from, int64[2] to, int64[2] over, int64[2] step, int64[8] amounts, float[4] scales> {{
         a = Conv <pads=[1,1,1,1]> (x, w) {MOVES[case]} }}""".replace(
             "[A,B,D,E] y", "[A,B] y" if case == "mean without dimensions" else "[A,B,D,E] y"
         ),
@@ -94,26 +105,37 @@ def test_operators_behind_a_convolution(case):
         low=np.array(-0.2),
         high=np.array(0.5),
         flat=np.array([0, 8, 5, 6]),
+        halves=np.array([3, 5]),
+        some=np.array([7, 0, -3]),
+        step=np.array([2, 1]),
+        over=np.array([-1, 1]),
+        amounts=np.array([0, 2, 1, 0, 0, 1, 0, 3]),
+        scales=np.array([1, 1, 2, 3]),
+        **{"from": np.array([1, 2]), "to": np.array([6, 7])},
     )
     result, made = rewritten(proto)
     assert len(made) == 1
+    # into the region, out of it, and twice around a Reshape
+    assert count(result, "Transpose") == {"mean without dimensions": 1, "other rank": 4}.get(case, 2)
     assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
 
 
 @pytest.mark.parametrize(
-    ("attributes", "weight"),
+    ("attributes", "weight", "taken"),
     [
-        ("group=2", [16, 8, 3, 3]),
-        ("group=16", [16, 1, 3, 3]),
-        ("dilations=[2,1]", [8, 16, 2, 3]),
-        ("group=1", [6, 16, 3, 3]),
+        ("group=2", [16, 8, 3, 3], True),
+        ("group=4", [16, 4, 3, 3], False),
+        ("group=16", [16, 1, 3, 3], True),
+        ("group=16", [32, 1, 3, 3], True),
+        ("dilations=[2,1]", [8, 16, 2, 3], True),
+        ("group=1", [6, 16, 3, 3], True),
     ],
 )
-def test_which_convolutions(attributes, weight):
+def test_which_convolutions(attributes, weight, taken):
     text = f"g (float[N,16,9,8] x) => (float[N,M,H,W] y) <float{weight} w> {{ y = Conv <{attributes}> (x, w) }}"
     proto = model(text)
     result, made = rewritten(proto)
-    assert len(made) == (weight[0] % 8 == 0 and weight[1] % 8 == 0)
+    assert len(made) == taken
     assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
 
 
@@ -123,3 +145,122 @@ def test_random_graphs(seed):
     feed = feed_for(proto, seed)
     result, _ = rewritten(proto)
     assert distance(result, proto, feed) <= TOLERANCE
+
+
+POOLING = {
+    "max": "b = MaxPool <kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]> (a)",
+    "max and activation": "c = MaxPool <kernel_shape=[2,2], ceil_mode=1, strides=[2,2]> (a) b = Relu (c)",
+    "max with places": "b, i = MaxPool <kernel_shape=[2,2]> (a) c = Cast <to=1> (i)",
+    "same size": 'b = MaxPool <kernel_shape=[3,3], strides=[2,2], auto_pad="SAME_UPPER"> (a)',
+    "average": "b = AveragePool <kernel_shape=[3,2], pads=[1,1,0,0]> (a)",
+    "average of padding": ("b = AveragePool <kernel_shape=[3,3], strides=[2,2], count_include_pad=1, ceil_mode=1> (a)"),
+    "whole image": "b = GlobalMaxPool (a)",
+    "squeeze and excite": "c = GlobalAveragePool (a) d = Conv (c, v) e = Sigmoid (d) b = Mul (a, e)",
+    "normalisation of channels": "b = LRN <size=5, alpha=0.3, beta=0.6, bias=2.0> (a)",
+    "normalisation of the image": (
+        "c = Mul (a, a) d = AveragePool <kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1> (c) e = Mul (d, k)"
+        "f = Add (one, e) g = Pow (f, k) b = Div (a, g)"
+    ),
+    "normalisation by a product": (
+        "c = Mul (a, a) d = AveragePool <kernel_shape=[1,1]> (c) e = Mul (d, k) f = Add (e, one) g = Pow (f, minus)"
+        "b = Mul (a, g)"
+    ),
+    "a division of something else": (
+        "c = Mul (a, a) d = AveragePool <kernel_shape=[3,3], pads=[1,1,1,1]> (c) e = Mul (d, k)"
+        "f = Add (one, e) g = Pow (f, k) b = Div (a, g)"
+    ),
+}
+
+
+@pytest.mark.parametrize("channels", [8, 20])
+@pytest.mark.parametrize("case", POOLING)
+def test_pooling_between_convolutions(case, channels):
+    text = POOLING[case]
+    proto = model(
+        f"""g (float[N,3,9,10] x) => (float[N,6,D,E] y) <float[{channels},3,3,3] w, float[{channels}] bias,
+        float[{channels},{channels},1,1] v, float[6,{channels},1,1] u, float k, float one, float minus> {{
+        a = Conv <pads=[1,1,1,1]> (x, w, bias) {text} y = Conv (b, u) }}""",
+        k=np.array(0.75),
+        one=np.array(1.0),
+        minus=np.array(-0.5),
+    )
+    result, made = rewritten(proto)
+    assert len(made) == 2 + (case == "squeeze and excite")
+    assert count(result, "DeftPool") == 1
+    # into the region, out of it, which is a Reshape for one pixel
+    assert count(result, "Transpose") == 2 - (case == "whole image")
+    assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
+
+
+LEAVING = {
+    "flatten": ("b = Flatten (a) y = Gemm <transB=1> (b, wt, c)", 1),
+    "reshape": ("b = Reshape (a, flat) d = Relu (b) y = MatMul (d, w)", 1),
+    "two readers": ("b = Flatten (a) d = MatMul (b, w) e = Gemm (b, w) y = Add (d, e)", 1),
+    "a reader that is no product": (
+        "b = Flatten (a) d = MatMul (b, w) e = Slice (b, zero, four, one) y = Add (d, e)",
+        2,
+    ),
+    "one pixel": ("p = GlobalAveragePool (a) b = Flatten (p) y = Gemm (b, w2, c)", 1),
+    "squeezed": ("p = GlobalMaxPool (a) b = Squeeze (p, image) y = MatMul (b, w2)", 1),
+    "sequence of pixels": ("b = Reshape (a, pixels) s = Transpose <perm=[0,2,1]> (b) y = MatMul (s, w2)", 1),
+    "sequence of so many pixels": (
+        "b = Reshape (a, pixels2) s = Transpose <perm=[0,2,1]> (b) y = MatMul (s, w2)",
+        1,
+    ),
+    "sequence by shape": (
+        "h = Shape (a) i = Slice (h, zero, two) j = Concat <axis=0> (i, last) b = Reshape (a, j)"
+        "s = Transpose <perm=[0,2,1]> (b) y = MatMul (s, w2)",
+        1,
+    ),
+    "permuted": ("s = Transpose <perm=[0,2,3,1]> (a) y = MatMul (s, w2)", 1),
+    "permuted otherwise": ("s = Transpose <perm=[0,3,2,1]> (a) y = MatMul (s, w2)", 2),
+    "permuted and back": (
+        "s = Transpose <perm=[0,2,3,1]> (a) d = MatMul (s, w2) e = Transpose <perm=[0,3,1,2]> (d) y = Conv (e, v)",
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("channels", [8, 12])
+@pytest.mark.parametrize("case", LEAVING)
+def test_the_end_of_a_region(case, channels):
+    text, transposes = LEAVING[case]
+    features = channels * 20
+    proto = model(
+        f"""g (float[N,8,4,5] x) => (float[A,B] y) <float[{channels},8,3,3] k, float[{features},4] w,
+        float[4,{features}] wt, float[4] c, float[{channels},4] w2, int64[2] flat, int64[2] image, int64[3] pixels, int64[3] pixels2,
+        int64[1] zero, int64[1] two, int64[1] one, int64[1] four, int64[1] last, float[8,4,1,1] v> {{
+        a = Conv <pads=[1,1,1,1]> (x, k) {text} }}""".replace(
+            "float[A,B] y", "float[A,B] y" if case in list(LEAVING)[:6] else "float y"
+        ).replace("float y", "float[A,B,C] y" if "sequence" in case else "float[A,B,C,D] y"),
+        flat=np.array([-1, features]),
+        image=np.array([2, 3]),
+        pixels=np.array([0, channels, -1]),
+        pixels2=np.array([-1, channels, 20]),
+        zero=np.array([0]),
+        one=np.array([1]),
+        two=np.array([2]),
+        four=np.array([4]),
+        last=np.array([-1]),
+    )
+    result, made = rewritten(proto)
+    assert len(made) == 1 + (case == "permuted and back")
+    assert count(result, "Transpose") == transposes
+    assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
+
+
+@pytest.mark.parametrize("format_name", ["half", "deft16", "deft8:auto", "deft16q"])
+def test_packed_weights_behind_a_region(format_name):
+    proto = model(
+        """g (float[N,1,14,14] x) => (float[N,10] y) <float[20,1,5,5] k, float[20] kb, float[50,20,3,3] l, float[800,30] w,
+        float[30] b, float[30,10] v> { c0 = Conv (x, k, kb) p0 = MaxPool <kernel_shape=[2,2], strides=[2,2]> (c0)
+        c1 = Conv <pads=[1,1,1,1]> (p0, l) p1 = MaxPool <kernel_shape=[2,2], strides=[1,1]> (c1) f = Flatten (p1)
+        h = Gemm (f, w, b) r = Relu (h) y = MatMul (r, v) }"""
+    )
+    feed = feed_for(proto, N=3)
+    result = deftonnx.optimize(proto, calib_data=feed, preset="dense16", format=format_name, measure=False)
+    assert count(result.model, "DeftConv") == count(result.model, "DeftPool") == count(result.model, "DeftGemm") == 2
+    assert count(result.model, "Transpose") == (format_name == "deft16q")  # two features a code are not permuted
+    assert count(result.model, "Slice") == (format_name == "deft16q")
+    assert count(result.model, "Cast") == 2
+    assert distance(result.model, proto, feed) <= (0.15 if format_name.startswith("deft8") else TOLERANCE)

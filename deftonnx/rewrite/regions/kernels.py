@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 
 from deftonnx.formats.conv_function import is_conv
 from deftonnx.formats.gemm_function import is_gemm
+from deftonnx.formats.pool_function import is_pool
 from deftonnx.layers.linear import is_standard
 
 FLOAT16, BFLOAT16 = "float16", "bfloat16"
@@ -41,6 +42,7 @@ _BOTH = Kernel(bfloat16=True)
 _HEAVY = Kernel(heavy=True)
 _HEAVY_BOTH = Kernel(heavy=True, bfloat16=True)
 _OURS = Kernel(inputs=(0, 5), bfloat16=True, heavy=True)
+_POOL = Kernel(bfloat16=True)
 
 _STANDARD = {
     **dict.fromkeys(("Conv", "ConvTranspose"), _HEAVY),
@@ -93,6 +95,8 @@ def kernel(node: gs.Node) -> Kernel | None:
     """How `node` computes in 16 bits, or None where it does not."""
     if is_gemm(node.domain, node.op) or is_conv(node.domain, node.op):
         return _OURS
+    if is_pool(node.domain, node.op):
+        return _POOL
     if node.domain == CONTRIB:
         return _CONTRIB.get(node.op)
     return _STANDARD.get(node.op) if is_standard(node) else None

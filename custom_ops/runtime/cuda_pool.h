@@ -1,0 +1,29 @@
+// DeftPool for the CUDA provider.
+#pragma once
+
+#include <vector>
+
+#include "cuda_driver.h"
+#include "pool_image.h"
+
+namespace deftonnx {
+
+class CudaPool {
+ public:
+  CudaPool(const Ort& ort, const OrtKernelInfo* info, ElementType type, ElementType);
+
+  // Launches on ONNX Runtime's stream, without synchronisation. Safe in several threads at once.
+  void Compute(const Ort& ort, OrtKernelContext* context) const;
+
+ private:
+  struct Loaded {
+    const PoolImage* row;
+    CUkernel kernel;
+  };
+
+  PoolSpec spec_;
+  const CudaDriver& driver_;
+  std::vector<Loaded> kernels_;  // the widest first
+};
+
+}  // namespace deftonnx

@@ -1,0 +1,43 @@
+// A node of any of the operators: its name, refusing it, and reading its attributes.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ort_abi.h"
+
+namespace deftonnx {
+
+struct OperatorNode {
+  const char* op = "";  // the operator's name
+  std::string node;     // the node's name, for messages
+};
+
+// Refuses a node: throws InvalidNode, naming it.
+[[noreturn]] void Refuse(const OperatorNode& node, const std::string& reason);
+
+// "(2, 3)"
+std::string ShapeText(const std::vector<int64_t>& shape);
+
+// Reads attributes while the kernel is made. One that is missing or of the wrong type is refused.
+class AttributeReader {
+ public:
+  // Sets the name of `node`.
+  AttributeReader(const Ort& ort, const OrtKernelInfo* info, OperatorNode& node);
+
+  int64_t Integer(const char* name) const;
+  std::vector<int64_t> Integers(const char* name) const;
+  float Real(const char* name) const;
+  std::string Text(const char* name) const;
+  int64_t Size(const char* name) const;  // an integer from 1 to nearly 2^31
+
+ private:
+  template <class Read>
+  auto Attribute(const char* name, Read read) const;
+
+  const Ort& ort_;
+  const OrtKernelInfo* info_;
+  const OperatorNode& node_;
+};
+
+}  // namespace deftonnx

@@ -1,0 +1,28 @@
+#include "pool_op.h"
+
+#include "cpu_pool.h"
+#include "cuda_pool.h"
+#include "custom_operator.h"
+
+namespace deftonnx {
+namespace {
+
+constexpr int kMostBodies = 16;  // more than kinds, global or not, and image axes make
+
+}  // namespace
+
+std::vector<OrtCustomOp*> PoolOps() {
+  static std::vector<TypedOp> ops = [] {
+    std::vector<TypedOp> all;
+    for (ElementType type : {ElementType::kFloat, ElementType::kFloat16, ElementType::kBfloat16}) {
+      all.push_back(MakeOp<CudaPool>("DeftPool", type, type, CudaProvider));
+      all.push_back(MakeOp<CpuPool>("DeftPool", type, type, CpuProvider));
+    }
+    return WithNumberedNames(all, kMostBodies);
+  }();
+  std::vector<OrtCustomOp*> pointers;
+  for (TypedOp& op : ops) pointers.push_back(&op);
+  return pointers;
+}
+
+}  // namespace deftonnx

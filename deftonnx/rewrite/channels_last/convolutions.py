@@ -1,0 +1,81 @@
+"""From a Conv or KeptConv to a DeftConv between tensors with channels last.
+
+Loads bring 8 channels of 16 bits. Where a convolution has fewer, or no multiple of them, its weight gets zeros: input
+channels that it ignores, and output channels that nobody reads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from deftonnx.layers.linear import is_standard, unused_name
+from deftonnx.rewrite import packed_conv
+from deftonnx.rewrite.channels_last.region import ALIGNMENT, Region
+from deftonnx.rewrite.functions import KEPT_CONV
+
+
+def pays(node: gs.Node, opset: int) -> bool:
+    """True for a convolution that DeftConv can serve with whole loads of channels."""
+    if node.op != KEPT_CONV and not (node.op == "Conv" and is_standard(node)):
+        return False
+    x, y = node.inputs[0], node.outputs[0]
+    if x.shape is None or y.shape is None or x.dtype != np.float32 or y.dtype not in (None, np.float32):
+        return False
+    if packed_conv.refuse(node, opset, list(x.shape)[2:]) is not None:
+        return False
+    groups, outputs, channels = node.attrs.get("group", 1), y.shape[1], x.shape[1]
+    if not isinstance(outputs, int) or not isinstance(channels, int):
+        return False
+    if groups == 1:
+        return _can_be_filled(node) or outputs % ALIGNMENT == 0
+    if channels == groups:
+        return outputs % ALIGNMENT == 0
+    return (channels // groups) % ALIGNMENT == (outputs // groups) % ALIGNMENT == 0
+
+
+def convert(region: Region, node: gs.Node, format_name: str) -> gs.Node:
+    """Replace `node`, which pays, by a DeftConv with weights packed as `format_name`."""
+    x, y = node.inputs[0], node.outputs[0]
+    image = [size if isinstance(size, int) else 0 for size in list(x.shape)[2:]]
+    source, extra, conv = region.last(x), 0, node
+    if _can_be_filled(node):
+        extra = -y.shape[1] % ALIGNMENT
+        source, missing = region.filled(x)
+        if not missing and x.shape[1] % ALIGNMENT:
+            missing = -x.shape[1] % ALIGNMENT
+            source = _fill(region, source, missing, node.name)
+        conv = _wider(node, missing, extra)
+    result = region.outputs(y, extra)
+    made = packed_conv.deft_conv(conv, format_name, source, result, image=image if all(image) else None)
+    region.graph.nodes.append(made)
+    node.outputs.clear()
+    return made
+
+
+def _can_be_filled(node: gs.Node) -> bool:
+    return node.op == "Conv" and node.attrs.get("group", 1) == 1
+
+
+def _fill(region: Region, source: gs.Tensor, missing: int, name: str) -> gs.Variable:
+    """`source` with `missing` channels of zeros more."""
+    pads = np.zeros(2 * len(source.shape), np.int64)
+    pads[-1] = missing
+    filled = gs.Variable(unused_name(f"{name}/filled_input"), source.dtype)
+    filled.shape = [*list(source.shape)[:-1], source.shape[-1] + missing]
+    constant = gs.Constant(unused_name(f"{name}/fill"), pads)
+    region.graph.nodes.append(gs.Node("Pad", unused_name(f"{name}/fill"), {}, [source, constant], [filled]))
+    return filled
+
+
+def _wider(node: gs.Node, inputs: int, outputs: int) -> gs.Node:
+    """The Conv `node` with zero weights for that many input and output channels more."""
+    if not inputs and not outputs:
+        return node
+    weight = node.inputs[1].values
+    width = [(0, outputs), (0, inputs)] + [(0, 0)] * (weight.ndim - 2)
+    operands = [node.inputs[0], gs.Constant(unused_name(f"{node.name}/wider_weight"), np.pad(weight, width))]
+    if len(node.inputs) > 2:
+        bias = np.pad(node.inputs[2].values, (0, outputs))
+        operands.append(gs.Constant(unused_name(f"{node.name}/wider_bias"), bias))
+    return gs.Node("Conv", node.name, dict(node.attrs), operands)

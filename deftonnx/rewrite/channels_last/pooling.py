@@ -1,0 +1,184 @@
+"""Pooling and local response normalisation inside a region: DeftPool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from deftonnx.formats.operator_function import DOMAIN, OLDEST_OPSET
+from deftonnx.formats.pool_function import (
+    AVERAGE,
+    AVERAGE_PADDED,
+    DILATED_AVERAGES,
+    MAX,
+    NORMALISE,
+    OPERATOR,
+    pool_attributes,
+)
+from deftonnx.layers.linear import unused_name
+from deftonnx.rewrite.absorb.parameters import integers
+from deftonnx.rewrite.channels_last.moves import Move
+from deftonnx.rewrite.channels_last.region import Region
+from deftonnx.rewrite.packed_conv import same_pads
+
+_IMAGE_AXES = (1, 2)
+
+
+def pool(region: Region, node: gs.Node) -> None:
+    """MaxPool and AveragePool."""
+    window = _window(node)
+    if window is None or not _fits(region, node):
+        return
+    kind = MAX
+    if node.op == "AveragePool":
+        kind = AVERAGE_PADDED if node.attrs.get("count_include_pad", 0) else AVERAGE
+        if region.graph.opset < DILATED_AVERAGES and window["dilations"] != [1] * len(window["dilations"]):
+            return
+    _replace(region, node, pool_attributes(kind, **window, ceil_mode=bool(node.attrs.get("ceil_mode", 0))))
+
+
+def whole_image(region: Region, node: gs.Node) -> None:
+    """GlobalMaxPool and GlobalAveragePool."""
+    if _fits(region, node):
+        kind = MAX if node.op == "GlobalMaxPool" else AVERAGE
+        _replace(region, node, pool_attributes(kind, [0] * (len(node.inputs[0].shape) - 2)))
+
+
+def mean(region: Region, node: gs.Node) -> None:
+    """A mean over the image. Without `keepdims` it is (batch, channels), whatever came last."""
+    x, y = node.inputs[0], node.outputs[0]
+    axes = integers(node, "axes", 1)
+    rank = len(x.shape)
+    if axes is None or sorted(axis % rank for axis in axes) != list(range(2, rank)):
+        return
+    attributes = pool_attributes(AVERAGE, [0] * (rank - 2)) if rank - 2 in _IMAGE_AXES else None
+    if attributes is None or region.graph.opset < OLDEST_OPSET:
+        return
+    if node.attrs.get("keepdims", 1):
+        if y.shape is not None:
+            _replace(region, node, attributes)
+        return
+    source = region.last(x)
+    pooled = gs.Variable(unused_name(f"{y.name}/pooled"), source.dtype, [x.shape[0], *[1] * (rank - 2), x.shape[1]])
+    name = unused_name(node.name)
+    region.graph.nodes.append(gs.Node(OPERATOR, name, attributes, [source], [pooled], domain=DOMAIN))
+    node.op, node.attrs, node.inputs = "Flatten", {"axis": 1}, [pooled]
+
+
+def normalise(region: Region, node: gs.Node) -> None:
+    """LRN, of an odd number of channels."""
+    attrs = node.attrs
+    if len(node.inputs[0].shape) == 4 and attrs["size"] % 2 and _fits(region, node):
+        numbers: dict[str, Any] = {
+            "alpha": attrs.get("alpha", 1e-4),
+            "beta": attrs.get("beta", 0.75),
+            "bias": attrs.get("bias", 1.0),
+        }
+        _replace(region, node, pool_attributes(NORMALISE, [1, 1], size=attrs["size"], **numbers))
+
+
+def written_out(node: gs.Node) -> dict[str, Any] | None:
+    """The attributes of the DeftPool that stands for `node`, if that is the end of a normalisation.
+
+    Exporters write x / (bias + alpha * AveragePool(x * x))^beta, or x times the power -beta. To be asked before
+    anything is moved.
+    """
+    if node.op not in ("Div", "Mul") or node.inputs[0].shape is None or (found := _match_scaling(node)) is None:
+        return None
+    pooling, numbers = found
+    window = _window(pooling)
+    if window is None or any(k % 2 == 0 for k in window["kernel_shape"]):
+        return None
+    half = [k // 2 for k in window["kernel_shape"]]
+    ones = [1] * len(half)
+    counted = pooling.attrs.get("count_include_pad", 0) or not any(half)
+    if not counted or window["pads"] != half * 2 or window["strides"] != ones or window["dilations"] != ones:
+        return None
+    return pool_attributes(NORMALISE, **window, **numbers) if len(half) in _IMAGE_AXES else None
+
+
+def scale(region: Region, node: gs.Node, attributes: dict[str, Any]) -> None:
+    """The end of a normalisation that `written_out` knows."""
+    if _fits(region, node):
+        _replace(region, node, attributes)
+
+
+def _match_scaling(node: gs.Node) -> tuple[gs.Node, dict[str, Any]] | None:
+    """The AveragePool in a normalisation that `node` ends, and its numbers."""
+    x, factor = node.inputs
+    power = _maker(factor, "Pow")
+    exponent = None if power is None else _number(power.inputs[1])
+    if power is None or exponent is None:
+        return None
+    numbers: dict[str, Any] = {"beta": exponent if node.op == "Div" else -exponent}
+    at = power.inputs[0]
+    for name, op in (("bias", "Add"), ("alpha", "Mul")):
+        if (step := _maker(at, op)) is None:
+            return None
+        values = [_number(t) for t in step.inputs]
+        number = next((value for value in values if value is not None), None)
+        if number is None:
+            return None
+        numbers[name], at = number, step.inputs[values.index(None)]
+    pooling = _maker(at, "AveragePool")
+    square = None if pooling is None else _maker(pooling.inputs[0], "Mul")
+    if pooling is None or square is None or not all(t is x for t in square.inputs):
+        return None
+    return pooling, numbers
+
+
+def _maker(tensor: gs.Tensor, op: str) -> gs.Node | None:
+    """The node that makes `tensor`, if it is such a one."""
+    return tensor.inputs[0] if len(tensor.inputs) == 1 and tensor.inputs[0].op == op else None
+
+
+def _number(tensor: gs.Tensor) -> float | None:
+    if isinstance(tensor, gs.Constant) and int(np.prod(tensor.shape)) == 1:
+        return float(tensor.values.reshape(()))
+    return None
+
+
+def _fits(region: Region, node: gs.Node) -> bool:
+    y = node.outputs[0]
+    alone = all(not t.name or not (t.outputs or t in region.reserved) for t in node.outputs[1:])
+    known = y.shape is not None and len(node.inputs[0].shape) - 2 in _IMAGE_AXES
+    return bool(alone and known and region.graph.opset >= OLDEST_OPSET)
+
+
+def _window(node: gs.Node) -> dict[str, Any] | None:
+    """The attributes of the window of a pooling, None where its padding is not known."""
+    kernel: list[int] = list(node.attrs["kernel_shape"])
+    ones = [1] * len(kernel)
+    strides, dilations = list(node.attrs.get("strides") or ones), list(node.attrs.get("dilations") or ones)
+    pads = list(node.attrs.get("pads") or [0] * 2 * len(kernel))
+    auto = node.attrs.get("auto_pad", "NOTSET")
+    image: Sequence[Any] = list(node.inputs[0].shape)[2:]
+    if auto == "VALID":
+        pads = [0] * 2 * len(kernel)
+    elif auto != "NOTSET":
+        if not all(isinstance(size, int) for size in image):
+            return None
+        pads = same_pads(auto, kernel, strides, dilations, image)
+    return {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations}
+
+
+def _replace(region: Region, node: gs.Node, attributes: dict[str, Any]) -> None:
+    """Make `node` a DeftPool, which works channel by channel unless it normalises over them."""
+    x = node.inputs[0]
+    across = attributes["size"] > 1
+    source, extra = (region.last(x), 0) if across else region.filled(x)
+    node.outputs = [region.outputs(node.outputs[0], extra)]
+    node.op, node.domain, node.attrs, node.inputs = OPERATOR, DOMAIN, attributes, [source]
+
+
+POOLS: dict[str, Move] = {
+    "MaxPool": pool,
+    "AveragePool": pool,
+    "GlobalMaxPool": whole_image,
+    "GlobalAveragePool": whole_image,
+    "ReduceMean": mean,
+    "LRN": normalise,
+}
