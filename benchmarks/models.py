@@ -1,18 +1,22 @@
 """Whole models on the GPU: ONNX Runtime's stock settings, torch.compile and `optimize --preset dense16`, side by side.
 
-    python benchmarks/models.py --output benchmarks/results/<gpu>/models.json [--models resnet50 …] [--batches 1 64]
-        [--variants NAME …] [--folder DIR] [--prepare] [--no-compile]
+    python benchmarks/models.py --output benchmarks/results/<gpu>/models.json [--models resnet50 …] [--batches 64 1]
+        [--variants NAME …] [--folder DIR] [--prepare] [--no-compile] [--limit SECONDS]
 
-Every model is exported on the spot (networks.py) and written in each form (--prepare does only that, into --folder).
-All variants of one batch size run in turn in one process, with inputs and outputs on the GPU and CUDA graphs on; a
-variant that cannot be captured runs without, and says so. Figures are milliseconds a run: median, least and most.
+Every model is exported on the spot (networks.py) and written in each form, all models side by side (--prepare does
+only that, into --folder, and fills torch.compile's cache). All variants of one batch size run in turn in one process,
+with inputs and outputs on the GPU and CUDA graphs on; a variant that cannot be captured runs without, and says so.
+Figures are milliseconds a run: median, least and most. The file is written after every model; with --limit no model
+is begun after so many seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import gc
 import json
+import multiprocessing
 import statistics
 import sys
 import time
@@ -33,6 +37,7 @@ from deftonnx.runtime.session import register_if_built
 
 ROUNDS = 9
 ROUND_SECONDS = 0.02
+COMPILED = "torch.compile fp16"
 VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
     "ort fp32": ("fp32", {"use_tf32": "0"}),
     "ort tf32": ("fp32", {}),
@@ -40,10 +45,15 @@ VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
     "ort fp16": ("fp16", {}),
     "ort fp16 nhwc": ("fp16", {"prefer_nhwc": "1"}),
     "ort transformers fp16": ("tuned", {}),
-    "deft dense16": ("deft", {}),
-    "deft dense16 nhwc": ("deft", {"prefer_nhwc": "1"}),
+    "deft dense16": ("dense16", {}),
+    "deft density 0.5": ("density0.5", {}),
 }
-"""By name: the file of the model, and options of the CUDA provider."""
+"""By name: the form of the model, and options of the CUDA provider."""
+OPTIMIZED: dict[str, dict[str, Any]] = {
+    "dense16": {},
+    "density0.5": {"density": 0.5, "criterion": "magnitude", "refit": "none"},
+}
+"""Options beside --preset dense16. The weights are random, so that no choice of features is better than another."""
 
 
 def prepare(name: str, folder: Path, forms: set[str]) -> None:
@@ -52,21 +62,30 @@ def prepare(name: str, folder: Path, forms: set[str]) -> None:
     plain = folder / f"{name}.fp32.onnx"
     if not plain.exists():
         export(name, plain)
-    if not (folder / f"{name}.deft.onnx").exists():
-        started = time.perf_counter()
-        feed = {key: value.numpy() for key, value in sample(name, 4).items()}
-        result = deftonnx.optimize(plain, calib_data=feed, preset="dense16", measure=False)
-        result.save(folder / f"{name}.deft.onnx")
-        left = [f"{refusal.op} {refusal.name}: {refusal.reason}" for refusal in result.report.left_in_float32]
-        ops: dict[str, int] = {}
-        for node in result.model.graph.node:
-            ops[node.op_type] = ops.get(node.op_type, 0) + 1
-        about = {"seconds": round(time.perf_counter() - started, 1), "operators": ops, "left_in_float32": left}
-        (folder / f"{name}.json").write_text(json.dumps(about))
+    for form in forms & set(OPTIMIZED):
+        if not (folder / f"{name}.{form}.onnx").exists():
+            _optimize(name, form, folder)
     try:
         _stock(name, plain, folder, forms)
     except Exception as error:
         print(f"  {name}: ONNX Runtime's own tools fail: {str(error).splitlines()[0][:150]}", flush=True)
+
+
+def _optimize(name: str, form: str, folder: Path) -> None:
+    """Our own tool; what became of the model goes into a JSON file beside it."""
+    started = time.perf_counter()
+    feed = {key: value.numpy() for key, value in sample(name, 4).items()}
+    path = folder / f"{name}.fp32.onnx"
+    result = deftonnx.optimize(path, calib_data=feed, preset="dense16", measure=False, **OPTIMIZED[form])
+    result.save(folder / f"{name}.{form}.onnx")
+    left = [f"{refusal.op} {refusal.name}: {refusal.reason}" for refusal in result.report.left_in_float32]
+    ops: dict[str, int] = {}
+    for node in result.model.graph.node:
+        ops[node.op_type] = ops.get(node.op_type, 0) + 1
+    seconds = round(time.perf_counter() - started, 1)
+    macs = round(result.report.after.macs / result.report.before.macs, 3)
+    about = {"seconds": seconds, "macs": macs, "operators": ops, "left_in_float32": left}
+    (folder / f"{name}.{form}.json").write_text(json.dumps(about))
 
 
 def _stock(name: str, plain: Path, folder: Path, forms: set[str]) -> None:
@@ -85,6 +104,11 @@ def _stock(name: str, plain: Path, folder: Path, forms: set[str]) -> None:
         made.save_model_to_file(str(tuned))
 
 
+def _providers(choice: dict[str, str]) -> list[Any]:
+    """The CUDA provider with these options, and the CPU."""
+    return [("CUDAExecutionProvider", choice), "CPUExecutionProvider"]
+
+
 class Runner:
     """One variant at one batch size, ready to run."""
 
@@ -94,8 +118,7 @@ class Runner:
         register_if_built(settings)
         choice = {**options, "enable_cuda_graph": "1" if graph else "0"}
         started = time.perf_counter()
-        providers = [("CUDAExecutionProvider", choice), "CPUExecutionProvider"]
-        self.session = ort.InferenceSession(str(path), settings, providers=providers)
+        self.session = ort.InferenceSession(str(path), settings, providers=_providers(choice))
         self.creation = time.perf_counter() - started
         self.binding = self.session.io_binding()
         self.values = {name: ort.OrtValue.ortvalue_from_numpy(value, "cuda", 0) for name, value in inputs.items()}
@@ -115,12 +138,6 @@ class Runner:
         return np.asarray(self.output.numpy())
 
 
-def reference(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    """The model's own output in float32."""
-    providers = [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
-    return np.asarray(ort.InferenceSession(str(path), providers=providers).run(None, inputs)[0])
-
-
 def ready(path: Path, options: dict[str, str], inputs: dict[str, np.ndarray], like: np.ndarray) -> tuple[Runner, bool]:
     """A warm runner, with a CUDA graph if the model can be captured."""
     for graph in (True, False):
@@ -138,14 +155,14 @@ def ready(path: Path, options: dict[str, str], inputs: dict[str, np.ndarray], li
 
 
 def compiled(name: str, inputs: dict[str, np.ndarray]) -> Callable[[], None]:
-    """torch.compile in float16, mode max-autotune-no-cudagraphs, captured in a CUDA graph of our own."""
+    """torch.compile in float16, captured in a CUDA graph of our own."""
     network = module(name).cuda().half()
     tensors = {key: torch.from_numpy(value).cuda() for key, value in inputs.items()}
     tensors = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
     if all(value.ndim == 4 for value in tensors.values()):
         network = network.to(memory_format=torch.channels_last)
         tensors = {key: value.to(memory_format=torch.channels_last) for key, value in tensors.items()}
-    function = torch.compile(network)
+    function = torch.compile(network, dynamic=False)
     stream = torch.cuda.Stream()
     with torch.no_grad(), torch.cuda.stream(stream):
         for _ in range(3):
@@ -181,7 +198,9 @@ def timed(runners: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
 def measure(name: str, batch: int, folder: Path, variants: list[str], with_compile: bool) -> dict[str, Any]:
     """All variants of one model at one batch size."""
     inputs = {key: value.numpy() for key, value in sample(name, batch).items()}
-    want = reference(folder / f"{name}.fp32.onnx", inputs)
+    original = ort.InferenceSession(str(folder / f"{name}.fp32.onnx"), providers=_providers({"use_tf32": "0"}))
+    want = np.asarray(original.run(None, inputs)[0])
+    del original
     runners: dict[str, Callable[[], None]] = {}
     rows: dict[str, Any] = {}
     for variant in variants:
@@ -200,40 +219,76 @@ def measure(name: str, batch: int, folder: Path, variants: list[str], with_compi
         runners[variant] = runner
     if with_compile:
         try:
-            runners["torch.compile fp16"] = compiled(name, inputs)
-            rows["torch.compile fp16"] = {"cuda_graph": True}
+            runners[COMPILED] = compiled(name, inputs)
+            rows[COMPILED] = {"cuda_graph": True}
         except Exception as error:
-            rows["torch.compile fp16"] = {"error": str(error).splitlines()[0][:300]}
+            rows[COMPILED] = {"error": str(error).splitlines()[0][:300]}
     for variant, times in timed(runners).items():
         rows[variant]["ms"] = [round(f(times), 4) for f in (statistics.median, min, max)]
         print(f"  {name} {batch} {variant}: {rows[variant]}", flush=True)
     del runners
     gc.collect()
-    return {"model": name, "batch": batch, "variants": rows}
+    about = {form: folder / f"{name}.{form}.json" for form in OPTIMIZED}
+    optimized = {form: json.loads(path.read_text()) for form, path in about.items() if path.exists()}
+    return {"model": name, "batch": batch, "variants": rows, "optimize": optimized}
+
+
+def _prepare_all(options: argparse.Namespace) -> None:
+    """What is not there yet: every model in a process of its own, and so torch.compile for every model."""
+    forms = {VARIANTS[variant][0] for variant in options.variants} | {"fp32"}
+    missing = [name for name in options.models if not _complete(name, options.folder, forms)]
+    warm = options.models if options.prepare and options.compile else []
+    if not missing and not warm:
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(len(missing) + len(warm), spawn) as pool:
+        tasks = [pool.submit(prepare, name, options.folder, forms) for name in missing]
+        tasks += [pool.submit(_warm, name, options.batches) for name in warm]
+        for task in tasks:
+            task.result()
+
+
+def _complete(name: str, folder: Path, forms: set[str]) -> bool:
+    """Whether the model is there in all `forms` that it has."""
+    has = forms - (set() if NETWORKS[name].family else {"tuned"})
+    return all((folder / f"{name}.{form}.onnx").exists() for form in has)
+
+
+def _warm(name: str, batches: list[int]) -> None:
+    """Fill torch.compile's cache on disk."""
+    for batch in batches:
+        try:
+            compiled(name, {key: value.numpy() for key, value in sample(name, batch).items()})
+        except Exception as error:
+            print(f"  {name} {batch}: torch.compile: {str(error).splitlines()[0][:150]}", flush=True)
 
 
 def main() -> None:
     """Run what the command line names."""
+    started = time.perf_counter()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--models", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 64])
+    parser.add_argument("--batches", nargs="+", type=int, default=[64, 1])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/.models"))
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds after which no model is begun")
     options = parser.parse_args()
+    _prepare_all(options)
+    if options.prepare:
+        return
     rows = []
-    for name in options.models:
-        prepare(name, options.folder, {VARIANTS[variant][0] for variant in options.variants})
-        if options.prepare:
-            continue
-        for batch in options.batches:
-            about = json.loads((options.folder / f"{name}.json").read_text())
-            rows.append({**measure(name, batch, options.folder, options.variants, options.compile), "optimize": about})
-        if options.output is not None:
-            device = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
-            write(options.output, {**device, "unit": "ms: median, least, most", "rows": rows})
+    for batch in options.batches:
+        for name in options.models:
+            if time.perf_counter() - started > options.limit:
+                print(f"  {name} {batch}: no time left", flush=True)
+                continue
+            rows.append(measure(name, batch, options.folder, options.variants, options.compile))
+            if options.output is not None:
+                device = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+                write(options.output, {**device, "unit": "ms: median, least, most", "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,112 +1,52 @@
-"""Fill the marked tables of the README from the result files.
+"""Fill the marked tables of README.md and docs/performance.md from the result files.
 
-python benchmarks/tables.py            rewrite README.md
-python benchmarks/tables.py --check    fail if README.md is not what the result files say
+python benchmarks/tables.py            rewrite both
+python benchmarks/tables.py --check    fail if one of them is not what the result files say
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+
+import accuracy_tables
+import gpu_tables
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-SHOWN_FORMATS = ("half", "deft16", "deft8:auto")
-FORMATS = ROOT / "benchmarks" / "results" / "cpu" / "format_accuracy.json"
-ACCURACY = ROOT / "benchmarks" / "results" / "cpu" / "accuracy.json"
+DOCUMENTS: dict[str, Mapping[str, Callable[[], str]]] = {
+    "README.md": {**accuracy_tables.TABLES, "models_summary": gpu_tables.models_summary},
+    "docs/performance.md": gpu_tables.TABLES,
+}
+"""What each table of a document is made by."""
 
 
-def accuracy() -> str:
-    """The accuracy table as Markdown, and where it is from."""
-    content = json.loads(ACCURACY.read_text(encoding="utf-8"))
-    lines = [
-        "| model | density | granularity | top-1 | after | points lost | paper's | multiply-adds | parameters |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [_accuracy_row(row) for row in content["rows"]]
-    commits = ", ".join(sorted({row["commit"] for row in content["rows"]}))
-    source = (
-        f"Points lost with the paired 95% interval; multiply-adds and parameters of the whole model, after absorption. "
-        f"At most {content['calibration_samples_at_most']:,} unlabelled calibration samples. "
-        f"From `{ACCURACY.relative_to(ROOT)}` ({content['date']}, commits {commits})."
-    )
-    speed = [_speed(row, content["cores"]) for row in content["rows"] if row["ours"]["latency_ms"][0]]
-    return "\n".join([*lines, "", source, "", *speed])
-
-
-def _accuracy_row(row: dict[str, Any]) -> str:
-    ours, paper = row["ours"], row["paper"]
-    cells = [
-        row["model"],
-        f"{row['density']:g}",
-        row["granularity"],
-        f"{row['original_top1']:.2f}",
-        f"{ours['top1']:.2f}",
-        f"{ours['loss']:.2f} ± {ours['interval_95']:.2f}",
-        f"{paper['loss']:.2f} ± {paper['interval_95']:.2f}",
-        f"{ours['macs']:.0%}",
-        f"{ours['parameters']:.0%}",
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def _speed(row: dict[str, Any], cores: int) -> str:
-    before, after = (latency["median"] for latency in row["ours"]["latency_ms"])
-    return (
-        f"{row['model']} with {row['density']:g} of its channels takes {after:.2f} ms a sample instead of"
-        f" {before:.2f} ms in ONNX Runtime on {cores} CPU cores ({before / after:.1f}×)."
-    )
-
-
-def formats() -> str:
-    """The accuracy of packed formats as Markdown, and where it is from."""
-    content = json.loads(FORMATS.read_text(encoding="utf-8"))
-    lines = [
-        "| model | format | top-1 | packed | points lost | output error | weights |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in (row for row in content["rows"] if row["format"] in SHOWN_FORMATS):
-        before, after = row["weight_bytes"]
-        cells = [
-            row["model"],
-            f"`{row['format']}`",
-            f"{row['original_top1']:.2f}",
-            f"{row['top1']:.2f}",
-            f"{row['loss']:.2f} ± {row['interval_95']:.2f}",
-            f"{row['rel_l2']:.1e}",
-            f"{after / before:.0%}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    commits = ", ".join(sorted({row["commit"] for row in content["rows"]}))
-    source = (
-        f"Nothing eliminated; convolutions stay in fp32. Output error is ‖Δ‖/‖y‖ of the model's outputs, weights are"
-        f" the bytes of all of them. From `{FORMATS.relative_to(ROOT)}` ({content['date']}, commits {commits})."
-    )
-    return "\n".join([*lines, "", source])
-
-
-TABLES = {"accuracy": accuracy, "formats": formats}
-
-
-def filled(text: str) -> str:
-    """`text` with every marked table replaced."""
-    for name, make in TABLES.items():
+def filled(document: str) -> str:
+    """The document's text with every marked table replaced."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for name, make in DOCUMENTS[document].items():
         pattern = rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)"
-        text, count = re.subn(pattern, rf"\g<1>{make()}\n\g<2>", text, flags=re.S)
+        made = make()
+        text, count = re.subn(pattern, lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text, flags=re.S)
         if count != 1:
-            raise SystemExit(f"README.md has {count} tables called {name}")
+            raise SystemExit(f"{document} has {count} tables called {name}")
     return text
 
 
+def write() -> None:
+    """Write both documents."""
+    for document in DOCUMENTS:
+        (ROOT / document).write_text(filled(document), encoding="utf-8")
+
+
 def main() -> None:
-    """Write the README, or check it."""
-    text = README.read_text(encoding="utf-8")
-    if "--check" in sys.argv:
-        raise SystemExit(0 if filled(text) == text else "README.md is out of date: run python benchmarks/tables.py")
-    README.write_text(filled(text), encoding="utf-8")
+    """Write the documents, or check them."""
+    if "--check" not in sys.argv:
+        write()
+        return
+    stale = [document for document in DOCUMENTS if filled(document) != (ROOT / document).read_text(encoding="utf-8")]
+    raise SystemExit(f"{' and '.join(stale)} out of date: run python benchmarks/tables.py" if stale else 0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,316 @@
+"""Tables of what was measured on a GPU, as Markdown with the file, date and commits that they are from."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "h200"
+Row = dict[str, Any]
+NOTHING = "Not measured yet."
+
+
+def load(name: str) -> dict[str, Any] | None:
+    """The result file of that part, if there is one."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def source(name: str, content: dict[str, Any], rows: Iterable[Row] = ()) -> str:
+    """Where a table is from."""
+    about = content.get("environment", content)
+    commits = dict.fromkeys([str(row.get("commit", about["commit"]))[:7] for row in rows] or [str(about["commit"])[:7]])
+    path = (RESULTS / f"{name}.json").relative_to(ROOT)
+    return f"From `{path}` ({str(about['date'])[:10]}, {about['gpu']}, commit {', '.join(commits)})."
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Of positive numbers."""
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs))
+
+
+def summary(ratios: list[float]) -> str:
+    """The geometric mean and the range."""
+    return f"{geometric_mean(ratios):.2f}× ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "–"
+
+
+# -- whole models ---------------------------------------------------------------------------------------------------
+
+STOCK = "ort "
+FP32, DENSE, HALF, COMPILED = "ort fp32", "deft dense16", "deft density 0.5", "torch.compile fp16"
+
+
+def milliseconds(row: Row, variant: str) -> float | None:
+    """The median of a variant, if it was measured."""
+    times = row["variants"].get(variant, {}).get("ms")
+    return times[0] if times else None
+
+
+def best_stock(row: Row) -> tuple[str, float]:
+    """ONNX Runtime's fastest setting."""
+    found = {name: milliseconds(row, name) for name in row["variants"] if name.startswith(STOCK)}
+    return min(((name, ms) for name, ms in found.items() if ms is not None), key=lambda pair: pair[1])
+
+
+def ratio(row: Row, slow: str, fast: str) -> float | None:
+    """How many times as fast `fast` is."""
+    before, after = milliseconds(row, slow), milliseconds(row, fast)
+    return before / after if before and after else None
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}" if value < 1 else f"{value:.2f}"
+
+
+def _times(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}×"
+
+
+def _model_rows(content: dict[str, Any]) -> list[Row]:
+    return [row for row in content["rows"] if milliseconds(row, DENSE) is not None]
+
+
+def models() -> str:
+    """All models and batch sizes."""
+    content = load("models")
+    if content is None:
+        return NOTHING
+    rows = _model_rows(content)
+    head = ["network", "batch", "ORT fp32", "ORT best", "its setting", "torch.compile fp16", "dense16", "density 0.5"]
+    head += ["dense16 to ORT best", "to ORT fp32", "to torch.compile", "error"]
+    lines = []
+    for row in rows:
+        setting, ms = best_stock(row)
+        line = [row["model"], str(row["batch"]), _ms(milliseconds(row, FP32)), _ms(ms), setting.removeprefix(STOCK)]
+        line += [_ms(milliseconds(row, name)) for name in (COMPILED, DENSE, HALF)]
+        line += [_times(ratio(row, name, DENSE)) for name in (setting, FP32, COMPILED)]
+        difference = row["variants"][DENSE].get("difference")
+        lines.append([*line, "–" if difference is None else f"{difference:.1e}"])
+    notes = [
+        "Milliseconds a run, median. ORT fp32 is without TF32. ORT best is the fastest of its settings measured: TF32,"
+        " float16, channels last (`prefer_nhwc`), its optimizer for transformers. CUDA graphs are on wherever they can"
+        " be. Error is ‖Δ‖/‖y‖ of dense16 against float32; weights are random. " + source("models", content, rows)
+    ]
+    for batch in sorted({row["batch"] for row in rows}):
+        some = [row for row in rows if row["batch"] == batch]
+        gains = [found for row in some if (found := ratio(row, best_stock(row)[0], DENSE))]
+        further = [found for row in some if (found := ratio(row, DENSE, HALF))]
+        notes.append(
+            f"\nAt batch {batch}: dense16 over ORT best {summary(gains)}, density 0.5 over dense16 {summary(further)}."
+        )
+    return "\n".join([table(head, lines), "", *notes])
+
+
+def models_summary() -> str:
+    """Batch 64 alone, and fewer columns."""
+    content = load("models")
+    if content is None:
+        return NOTHING
+    rows = [row for row in _model_rows(content) if row["batch"] == 64]
+    head = ["network, batch 64", "ORT fp32", "ORT best", "torch.compile fp16", "dense16", "gain on ORT best"]
+    lines = []
+    for row in rows:
+        setting, ms = best_stock(row)
+        line = [row["model"], _ms(milliseconds(row, FP32)), _ms(ms)]
+        line += [_ms(milliseconds(row, COMPILED)), _ms(milliseconds(row, DENSE))]
+        lines.append([*line, _times(ratio(row, setting, DENSE))])
+    note = "Milliseconds a run; [docs/performance.md](docs/performance.md) has the rest. "
+    note += source("models", content, rows)
+    return "\n".join([table(head, lines), "", note])
+
+
+# -- layers ---------------------------------------------------------------------------------------------------------
+
+
+def _us(row: Row, name: str) -> float | None:
+    times = row["us"].get(name)
+    return times[0] if times else None
+
+
+def _least(row: Row, starts: str) -> float | None:
+    found = [times[0] for name, times in row["us"].items() if name.startswith(starts)]
+    return min(found) if found else None
+
+
+def _over(slow: float | None, fast: float | None) -> float | None:
+    return slow / fast if slow and fast else None
+
+
+def _shape(row: Row) -> str:
+    return "×".join(str(size) for size in row["shape"])
+
+
+def _micro(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def gemm_shapes() -> str:
+    """Linear layers with a fused epilogue."""
+    content = load("gemm_shapes")
+    if content is None:
+        return NOTHING
+    head = ["M×K×N", "16-bit", "8-bit", "FP8", "cuBLASLt fused", "ORT float16", "16-bit to cuBLASLt", "8-bit to 16-bit"]
+    lines, gains = [], []
+    for row in content["shapes"]:
+        half, eight, base = _us(row, "deft half"), _least(row, "deft deft8"), _least(row, "cublaslt fused")
+        gain = _over(base, half)
+        gains += [gain] if gain else []
+        line = [
+            _shape(row),
+            *(_micro(t) for t in (half, eight, _least(row, "deft fp8"), base, _us(row, "ort float16"))),
+        ]
+        lines.append([*line, _times(gain), _times(_over(half, eight))])
+    note = (
+        "Microseconds a layer, median, with bias and ReLU, weights not in the L2 cache where that is affordable; the"
+        f" best of float16 and bfloat16 for cuBLASLt. 16-bit to cuBLASLt: {summary(gains)}. "
+        + source("gemm_shapes", content, content["shapes"])
+    )
+    return "\n".join([table(head, lines), "", note])
+
+
+def gemm_streaming() -> str:
+    """Few rows: what of the copy bandwidth is reached."""
+    content = load("gemm_streaming")
+    if content is None:
+        return NOTHING
+    lines = []
+    for row in content["streaming"]:
+        base = _least(row, "cublaslt fused")
+        for name in (name for name in row["us"] if name.startswith("deft")):
+            share = row["weight_bytes_per_second_over_copy"][name]
+            line = [_shape(row), name.removeprefix("deft "), _micro(_us(row, name)), f"{share:.0%}"]
+            lines.append([*line, _times(_over(base, _us(row, name)))])
+    note = "Microseconds a layer, median; the bandwidth is that of the weights, in parts of a copy's. "
+    head = ["M×K×N", "weights", "µs", "of the copy bandwidth", "to cuBLASLt fused"]
+    return "\n".join([table(head, lines), "", note + source("gemm_streaming", content, content["streaming"])])
+
+
+def gemm_chains() -> str:
+    """32 layers in a session."""
+    content = load("gemm_chains")
+    if content is None:
+        return NOTHING
+    lines = []
+    for row in content["chains"]:
+        half, eight, stock = (_us(row, name) for name in ("deft half", "deft deft8:4", "ort float16"))
+        line = [_shape(row), "yes" if row["cuda_graph"] else "no", *(_micro(t) for t in (half, eight, stock))]
+        lines.append([*line, _times(_over(stock, half)), _times(_over(stock, eight))])
+    note = "Microseconds a layer, median, of 32 layers with bias and ReLU that feed each other in a session. "
+    head = ["M×K×N", "CUDA graph", "16-bit", "8-bit", "ORT float16", "16-bit to ORT", "8-bit to ORT"]
+    return "\n".join([table(head, lines), "", note + source("gemm_chains", content, content["chains"])])
+
+
+def gemm_elimination() -> str:
+    """Density 0.5 in the kernel."""
+    content = load("gemm_elimination")
+    if content is None:
+        return NOTHING
+    blocks = ("block:64", "block:32", "block:16", "block:8")
+    lines = []
+    for row in content["elimination"]:
+        dense = _us(row, "dense")
+        lines.append([_shape(row), _micro(dense), *(_times(_over(dense, _us(row, block))) for block in blocks)])
+    note = f"Gain on our own dense kernel at density 0.5. {source('gemm_elimination', content, content['elimination'])}"
+    head = ["M×K×N", "dense, µs", *blocks[:-1], "vector (8)"]
+    return "\n".join([table(head, lines), "", note])
+
+
+def _layer(row: Row) -> str:
+    layer = row["layer"]
+    kernel = f"{layer['kernel']}×{layer['kernel']}" + (f"/{layer['stride']}" if layer["stride"] > 1 else "")
+    return f"{layer['image']}², {layer['channels']} → {layer['outputs']}, {kernel}"
+
+
+def convolutions() -> str:
+    """Layers of ResNet-50 and VGG-16, dense."""
+    content = load("conv_speed")
+    rows = [row for row in (content or {"rows": []})["rows"] if row["part"] == "dense"]
+    if content is None or not rows:
+        return NOTHING
+    lines = []
+    gains: dict[str, list[float]] = {"torch none": [], "torch fused": [], "torch apart": []}
+    for row in rows:
+        ours = _us(row, "deft")
+        line = [row["network"], str(row["batch"]), _layer(row) + (", residual" if row["layer"]["residual"] else "")]
+        line += [_micro(_us(row, name)) for name in ("deft", *gains)]
+        for name, found in gains.items():
+            gain = _over(_us(row, name), ours)
+            found += [gain] if gain else []
+        lines.append([*line, _times(_over(_us(row, "torch none"), ours))])
+    head = ["network", "batch", "layer", "DeftConv", "cuDNN bare", "cuDNN fused", "cuDNN, then elementwise", "to bare"]
+    note = (
+        "Microseconds a layer, median. DeftConv adds bias, residual and ReLU; bare cuDNN adds nothing. DeftConv to bare"
+        f" cuDNN {summary(gains['torch none'])}, to fused {summary(gains['torch fused'])}, to cuDNN and elementwise"
+        f" kernels {summary(gains['torch apart'])}. {source('conv_speed', content, rows)}"
+    )
+    return "\n".join([table(head, lines), "", note])
+
+
+def convolutions_eliminated() -> str:
+    """Density 0.5 in the kernel, for layers of 1,000 features or more."""
+    content = load("conv_speed")
+    rows = [row for row in (content or {"rows": []})["rows"] if row["part"] == "eliminated"]
+    if content is None or not rows:
+        return NOTHING
+    blocks = ("block:64", "block:32", "block:8")
+    lines = []
+    for row in rows:
+        dense, bare = _least(row, "dense"), _us(row, "torch none")
+        line = [row["network"], str(row["batch"]), _layer(row), _micro(dense)]
+        line += [_times(_over(dense, _us(row, block))) for block in blocks]
+        lines.append([*line, _times(_over(bare, _us(row, "block:64")))])
+    head = ["network", "batch", "layer", "dense, µs", *blocks[:-1], "vector (8)", "block:64 to bare cuDNN"]
+    note = f"Gain on our own dense kernel at density 0.5. {source('conv_speed', content, rows)}"
+    return "\n".join([table(head, lines), "", note])
+
+
+def fission() -> str:
+    """The paper's comparison on the FP32 units."""
+    content = load("fission")
+    if content is None:
+        return NOTHING
+    counters = content.get("counters", {})
+    sizes = [row["size"] for row in content["fission"]]
+    lines = []
+    for name in content["fission"][0]["us"]:
+        line = [name, *(f"{row['speedup'][name]:.2f}" for row in content["fission"])]
+        counted = counters.get(name)
+        shown = ("shared_load_bytes_per_multiply_add", "shared_load_percent_of_peak", "issue_slots_percent")
+        lines.append([*line, *(f"{counted[key]:.3g}" if counted else "–" for key in shown)])
+    head = ["packed", *(f"speed at {size}³" for size in sizes)]
+    head += ["bytes loaded a multiply-add", "shared memory, % of peak", "issue slots, %"]
+    note = f"Speed in parts of that without fission. {source('fission', content)}"
+    return "\n".join([table(head, lines), "", note])
+
+
+def gpu_tests() -> str:
+    """What was tested, in a sentence."""
+    content = load("gpu_tests")
+    if content is None:
+        return NOTHING
+    counts = ", ".join(f"{content[key]} {key}" for key in ("failures", "errors", "skipped"))
+    return f"{content['tests']} tests on the GPU: {counts}. {source('gpu_tests', content)}"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "models": models,
+    "gemm_shapes": gemm_shapes,
+    "gemm_streaming": gemm_streaming,
+    "gemm_chains": gemm_chains,
+    "gemm_elimination": gemm_elimination,
+    "convolutions": convolutions,
+    "convolutions_eliminated": convolutions_eliminated,
+    "fission": fission,
+    "gpu_tests": gpu_tests,
+}

@@ -1,0 +1,68 @@
+"""Results of benchmarks: merging a run that was cut short with earlier rows, tables and plots made of them."""
+
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield
+    for name in ("everything", "tables", "plots", "gpu_tables", "accuracy_tables"):
+        sys.modules.pop(name, None)
+
+
+def row(batch, ms, **more):
+    return {
+        "model": "net",
+        "batch": batch,
+        "variants": {"ort fp16": {"ms": [2 * ms, 1, 9]}, "deft dense16": {"ms": [ms, 1, 9]}},
+        **more,
+    }
+
+
+def test_rows_that_were_not_measured_again_stay(benchmarks):
+    from everything import merged
+
+    old = {"commit": "old", "rows": [row(1, 5.0), row(64, 9.0, commit="older")], "note": 1}
+    new = {"commit": "new", "rows": [row(1, 4.0)]}
+    assert merged(old, new) == {"commit": "new", "rows": [row(1, 4.0), row(64, 9.0, commit="older")]}
+    assert merged({"environment": {"commit": "old"}, "chains": [{"shape": [1], "us": 2}]}, new)["chains"] == [
+        {"commit": "old", "shape": [1], "us": 2}
+    ]
+
+
+def test_documents_are_what_the_result_files_say(benchmarks):
+    import tables
+
+    for document in tables.DOCUMENTS:
+        assert tables.filled(document) == (tables.ROOT / document).read_text(encoding="utf-8")
+
+
+def test_table_of_models(benchmarks, monkeypatch):
+    import gpu_tables
+
+    content = {"commit": "0123456789", "date": "2026-01-02", "gpu": "GPU", "rows": [row(64, 2.0), row(1, 0.5)]}
+    monkeypatch.setattr(gpu_tables, "load", lambda name: content)
+    text = gpu_tables.models()
+    assert "| net | 64 | – | 4.00 | fp16 | – | 2.00 | – | 2.00× | – | – | – |" in text
+    assert "commit 0123456)" in text
+    monkeypatch.setattr(gpu_tables, "load", lambda name: None)
+    assert {make() for make in gpu_tables.TABLES.values()} == {gpu_tables.NOTHING}
+
+
+def test_plots_are_svg(benchmarks, monkeypatch):
+    import plots
+
+    content = {"gpu": "GPU", "rows": [dict(row(batch, batch / 7), model="resnet50") for batch in (1, 8, 64)]}
+    monkeypatch.setattr(plots.gpu_tables, "load", lambda name: content)
+    drawn = plots.svg(plots.latency())
+    root = ElementTree.fromstring(drawn)
+    circles = root.findall(".//{http://www.w3.org/2000/svg}circle")
+    assert len(circles) == 2 * 3 + 4  # two series of three points, and the legend
+    ElementTree.fromstring(plots.svg(plots.accuracy()))
