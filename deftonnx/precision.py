@@ -16,9 +16,9 @@ from deftonnx.errors import DeftError
 from deftonnx.layers import Refusal
 from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.normalise import import_model, infer_shapes
-from deftonnx.rewrite.regions.assign import assign, is_float
+from deftonnx.rewrite.regions.assign import KINDS, assign, is_float
 from deftonnx.rewrite.regions.convert import convert
-from deftonnx.rewrite.regions.kernels import FLOAT16
+from deftonnx.rewrite.regions.kernels import BFLOAT16, FLOAT16
 from deftonnx.rewrite.skip_norm import fuse_skip_norms
 
 RANGE_SAMPLES = 128
@@ -42,24 +42,28 @@ def to_sixteen_bits(
 ) -> Narrowed:
     """Give `graph`, in place, regions in 16 bits.
 
-    `feeds` measure the ranges; on `probe` the result must equal `expected` to rounding, or float32 is kept.
+    `feeds` measure the ranges; on `probe` the result must equal `expected` to rounding, or bfloat16, and then float16,
+    is not used.
     """
     infer_shapes(graph)
     fuse_skip_norms(graph)
     ranges = largest_magnitudes(graph, origin, feeds) if feeds else {}
     before = finish(graph, origin, {})
-    infer_shapes(graph)
-    found = assign(graph, ranges, (FLOAT16,))
-    names = {node.name: found.kinds[id(node)] for node in graph.nodes if id(node) in found.kinds}
-    if not convert(graph, found):
-        return Narrowed({}, found.refusals)
-    worst = difference(expected, finish(graph, origin, {}), probe)
-    infer_shapes(graph)
-    if worst <= TOLERANCE:
-        return Narrowed(names, found.refusals)
-    restored = import_model(before)
-    graph.nodes, graph.inputs, graph.outputs = restored.nodes, restored.inputs, restored.outputs
-    infer_shapes(graph)
+    for kinds in (KINDS, (FLOAT16,)):
+        infer_shapes(graph)
+        found = assign(graph, ranges, kinds)
+        names = {node.name: found.kinds[id(node)] for node in graph.nodes if id(node) in found.kinds}
+        if not convert(graph, found):
+            return Narrowed({}, found.refusals)
+        worst = difference(expected, finish(graph, origin, {}), probe)
+        infer_shapes(graph)
+        if worst <= TOLERANCE:
+            return Narrowed(names, found.refusals)
+        restored = import_model(before)
+        graph.nodes, graph.inputs, graph.outputs = restored.nodes, restored.inputs, restored.outputs
+        infer_shapes(graph)
+        if BFLOAT16 not in names.values():
+            break
     reason = f"in float16 an output of the model differs by {worst:.2g}, more than rounding should cost"
     return Narrowed({}, [Refusal("all nodes", "", reason)])
 

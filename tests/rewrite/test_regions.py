@@ -80,8 +80,52 @@ def test_values_beyond_the_range_stay_in_float32():
     assert found.kinds == {"MatMul_0": "float16", "last": "float16"} | found.kinds
     assert "wide" not in found.kinds
     refusal = next(r for r in found.refusals if r.name == "wide")
-    assert "float16 does not hold" in refusal.reason
+    assert "float16 does not hold, and there is no bfloat16 kernel" in refusal.reason
     assert_close(result, feed, expected)
+
+
+def large(text, **values):
+    """A model in 16 bits, one of whose tensors float16 does not hold, and what optimize says of it."""
+    proto = model(text, **values)
+    feed = {t.name: RNG.standard_normal((2, 16, 6, 6)[: len(t.type.tensor_type.shape.dim)]) for t in proto.graph.input}
+    feed = {name: value.astype(np.float32) for name, value in feed.items()}
+    result = deftonnx.optimize(proto, calib_data=feed, preset="dense16", measure=False)
+    assert_close(result.model, feed, run(proto, feed))
+    return result
+
+
+def attributes(node):
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def test_convolutions_beyond_float16_are_bfloat16():
+    result = large(
+        """g (float[N,16,6,6] x) => (float[N,10] y) <float[16,16,3,3] u, float[16,16,3,3] v, float[16] shift,
+        float[16,16,1,1] w, float[576,10] m> {
+        a = Conv <pads=[1,1,1,1]> (x, u, shift) b = Relu (a) c = Conv <pads=[1,1,1,1]> (b, v) d = Add (c, b)
+        e = MaxPool <kernel_shape=[2,2], strides=[1,1], pads=[0,0,1,1]> (d) f = Conv (e, w) h = Flatten (f) y = MatMul (h, m) }""",
+        shift=np.full(16, 1e5),
+        w=RNG.standard_normal((16, 16, 1, 1)) * 1e-5,
+    )
+    types = {n.name: attributes(n)["output_type"] for n in result.model.graph.node if n.domain == "ai.deftonnx"}
+    assert list(types.values()).count(TensorProto.BFLOAT16) >= 3
+    assert TensorProto.FLOAT not in types.values()
+    for node in result.model.graph.node:
+        if node.op_type.startswith(("DeftConv", "DeftGemm")):
+            assert attributes(node)["format"] == (b"deft16" if types[node.name] == TensorProto.BFLOAT16 else b"half")
+    assert len(ops(result.model, "Cast")) <= 3
+    assert {row.output_type for row in result.report.layers} >= {"bfloat16"}
+
+
+def test_products_beyond_float16_are_bfloat16_and_what_has_no_kernel_is_float32():
+    result = large(
+        "g (float[N,16] x) => (float[N,16] y) <float[16,16] w, float[16,16] v, float[16,16] u, float[16] s> {"
+        "a = MatMul (x, w) b = Mul (a, s) c = MatMul (b, v) d = Softmax (c) y = MatMul (d, u) }",
+        s=np.full(16, 1e6),
+    )
+    types = {n.name: attributes(n)["output_type"] for n in result.model.graph.node if n.domain == "ai.deftonnx"}
+    assert sorted(types.values()) == [TensorProto.FLOAT16, TensorProto.FLOAT16, TensorProto.BFLOAT16]
+    assert not [r for r in result.report.left_in_float32 if r.op in ("MatMul", "DeftGemm")]
 
 
 @pytest.mark.parametrize("masked", [-3.4e38, -np.inf, -1e9])

@@ -37,7 +37,10 @@ class Assignment:
 
 
 def assign(graph: gs.Graph, ranges: dict[str, float], kinds: Iterable[str] = KINDS) -> Assignment:
-    """Choose among `kinds`. `ranges` holds the largest magnitude of tensors on data; one not in it is trusted."""
+    """Choose among `kinds`, the first that serves a node.
+
+    `ranges` holds the largest magnitude of tensors on data; one not in it is trusted.
+    """
     found = Assignment()
     for node in graph.nodes:
         outcome = _kind(node, ranges, kinds)
@@ -101,16 +104,16 @@ def _kind(node: gs.Node, ranges: dict[str, float], kinds: Iterable[str]) -> str:
         return _NOTHING_TO_NARROW
     if _unknown(node, spec):
         return "the types of its tensors are not known"
-    reason = "no 16-bit type was asked for"
+    reasons = []
     for kind in kinds:
         if not spec.takes(kind):
-            reason = f"no {kind} kernel"
+            reasons.append(f"there is no {kind} kernel")
             continue
         outside = next((t for t in (*tensors, *outputs) if not _fits(node, t, kind, ranges)), None)
         if outside is None:
             return kind
-        reason = f"'{outside.name}' reaches {_reach(outside, ranges):.3g}, which {kind} does not hold"
-    return reason
+        reasons.append(f"'{outside.name}' reaches {_reach(outside, ranges):.3g}, which {kind} does not hold")
+    return ", and ".join(reasons)
 
 
 def _unknown(node: gs.Node, spec: Kernel) -> bool:

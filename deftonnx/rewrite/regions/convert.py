@@ -21,6 +21,7 @@ from deftonnx.rewrite.regions.assign import (
     changing_outputs,
 )
 from deftonnx.rewrite.regions.kernels import BFLOAT16, FLOAT16, OWN, kernel
+from deftonnx.rewrite.regions.repack import to_deft16
 from deftonnx.rewrite.reserved import Reserved
 
 Array = np.ndarray[Any, Any]
@@ -66,6 +67,7 @@ class _Conversion:
         self.reserved = Reserved(graph)
         self.made: dict[int, tuple[gs.Variable, str]] = {}
         self.casts: dict[tuple[int, str, bool], gs.Tensor] = {}
+        self.repacked: dict[int, gs.Constant] = {}
 
     def run(self) -> None:
         nodes = list(self.graph.nodes)
@@ -87,6 +89,8 @@ class _Conversion:
                 node.inputs = inputs
             if own != "float32" and node.domain == OWN:
                 node.attrs["output_type"] = TYPES[own][1]
+            if own == BFLOAT16 and node.domain == OWN:
+                to_deft16(node, self.repacked)
 
     def _make_outputs(self, node: gs.Node, kind: str) -> None:
         """Give `node` 16-bit outputs; a tensor that must stay float32 is cast from its stand-in."""
