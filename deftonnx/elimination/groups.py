@@ -27,11 +27,12 @@ class Granularity:
 
     @classmethod
     def parse(cls, text: str) -> Granularity:
-        """channel, element, vector, block or block:B with B in 16, 32, 64; head:D, and head for it before D is known."""
+        """channel, element, vector, block or block:B with B in 16, 32, 64; head:D, or head before D is known."""
         found = re.fullmatch(r"(channel|element|vector|block|head)(?::(\d+))?", text)
         if not found or (found[2] and found[1] not in ("block", HEAD)):
             raise UsageError(
-                f"granularity '{text}' is not one of channel, element, vector, block, block:16, block:32, block:64, head"
+                f"granularity '{text}' is not one of channel, element, vector, block, block:16, block:32, block:64,"
+                " head"
             )
         if found[1] == HEAD:
             return cls(text, max(1, int(found[2] or 1)))
