@@ -44,7 +44,7 @@ def bench(
     """Measure the latency of each MODEL; the first is the baseline of the others.
 
     The models take turns in one process, on the same random inputs, which are on the GPU already with --provider cuda.
-    A run ends when its outputs are there.
+    A run ends when its outputs are there. 'session' is the time to make a session, 'memory' what it holds of the GPU's.
     """
     if inputs is not None and batches:
         raise UsageError("--inputs has its own batch: leave --batch out")
@@ -93,7 +93,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 def _table(results: list[measuring.Latency], settings: measuring.Settings) -> Table:
     how = settings.provider + (", CUDA graph" if settings.cuda_graph else "")
     table = Table(title=f"latency, {how}, {settings.rounds} rounds", title_justify="left")
-    for column in ("model", "batch", "p50 ms", "p95 ms", "medians of rounds", "speedup", "range", "library"):
+    figures = ("batch", "p50 ms", "p95 ms", "medians of rounds", "speedup", "range", "session", "memory")
+    for column in ("model", *figures, "library"):
         left = column in ("model", "library")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     for x in results:
@@ -105,6 +106,8 @@ def _table(results: list[measuring.Latency], settings: measuring.Settings) -> Ta
             f"{min(x.round_medians):.4g} to {max(x.round_medians):.4g}",
             f"{x.speedup:.2f}×",
             f"{x.speedup_range[0]:.2f} to {x.speedup_range[1]:.2f}",
+            f"{x.session_s:.2f} s",
+            "" if x.gpu_bytes is None else f"{x.gpu_bytes / 2**20:.0f} MiB",
             "yes" if x.library else "",
         )
     return table

@@ -13,13 +13,14 @@ from rich.table import Table
 from deftonnx.report.report import to_json
 from deftonnx.report.table import wide_console
 from deftonnx.runtime import doctor as examining
+from deftonnx.runtime.gpus import GPUS
 
 
 @click.command()
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.option("--batch", type=click.IntRange(min=1), help="Length of the model's first axis. Default: 1.")
 @click.option("--dim", "sizes", metavar="NAME=LENGTH", multiple=True, help="Length of a free axis. May be repeated.")
-@click.option("--gpu", metavar="NAME", help=f"Kernels on another GPU: {', '.join(examining.GPUS)}.")
+@click.option("--gpu", metavar="NAME", help=f"Kernels on another GPU: {', '.join(GPUS)}.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 def doctor(model: Path | None, batch: int | None, sizes: tuple[str, ...], gpu: str | None, as_json: bool) -> None:
     """Say what runs here: ONNX Runtime and its providers, CUDA, the GPU, the operator library.

@@ -17,7 +17,7 @@ from deftonnx.errors import UnchangedError, UsageError
 from deftonnx.optimize import optimize as run
 from deftonnx.presets import PRESETS
 from deftonnx.report import html, table
-from deftonnx.settings import IO_TYPES, PRECISIONS
+from deftonnx.settings import DECIDERS, IO_TYPES, PRECISIONS
 
 
 @click.command()
@@ -75,6 +75,24 @@ from deftonnx.settings import IO_TYPES, PRECISIONS
     help="16-bit: float16 where values on calibration data fit it, in the largest regions that have CUDA kernels. "
     "Inputs and outputs keep their types (see --io-types).",
 )
+@click.option(
+    "--decide-by",
+    type=click.Choice(DECIDERS),
+    default="auto",
+    show_default=True,
+    help="With --target cuda, what says which rewrites pay: times measured on this GPU (kept from 2% on), a model of "
+    "one (left out where slower), or nothing, which keeps all. auto: measurement where there is a GPU, else model.",
+)
+@click.option(
+    "--batch",
+    "batches",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1, 64),
+    show_default=True,
+    help="Batch size to decide for. May be repeated: the mean gain counts.",
+)
+@click.option("--gpu", metavar="NAME", help="The GPU whose model decides where there is none. Default: h100.")
 @click.option("--eval-data", metavar="PATH", help="Data to score on, in the forms of --calib-data; may hold 'labels'.")
 @click.option(
     "--metric", metavar="NAME", help="top1, rel-l2, cosine, kl or module:function. Default: top1 with labels."

@@ -15,9 +15,10 @@ from onnx import TensorProto
 
 from deftonnx import evaluation, precision
 from deftonnx.calibration import readers
+from deftonnx.cost.judge import Judge
 from deftonnx.elimination.choice import Choice
 from deftonnx.errors import DeftError
-from deftonnx.format_selection import FormatChoice, choose_formats
+from deftonnx.format_selection import FormatChoice, choose_formats, walked_block
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.layers.linear import constant_bytes, unused_name
 from deftonnx.plan import Plan
@@ -30,7 +31,7 @@ from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.fuse import fuse
 from deftonnx.rewrite.narrow import chains, narrow
 from deftonnx.rewrite.normalise import export_model, infer_shapes
-from deftonnx.rewrite.pack import blocks_kept, decode, pack, pack_weights
+from deftonnx.rewrite.pack import decode, pack, pack_weights
 from deftonnx.rewrite.regions.convert import join_casts
 from deftonnx.settings import AUTOMATIC, FP32, Settings
 
@@ -81,13 +82,15 @@ def assemble(
     plan: Plan | None,
     batches: list[readers.Feed] | None,
     probe: list[readers.Feed],
+    judge: Judge | None = None,
 ) -> Assembled:
-    """Write the choices into the masked `graph`, in place. `batches` are calibration data, `probe` what to check on."""
+    """Write the choices into the masked `graph`, in place. `batches` are calibration data, `probe` what to check on,
+    and `judge` says which packed operators pay."""
     expected = evaluation.outputs(export_model(graph, origin), probe)
     kept = {layer.name: int(layer.kept.sum()) // layer.groups for layer in layers}
     while settings.absorb and absorb(graph, layers):
         pass
-    formats, unpacked = choose_formats(graph, layers, settings, plan, batches)
+    formats, unpacked = choose_formats(graph, layers, settings, plan, batches, judge)
     in_kernel = _in_kernel(layers, formats, settings)
     rows = {x.name: _row(x, kept[x.name], x.name in in_kernel, sizes[x.name]) for x in layers}
     eliminate(graph, [layer for layer in layers if layer.name not in in_kernel])
@@ -99,8 +102,9 @@ def assemble(
     narrowed, convolutions = Narrowed(), dict[str, gs.Node]()
     if settings.precision != "keep":
         verify(expected, finish(graph, origin, {}), probe)
-        convolutions = _channels_last(graph, settings)
-        unpacked = [refusal for refusal in unpacked if refusal.name not in convolutions]
+        convolutions, unpaid = _channels_last(graph, settings, plan, judge)
+        settled = {*convolutions, *(refusal.name for refusal in unpaid)}
+        unpacked = [refusal for refusal in unpacked if refusal.name not in settled] + unpaid
         narrowed = to_sixteen_bits(graph, origin, expected, batches or probe, probe)
     if settings.io_types != "keep":
         verify(expected, finish(graph, origin, {}), probe, rounding(settings))
@@ -111,6 +115,7 @@ def assemble(
         if name in rows:
             rows[name].format, rows[name].bytes_after = str(node.attrs["format"]), constant_bytes(node)
     _tell_output_types(graph, rows, narrowed)
+    _tell_times(rows, judge)
     changed = [row for row in rows.values() if row.changed]
     macs = sum(row.macs_after for row in rows.values())
     return Assembled(expected, macs, changed, formats, unpacked, wide, narrowed.refusals)
@@ -158,17 +163,22 @@ def _tell_output_types(graph: gs.Graph, rows: dict[str, LayerRow], narrowed: Nar
             rows[node.name].output_type = TensorProto.DataType.Name(node.attrs["output_type"]).lower()
 
 
+def _tell_times(rows: dict[str, LayerRow], judge: Judge | None) -> None:
+    """Put what `judge` knows of layers that were rewritten into their rows."""
+    if judge is None:
+        return
+    for name, timing in judge.timings.items():
+        if name in rows:
+            row = rows[name]
+            row.kernel, row.timed = timing.kernel, timing.how
+            row.us_before = {b: 1e6 * t for b, t in zip(judge.batches, timing.before, strict=True)}
+            row.us_after = {b: 1e6 * t for b, t in zip(judge.batches, timing.after, strict=True)}
+
+
 def _in_kernel(layers: list[LinearLayer], formats: list[FormatChoice], settings: Settings) -> set[str]:
     """Packed layers whose kept features are blocks that a CUDA kernel walks, so that they need no Gather."""
     packed = {choice.layer.name for choice in formats}
-    return {
-        layer.name
-        for layer in layers
-        if settings.target == "cuda"
-        and layer.name in packed
-        and not layer.kept.all()
-        and blocks_kept(layer.kept[0, 0]) is not None
-    }
+    return {layer.name for layer in layers if layer.name in packed and walked_block(layer, settings)}
 
 
 def _form(layer: LinearLayer) -> str:
@@ -182,14 +192,25 @@ def _form(layer: LinearLayer) -> str:
     return "Slice" if prefix else "Gather"
 
 
-def _channels_last(graph: gs.Graph, settings: Settings) -> dict[str, gs.Node]:
-    """Make DeftConv nodes, where they may be, in regions with channels last."""
+def _channels_last(
+    graph: gs.Graph, settings: Settings, plan: Plan | None, judge: Judge | None
+) -> tuple[dict[str, gs.Node], list[Refusal]]:
+    """Make DeftConv nodes, where they may be and pay, in regions with channels last; and why others were left."""
     if settings.target != "cuda" or settings.portable or settings.format == FP32:
-        return {}
+        return {}, []
     infer_shapes(graph)
-    made = to_channels_last(graph, "half" if settings.format in AUTOMATIC else settings.format)
+    planned = {entry.name: entry.format_reason for entry in plan.layers if entry.format == FP32} if plan else {}
+    refusals = []
+
+    def pays(node: gs.Node) -> bool:
+        reason = planned.get(node.name) if plan or judge is None else judge.conv(node)
+        if reason is not None:
+            refusals.append(Refusal(node.name, node.op, reason))
+        return reason is None
+
+    made = to_channels_last(graph, "half" if settings.format in AUTOMATIC else settings.format, pays)
     fuse(graph)
-    return made
+    return made, refusals
 
 
 def _pack(

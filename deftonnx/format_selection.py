@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 
 from deftonnx.calibration.activations import ActivationStream, Feed
 from deftonnx.calibration.spool import Spool
+from deftonnx.cost.judge import Judge
 from deftonnx.formats import FormatError, PackedWeight, pack_weight, unpack_weight
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.plan import Plan
@@ -43,11 +44,12 @@ def choose_formats(
     settings: Settings,
     plan: Plan | None,
     batches: list[Feed] | None,
+    judge: Judge | None = None,
 ) -> tuple[list[FormatChoice], list[Refusal]]:
     """A format for every layer to pack, and a refusal for every layer that stays in float32 against the wish.
 
     A plan's own format for a layer goes before `settings`. `graph` is run on `batches`, where there are any, for the
-    output error of a format, by which `deft8:auto` chooses its exponent bits.
+    output error of a format, by which `deft8:auto` chooses its exponent bits. `judge` says what pays.
     """
     entries = {entry.name: entry for entry in plan.layers if entry.format is not None} if plan else {}
     names: dict[str, str] = {}
@@ -59,6 +61,8 @@ def choose_formats(
             reason = None if entry is None else entry.format_reason
         else:
             reason = _refuse(layer, graph.opset, settings, entry is not None)
+            if reason is None and entry is None and judge is not None:
+                reason = judge.gemm(layer, walked_block(layer, settings))
             names.update({} if reason else {layer.name: name})
         reasons.update({layer.name: reason} if reason else {})
     choices = []
@@ -69,6 +73,15 @@ def choose_formats(
         else:
             choices.append(outcome)
     return choices, [Refusal(x.name, x.op, reasons[x.name]) for x in layers if x.name in reasons]
+
+
+def walked_block(layer: LinearLayer, settings: Settings) -> int:
+    """Features of the kept blocks that a CUDA kernel walks if `layer` is packed, so that it needs no Gather; 0 where
+    all are kept or they are no blocks."""
+    if settings.target != "cuda" or layer.kept.all():
+        return 0
+    found = pack.blocks_kept(layer.kept[0, 0])
+    return 0 if found is None else found[0]
 
 
 def record_formats(plan: Plan, choices: list[FormatChoice], refusals: list[Refusal]) -> None:

@@ -15,6 +15,7 @@ import onnxruntime
 
 from deftonnx import assemble, evaluation, model_file
 from deftonnx.calibration import readers
+from deftonnx.deciding import judge_for
 from deftonnx.elimination import sequential
 from deftonnx.elimination.choice import Choice, siblings
 from deftonnx.errors import DeftError, UnsupportedError, UsageError
@@ -22,7 +23,7 @@ from deftonnx.format_selection import record_formats
 from deftonnx.layers import LinearLayer, PackedGemm, Refusal, find_layers
 from deftonnx.plan import METADATA_KEY, Plan, earlier_plan
 from deftonnx.presets import with_preset
-from deftonnx.report.measure import BATCH, PROBE, first_samples, scored_data, size
+from deftonnx.report.measure import BATCH, PROBE, first_samples, measure_on_gpu, scored_data, size
 from deftonnx.report.measure import measure as measure_into
 from deftonnx.report.report import Report
 from deftonnx.rewrite.absorb import readers as readers_of
@@ -99,7 +100,12 @@ def optimize(
         raise UnsupportedError(f"{_quoted(model)} has no MatMul, Gemm or Conv with constant weights to work on")
     layers, originals = ([f for f in x if isinstance(f, LinearLayer)] for x in (found, find_layers(original)))
     earlier = earlier_plan(origin)
-    choices, refusals = select(graph, layers, originals, settings, plan, earlier)
+    judge = None
+    if plan is None:  # which has decided already
+        judge = judge_for(settings, graph, origin, feeds, lambda what: progress(what, 0, 0))
+    if judge is not None:
+        judge.remember(layers)
+    choices, refusals = select(graph, layers, originals, settings, plan, earlier, judge)
     refusals = [f for f in found if isinstance(f, Refusal)] + refusals
     sizes = assemble.before(layers)
     packed_macs = sum(item.macs for item in found if isinstance(item, PackedGemm))
@@ -116,7 +122,7 @@ def optimize(
     sequential.eliminate(graph, original, siblings(choices), batches, settings.seed, finished)
     del original, originals, reading  # and their weights
     result_plan = record(settings, found, choices, refusals, earlier)
-    done = assemble.assemble(graph, origin, layers, choices, sizes, settings, plan, batches, probe)
+    done = assemble.assemble(graph, origin, layers, choices, sizes, settings, plan, batches, probe, judge)
     record_formats(result_plan, done.formats, done.unpacked)
     final = finish(graph, origin, {METADATA_KEY: result_plan.to_json()})
 
@@ -135,6 +141,8 @@ def optimize(
         assemble.verify(done.expected, final, probe, assemble.rounding(settings))
         timed = first_samples(feeds[0], graph.inputs, 1) if measure else None
         measure_into(report, origin, final, scored, metric, timed)
+        if measure and judge is not None and judge.measures:
+            measure_on_gpu(report, origin, final, feeds[0], judge.batches)
     report.seconds = time.perf_counter() - started
     return Result(final, result_plan, report)
 

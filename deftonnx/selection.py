@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from deftonnx.cost.judge import Judge, Verdict
 from deftonnx.elimination.choice import CRITERIA, Choice
-from deftonnx.elimination.groups import HEAD, Granularity
+from deftonnx.elimination.groups import Granularity
 from deftonnx.elimination.refit import REFITS
 from deftonnx.errors import UsageError
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.layers.conv import ConvLayer
 from deftonnx.plan import LayerPlan, Plan
+from deftonnx.rewrite import pack, packed_conv
 from deftonnx.rewrite.absorb import absorbable
 from deftonnx.rewrite.functions import OLDEST_OPSET
 from deftonnx.settings import FP32, Settings, check_format
@@ -35,8 +37,9 @@ def select(
     settings: Settings,
     plan: Plan | None,
     earlier: Plan | None,
+    judge: Judge | None = None,
 ) -> tuple[list[Choice], list[Refusal]]:
-    """A choice for every layer to reduce, in graph order, and a refusal for every other."""
+    """A choice for every layer to reduce, in graph order, and a refusal for every other: `judge` says what pays."""
     planned = _planned(plan, layers)
     reduced = {entry.name: entry.density for entry in earlier.layers if entry.kept} if earlier else {}
     edges = _edges(graph, layers, settings)
@@ -49,7 +52,7 @@ def select(
             reason = entry.reason
         elif (done := reduced.get(layer.name)) is not None and (settings.density or 1) >= done - 0.02:
             reason = f"an earlier run reduced it to density {done:g}"
-        outcome = reason or _choose(layer, original, settings, entry, graph.opset, layer.name in free, layers)
+        outcome = reason or _choose(layer, original, settings, entry, graph.opset, layer.name in free, layers, judge)
         if isinstance(outcome, str):
             refusals.append(Refusal(layer.name, layer.op, outcome))
         else:
@@ -116,17 +119,18 @@ def _choose(
     opset: int,
     absorbed: bool,
     layers: list[LinearLayer],
+    judge: Judge | None,
 ) -> Choice | str:
     """The choice for one layer, or the reason to leave it alone."""
     wanted = (entry.granularity if entry else None) or settings.granularity
     density = entry.density if entry and entry.density is not None else settings.density
     if density is None and settings.alpha is None:
         return "nothing to eliminate without calibration data"
-    head_size = _head_size(layer)
-    if wanted == HEAD:
-        wanted = f"{HEAD}:{head_size}" if head_size else "auto"
     if wanted == "auto":
-        wanted = _automatic(layer, settings, opset)
+        verdict = _judged(layer, settings, opset, density, absorbed, judge)
+        if verdict.reason is not None:
+            return verdict.reason
+        wanted = verdict.granularity or _automatic(layer, settings, opset)
     granularity = Granularity.parse(wanted).fit(layer.taps, layer.channels)
     choice = Choice(
         layer,
@@ -150,9 +154,7 @@ def _choose(
         return f"granularity {granularity.name} of a {layer.op} needs an ai.deftonnx node, which --portable forbids"
     if kept_conv and opset < OLDEST_OPSET:
         return f"granularity {granularity.name} of a {layer.op} needs opset {OLDEST_OPSET}, the model has {opset}"
-    if head_size is not None and not granularity.name.startswith(HEAD):
-        absorbed = False  # an attention drops whole heads alone
-    explicit = settings.granularity not in ("auto", HEAD) or (entry is not None and entry.granularity is not None)
+    explicit = settings.granularity != "auto" or (entry is not None and entry.granularity is not None)
     if not kept_conv and not absorbed and not explicit:
         return _unpaid(layer, layers, choice) or choice
     return choice
@@ -166,12 +168,19 @@ def _automatic(layer: LinearLayer, settings: Settings, opset: int) -> str:
     return "block:32" if blocks else "channel"
 
 
-def _head_size(layer: LinearLayer) -> int | None:
-    """The features of a head where the heads of an attention are the features of `layer`."""
-    maker = layer.x.inputs[0] if len(layer.x.inputs) == 1 else None
-    if maker is None or maker.op != "MultiHeadAttention" or layer.channels % maker.attrs["num_heads"]:
-        return None
-    return int(layer.channels // maker.attrs["num_heads"])
+def _judged(
+    layer: LinearLayer, settings: Settings, opset: int, density: float | None, absorbed: bool, judge: Judge | None
+) -> Verdict:
+    """What `judge` says; nothing where it cannot, or everything is kept."""
+    if judge is None or density in (None, 1):
+        return Verdict()
+    if isinstance(layer, ConvLayer):
+        known = None if layer.x.shape is None else list(layer.x.shape)[2:]
+        packable = settings.precision != "keep" and packed_conv.refuse(layer.node, opset, known) is None
+    else:
+        packable = pack.refuse(layer, opset) is None
+    packable = packable and settings.format != FP32 and not settings.portable
+    return judge.granularity(layer, float(density), absorbed, packable) or Verdict()
 
 
 def _unpaid(layer: LinearLayer, layers: list[LinearLayer], choice: Choice) -> str | None:

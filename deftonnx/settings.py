@@ -15,6 +15,7 @@ from deftonnx.formats import FORMAT_NAMES, FormatError, get_format
 IO_TYPES = ("keep", "float16", "bfloat16")
 TARGETS = ("any", "cpu", "cuda")
 PRECISIONS = ("keep", "16-bit")
+DECIDERS = ("auto", "measurement", "model", "nothing")
 DEFAULT_DENSITY = 0.75
 FP32 = "fp32"
 """The format of a weight that is not packed."""
@@ -41,6 +42,9 @@ class Settings:
     format: str = FP32
     io_types: str = "keep"
     precision: str = "keep"
+    decide_by: str = "auto"
+    batches: tuple[int, ...] = (1, 64)
+    gpu: str | None = None
     calib_samples: int = 512
     seed: int = 0
 
@@ -84,6 +88,7 @@ class Settings:
             ("target", self.target, TARGETS),
             ("--io-types", self.io_types, IO_TYPES),
             ("--precision", self.precision, PRECISIONS),
+            ("--decide-by", self.decide_by, DECIDERS),
         ):
             if value is not None and value not in known:
                 raise UsageError(f"{option} '{value}' is not one of {', '.join(known)}")
@@ -92,6 +97,8 @@ class Settings:
             raise UsageError(f"--format {self.format} needs ai.deftonnx nodes, which --portable forbids")
         if self.granularity != "auto":
             Granularity.parse(self.granularity)
+        if not self.batches or min(self.batches) < 1:
+            raise UsageError("--batch takes numbers of at least 1")
         if self.calib_samples < 1:
             raise UsageError(f"--calib-samples {self.calib_samples} is not at least 1")
         if self.seed < 0:

@@ -8,20 +8,17 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import TensorProto, helper
 
 from deftonnx import evaluation
 from deftonnx.calibration.readers import Feed
-from deftonnx.errors import DeftError
 from deftonnx.layers import Refusal
 from deftonnx.layers.linear import unused_name
 from deftonnx.precision import difference
 from deftonnx.rewrite.attention.fuse import fuse_attention
 from deftonnx.rewrite.attention.layout import Shapes
 from deftonnx.rewrite.finish import finish
-from deftonnx.rewrite.layer_norm import fuse_layer_norms
 from deftonnx.rewrite.normalise import import_model, infer_shapes
-from deftonnx.rewrite.regions.assign import is_float
+from deftonnx.shapes import observed_shapes
 
 SAMPLES = 3
 TOLERANCE = 1e-3
@@ -29,11 +26,10 @@ _LONGEST = 32
 
 
 def fuse_transformers(graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed]) -> list[Refusal]:
-    """Fuse layer normalisation and attention in place; why what looks like attention was left.
+    """Fuse attention in place; why what looks like attention was left.
 
     The first of `feeds` says at which sizes the model runs. The result must equal the model to rounding there.
     """
-    _fuse_norms(graph, origin, feeds)
     softmaxes = [node for node in graph.nodes if node.op == "Softmax"]
     if not softmaxes:
         return []
@@ -42,7 +38,7 @@ def fuse_transformers(graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed
     before = finish(graph, origin, {})
     infer_shapes(graph)
     probes = list(_probes(graph, feeds[0]))
-    runs = [run for run in (_shapes(graph, origin, probe) for probe in probes) if run is not None]
+    runs = [run for run in (observed_shapes(graph, origin, probe) for probe in probes) if run is not None]
     infer_shapes(graph)
     if len(runs) < min(2, len(probes)):
         return [Refusal(n.name, n.op, "the model runs at one size only") for n in softmaxes]
@@ -55,29 +51,11 @@ def fuse_transformers(graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed
         worst = difference(evaluation.run(session, [probe]), finish(graph, origin, {}), [probe])
         infer_shapes(graph)
         if worst > TOLERANCE:
-            _restore(graph, before)
+            restored = import_model(before)
+            graph.nodes, graph.inputs, graph.outputs = restored.nodes, restored.inputs, restored.outputs
+            infer_shapes(graph)
             return [Refusal(n.name, n.op, f"fused, an output would differ by {worst:.2g}") for n in softmaxes]
     return refusals
-
-
-def _fuse_norms(graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed]) -> None:
-    """Fuse layer normalisation, unless the model then computes something else on the first of `feeds`."""
-    before = finish(graph, origin, {})
-    infer_shapes(graph)
-    if not fuse_layer_norms(graph) or not feeds:
-        return
-    probe = next(_probes(graph, feeds[0]))
-    expected = evaluation.run(evaluation.session(before, runs_often=False), [probe])
-    worst = difference(expected, finish(graph, origin, {}), [probe])
-    infer_shapes(graph)
-    if worst > TOLERANCE:
-        _restore(graph, before)
-
-
-def _restore(graph: gs.Graph, model: onnx.ModelProto) -> None:
-    restored = import_model(model)
-    graph.nodes, graph.inputs, graph.outputs = restored.nodes, restored.inputs, restored.outputs
-    infer_shapes(graph)
 
 
 def _probes(graph: gs.Graph, feed: Feed) -> Iterator[Feed]:
@@ -148,19 +126,3 @@ def _is_scalar(tensor: gs.Variable, runs: list[Shapes]) -> bool:
             return False
         pending += [maker for t in node.inputs for maker in t.inputs]
     return bool(tensor.inputs)
-
-
-def _shapes(graph: gs.Graph, origin: onnx.ModelProto, probe: Feed) -> Shapes | None:
-    """The shapes of all float32 tensors in one run; None where the model does not run at this size."""
-    names = [t.name for t in graph.tensors().values() if isinstance(t, gs.Variable) and is_float(t)]
-    model = finish(graph, origin, {})
-    infer_shapes(graph)
-    del model.graph.output[:]
-    for serial, name in enumerate(names):
-        model.graph.node.append(helper.make_node("Shape", [name], [f"deft_shape_{serial}"]))
-        model.graph.output.append(helper.make_tensor_value_info(f"deft_shape_{serial}", TensorProto.INT64, None))
-    try:
-        values = evaluation.outputs(model, [probe])
-    except DeftError:
-        return None
-    return {name: tuple(int(d) for d in values[f"deft_shape_{i}"]) for i, name in enumerate(names)}

@@ -12,8 +12,11 @@ TIERS = [
     {"errors", "version", "arrays", "plan", "model_file"},
     {"layers", "calibration", "formats", "runtime"},
     {"elimination", "rewrite"},
+    {"cost"},
     {"settings", "selection", "format_selection", "evaluation"},
     {"report"},
+    {"shapes"},
+    {"deciding"},
     {"assemble", "precision", "presets", "transformers", "optimize", "inspect", "check"},
     {"__init__", "cli"},
 ]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,8 @@ from deftonnx.report.report import Report, Size
 
 SLOWER = 1.1
 """Median latencies further apart than this factor are taken for a difference, not for noise."""
+GPU_SECONDS = 0.05
+"""Of a model in one round on the GPU."""
 BATCH = 64
 """Samples run at once, where the model's batch dimension is free."""
 PROBE = 4
@@ -76,6 +81,27 @@ def measure(
         was, now = (statistics.median(side.latency_ms) for side in (report.before, report.after))
         if now > SLOWER * was:
             report.warnings.append(f"the result is slower on this CPU: {now:.3g} ms instead of {was:.3g} ms a sample")
+
+
+def measure_on_gpu(
+    report: Report, origin: onnx.ModelProto, final: onnx.ModelProto, feed: readers.Feed, batches: Sequence[int]
+) -> None:
+    """Time both models on this machine's GPU with the samples of `feed`, repeated to fill each of `batches`."""
+    from deftonnx.runtime import bench  # who does not measure need not load what makes sessions
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, name) for name in ("before.onnx", "after.onnx")]
+        for model, path in zip((origin, final), paths, strict=True):
+            model_file.save(model, path)
+        for batch in batches:
+            inputs = {name: value.take(np.arange(batch) % len(value), axis=0) for name, value in feed.items()}
+            settings = bench.Settings("cuda", inputs=inputs, seconds=GPU_SECONDS)
+            old, new = (result.p50 for result in bench.bench(paths, settings, lambda text: None))
+            report.gpu_ms[batch] = (old, new)
+            if new > SLOWER * old:
+                report.warnings.append(
+                    f"the result is slower on this GPU at batch {batch}: {new:.3g} ms, not {old:.3g}"
+                )
 
 
 def first_samples(feed: readers.Feed, inputs: list[gs.Variable], count: int) -> readers.Feed:

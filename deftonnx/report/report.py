@@ -50,7 +50,9 @@ class LayerRow:
     KeptConv, 'kept blocks' where a DeftGemm's kernel walks them, 'fewer outputs' where only its readers were reduced,
     or 'all kept' where it was only packed. `format` is that of a packed weight, `format_error` what packing costs on
     the calibration rows, measured as `error` is. The bytes are those of the layer's weights and biases, `output_type`
-    is that of a packed layer's outputs."""
+    is that of a packed layer's outputs. `us_before` are the microseconds, by batch size, of all of the layer by ONNX
+    Runtime's own operators in the same type, `us_after` those of the layer as it is written; `timed` says whether they
+    were measured or estimated. `kernel` is the library's choice at the largest batch size, where it can say."""
 
     name: str
     op: str
@@ -66,6 +68,10 @@ class LayerRow:
     bytes_before: int = 0
     bytes_after: int = 0
     output_type: str | None = None
+    kernel: str | None = None
+    timed: str | None = None
+    us_before: dict[int, float] | None = None
+    us_after: dict[int, float] | None = None
 
     @property
     def changed(self) -> bool:
@@ -75,7 +81,7 @@ class LayerRow:
 
 @dataclass
 class Report:
-    """Everything about one run."""
+    """Everything about one run. `gpu_ms`: milliseconds a run before and after, by batch size, on this machine's GPU."""
 
     model: str
     settings: dict[str, Any]
@@ -89,6 +95,7 @@ class Report:
     output: str | None = None
     accuracy: Score | None = None
     accuracy_on: str | None = None
+    gpu_ms: dict[int, tuple[float, float]] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -111,6 +118,7 @@ class Report:
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
             "accuracy": None if self.accuracy is None else {**self.accuracy.to_dict(), "on": self.accuracy_on},
+            "gpu_ms": {str(batch): list(times) for batch, times in self.gpu_ms.items()},
             "layers": [vars(row) for row in self.layers],
             "left_alone": [vars(refusal) for refusal in self.left_alone],
             "left_unpacked": [vars(refusal) for refusal in self.left_unpacked],

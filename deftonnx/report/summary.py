@@ -18,9 +18,14 @@ LAYER_COLUMNS = {
     "format": False,
     "format error": True,
     "weights": True,
+    "kernel": False,
+    "µs before": True,
+    "µs after": True,
+    "timed": False,
 }
 """The columns of the table of layers, and whether they hold numbers. Both errors are mean squares over the variance of
-the layer's outputs: what elimination costs, and what packing adds."""
+the layer's outputs: what elimination costs, and what packing adds. Times are those of a whole layer at the largest
+batch size, by ONNX Runtime's own operators and as it was written."""
 NOISE = 0.05
 
 
@@ -46,6 +51,8 @@ def rows(report: Report) -> list[Row]:
     if before.latency_ms and after.latency_ms:
         old, new = statistics.median(before.latency_ms), statistics.median(after.latency_ms)
         table.append(("latency, CPU, one sample", _latency(before), _latency(after), _speed(old, new)))
+    for batch, (was, now) in report.gpu_ms.items():
+        table.append((f"latency, GPU, batch {batch}", f"{was:.3f} ms", f"{now:.3f} ms", _speed(was, now)))
     score = report.accuracy
     if score is not None:
         on = f"{score.metric} on {score.samples} samples ({report.accuracy_on})"
@@ -96,7 +103,15 @@ def layer_cells(row: LayerRow) -> tuple[str, ...]:
         row.format or "",
         "" if row.format_error is None else f"{row.format_error:.2g}",
         f"{_bytes(row.bytes_before)} → {_bytes(row.bytes_after)}",
+        row.kernel or "",
+        _microseconds(row.us_before),
+        _microseconds(row.us_after),
+        "" if row.timed is None or row.us_after is None else f"{row.timed}, batch {max(row.us_after)}",
     )
+
+
+def _microseconds(times: dict[int, float] | None) -> str:
+    return "" if times is None else f"{times[max(times)]:.1f}"
 
 
 def _bytes(value: int) -> str:

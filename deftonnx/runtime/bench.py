@@ -17,8 +17,10 @@ import onnxruntime
 from deftonnx import model_file
 from deftonnx.errors import UnsupportedError, UsageError
 from deftonnx.runtime import cuda
+from deftonnx.runtime.failure import reason
+from deftonnx.runtime.footprint import Footprint, footprint
 from deftonnx.runtime.made_up_inputs import Array, made_up_inputs
-from deftonnx.runtime.session import reason, register_if_built
+from deftonnx.runtime.session import register_if_built
 
 SCHEMA = "deftonnx-bench"
 SCHEMA_VERSION = 1
@@ -59,6 +61,8 @@ class Latency:
     speedup: float
     speedup_range: tuple[float, float]
     library: bool  # whether the operator library was registered
+    session_s: float  # to make the session
+    gpu_bytes: int | None  # device memory that it holds, see footprint
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -96,6 +100,7 @@ class _Candidate:
     model: str
     run: Run
     library: bool
+    footprint: Footprint
 
 
 def _candidate(path: str, model: onnx.ModelProto, batch: int | None, settings: Settings) -> _Candidate:
@@ -108,17 +113,26 @@ def _candidate(path: str, model: onnx.ModelProto, batch: int | None, settings: S
     library = on_gpu and uses_library(model) and register_if_built(options)
     providers: list[Any] = ["CPUExecutionProvider"]
     if on_gpu:
-        providers.insert(0, (cuda.PROVIDER, {"enable_cuda_graph": str(int(settings.cuda_graph))}))
+        choice = {"enable_cuda_graph": str(int(settings.cuda_graph)), "arena_extend_strategy": "kSameAsRequested"}
+        providers.insert(0, (cuda.PROVIDER, choice))
     feed = _feed(path, model, batch, settings)
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
+
+    def create() -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
+
+    def bound(session: onnxruntime.InferenceSession) -> Run:
         run = _bound_run(session, feed, settings.cuda_graph) if on_gpu else _plain_run(session, feed)
         for _ in range(WARM_UP):
             run()
+        return run
+
+    try:
+        needs = footprint(create, lambda session: bound(session)())
+        run = bound(create())
     except Exception as error:
         graph = " with a CUDA graph" if settings.cuda_graph else ""
         raise UnsupportedError(f"ONNX Runtime cannot run '{path}'{graph}: {reason(error)}") from error
-    return _Candidate(path, run, library)
+    return _Candidate(path, run, library, needs)
 
 
 def _feed(path: str, model: onnx.ModelProto, batch: int | None, settings: Settings) -> Mapping[str, Array]:
@@ -203,6 +217,8 @@ def _measure(
                 speedup=float(overall[0][0] / p50),
                 speedup_range=(min(ratios), max(ratios)),
                 library=c.library,
+                session_s=c.footprint.session_s,
+                gpu_bytes=c.footprint.gpu_bytes,
             )
         )
     return results

@@ -86,6 +86,19 @@ def _device(index: int) -> Device:
     return Device(name.value.decode(errors="replace"), capability, attribute(16), memory.value)
 
 
+def free_memory(index: int = 0) -> int | None:
+    """Bytes of a GPU's memory that nobody has allocated, None without a GPU."""
+    library, context = driver(), ctypes.c_void_p()
+    if library is None or library.cuDevicePrimaryCtxRetain(ctypes.byref(context), index) != 0:
+        return None
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    library.cuCtxPushCurrent_v2(context)
+    library.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    library.cuCtxPopCurrent_v2(ctypes.byref(context))
+    library.cuDevicePrimaryCtxRelease_v2(index)
+    return free.value
+
+
 def driver_version() -> str | None:
     """The NVIDIA driver's version, as 580.95.05, or None without one."""
     try:

@@ -10,12 +10,13 @@ from typing import Any
 import onnxruntime
 
 from deftonnx import model_file
-from deftonnx.errors import UnsupportedError, UsageError
+from deftonnx.errors import UnsupportedError
 from deftonnx.formats.operator_function import DOMAIN, base_name
 from deftonnx.runtime import cuda
 from deftonnx.runtime.cuda import Device
 from deftonnx.runtime.environment import environment
 from deftonnx.runtime.gemm_nodes import gemm_nodes
+from deftonnx.runtime.gpus import chosen_device
 from deftonnx.runtime.library import LibraryNotFoundError, get_library_path
 from deftonnx.runtime.manifest import Manifest, read_manifest
 from deftonnx.runtime.placement import cuda_graph_obstacle, placement
@@ -24,20 +25,6 @@ from deftonnx.version import __version__
 
 SCHEMA = "deftonnx-doctor"
 SCHEMA_VERSION = 1
-
-GPUS = {
-    "t4": Device("NVIDIA T4", 75, 40, 16 << 30),
-    "a100": Device("NVIDIA A100", 80, 108, 80 << 30),
-    "a10": Device("NVIDIA A10", 86, 72, 24 << 30),
-    "l4": Device("NVIDIA L4", 89, 58, 24 << 30),
-    "l40s": Device("NVIDIA L40S", 89, 142, 48 << 30),
-    "h100": Device("NVIDIA H100 SXM", 90, 132, 80 << 30),
-    "h200": Device("NVIDIA H200", 90, 132, 141 << 30),
-    "b200": Device("NVIDIA B200", 100, 148, 180 << 30),
-    "rtx4090": Device("NVIDIA GeForce RTX 4090", 89, 128, 24 << 30),
-    "rtx5090": Device("NVIDIA GeForce RTX 5090", 120, 170, 32 << 30),
-}
-"""GPUs that can be asked about where they are not."""
 
 
 def examine_machine(gpu: str | None = None) -> dict[str, Any]:
@@ -90,15 +77,6 @@ def examine_model(path: Path, batch: int | None, sizes: Mapping[str, int], gpu: 
     except UnsupportedError as error:
         content["unknown"] = str(error)
     return content
-
-
-def chosen_device(gpu: str | None) -> Device | None:
-    """The GPU of that name in GPUS, or the first of this machine, or None."""
-    if gpu is None:
-        return next(iter(cuda.devices()), None)
-    if gpu.lower() not in GPUS:
-        raise UsageError(f"--gpu {gpu} is not one of {', '.join(GPUS)}")
-    return GPUS[gpu.lower()]
 
 
 def _provider(name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from deftonnx.errors import UnsupportedError
 from deftonnx.runtime.cuda import Device
-from deftonnx.runtime.session import reason
+from deftonnx.runtime.failure import reason
 
 _DOMAIN = "ai.deftonnx"
 

@@ -14,7 +14,8 @@ from deftonnx.errors import DeftError, UnsupportedError
 from deftonnx.model_file import bodies
 from deftonnx.runtime import cuda
 from deftonnx.runtime.bench import Settings, bench, uses_library
-from deftonnx.runtime.session import reason, register_if_built
+from deftonnx.runtime.failure import reason
+from deftonnx.runtime.session import register_if_built
 
 _CONTROL_FLOW = ("If", "Loop", "Scan")
 

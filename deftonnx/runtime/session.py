@@ -9,7 +9,6 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from deftonnx.calibration.activations import first_line
 from deftonnx.errors import UnsupportedError
 from deftonnx.runtime import cuda
 from deftonnx.runtime.library import get_library_path, register
@@ -42,11 +41,6 @@ class InferenceSession(onnxruntime.InferenceSession):
             register_if_built(options, _device_id(providers or (), provider_options))
         model = path_or_bytes.SerializeToString() if isinstance(path_or_bytes, onnx.ModelProto) else path_or_bytes
         super().__init__(model, options, providers, provider_options, **kwargs)
-
-
-def reason(error: BaseException) -> str:
-    """What ONNX Runtime says of a failure, in one line and without its codes."""
-    return first_line(error).removeprefix("[ONNXRuntimeError] : ").split(" : ", 2)[-1]
 
 
 def default_providers() -> list[str]:

@@ -29,6 +29,7 @@ def test_the_first_model_is_the_baseline(run, folder):
         assert other["speedup"] == pytest.approx(base["p50"] / other["p50"])
         assert 0 < other["p50"] <= other["p95"]
         assert len(other["round_medians"]) == 3
+        assert other["session_s"] > 0
     assert content["environment"]["onnxruntime"]
     assert "other.onnx" in result.stdout
 

@@ -258,7 +258,8 @@ def test_packed_weights_behind_a_region(format_name):
         h = Gemm (f, w, b) r = Relu (h) y = MatMul (r, v) }"""
     )
     feed = feed_for(proto, N=3)
-    result = deftonnx.optimize(proto, calib_data=feed, preset="dense16", format=format_name, measure=False)
+    options = {"preset": "dense16", "format": format_name, "decide_by": "nothing"}
+    result = deftonnx.optimize(proto, calib_data=feed, measure=False, **options)
     assert count(result.model, "DeftConv") == count(result.model, "DeftPool") == count(result.model, "DeftGemm") == 2
     assert count(result.model, "Transpose") == (format_name == "deft16q")  # two features a code are not permuted
     assert count(result.model, "Slice") == (format_name == "deft16q")

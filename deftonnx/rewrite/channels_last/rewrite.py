@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_graphsurgeon as gs
 
 from deftonnx.layers.linear import is_standard, unused_name
@@ -18,17 +20,20 @@ _INCREASING = {"Clip", "Relu"}
 _CONVOLUTIONS = {"Conv", KEPT_CONV}
 
 
-def to_channels_last(graph: gs.Graph, format_name: str) -> dict[str, gs.Node]:
+def to_channels_last(
+    graph: gs.Graph, format_name: str, wanted: Callable[[gs.Node], bool] = lambda node: True
+) -> dict[str, gs.Node]:
     """Rewrite in place; the DeftConv that each convolution has become, by the convolution's name.
 
-    Shapes have to be known where they can be. Weights are packed as `format_name`.
+    Shapes have to be known where they can be. Weights are packed as `format_name`. A convolution that could be one but
+    is not `wanted` stays as it is.
     """
     _activate_before_pooling(graph)
     region = Region(graph)
     normalisations = {id(node): found for node in graph.nodes if (found := written_out(node)) is not None}
     made = {}
     for node in list(graph.nodes):
-        if convolutions.pays(node, graph.opset):
+        if convolutions.pays(node, graph.opset) and wanted(node):
             made[node.name] = convolutions.convert(region, node, format_name)
         elif id(node) in normalisations and region.holds(node.inputs[0]):
             scale(region, node, normalisations[id(node)])

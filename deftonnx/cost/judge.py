@@ -1,0 +1,253 @@
+"""Which rewrites of a layer pay: the faster form by a clock, and the sentence that says why another one was left.
+
+A rewrite has to be faster by 2%, the geometric mean over the batch sizes, where times are measured; where they are
+estimated it is left out only if it would be slower. Equal layers are asked about once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import onnx_graphsurgeon as gs
+
+from deftonnx.cost.roofline import ModelClock
+from deftonnx.cost.work import DEFT, STOCK, Convolution, Form, Product, Work
+from deftonnx.elimination.groups import Granularity
+from deftonnx.formats.conv_function import Window
+from deftonnx.layers import LinearLayer
+from deftonnx.layers.conv import ConvLayer
+from deftonnx.rewrite.absorb.elementwise import UNARY
+
+GAIN = {"measured": 1.02, "estimated": 1.0}
+PACKING_GAIN = {"measured": 1.02, "estimated": 0.8}
+"""Estimates of ONNX Runtime's operators and of ours come from different models: a small loss may be their error."""
+FINER = 1.05
+"""A finer granularity costs less accuracy, so it is preferred while it takes at most this much longer."""
+WIDTHS = ("vector", "block:32", "block:64")
+_ACTIVATIONS = {*UNARY, "Clip", "Div", "Gelu", "HardSwish", "LeakyRelu", "Mul", "PRelu", "Relu", "Sigmoid", "Tanh"}
+
+Shape = tuple[int, ...]
+
+
+class Clock(Protocol):
+    """Answers how long a layer takes; None: no longer."""
+
+    how: str
+
+    def seconds(self, work: Work, forms: Sequence[Form], batches: Sequence[int]) -> dict[Form, list[float]] | None:
+        """Seconds in each of `forms` (those that run), one for each batch."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a layer at each batch size, as ONNX Runtime's own operators compute all of it and as it is written.
+    `how`: measured or estimated. `kernel`: the library's, where it can say."""
+
+    before: list[float]
+    after: list[float]
+    how: str
+    kernel: str | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The granularity that pays, or the reason why none does."""
+
+    granularity: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a node with weights reads: the shape of X for one sample, and whether an activation follows."""
+
+    x: Shape
+    activated: bool
+
+
+class Judge:
+    """Asks `clock` and, where that does not answer, `model`. `kind`: TensorProto type of the activations.
+    `format_name`: of packed weights. `places`: of the nodes, by name."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        model: ModelClock,
+        batches: Sequence[int],
+        kind: int,
+        format_name: str,
+        places: Mapping[str, Place],
+        progress: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        self.batches = tuple(batches)
+        self.timings: dict[str, Timing] = {}
+        self._clock, self._model, self._places, self._progress = clock, model, places, progress
+        self._stock = Form(STOCK, kind)
+        self._packed = Form(DEFT, kind, format_name)
+        self._dense: dict[str, Work] = {}
+        self._known: dict[tuple[Work, Form], tuple[list[float], str]] = {}
+
+    @property
+    def measures(self) -> bool:
+        """True where times come from a GPU of this machine."""
+        return self._clock.how == "measured"
+
+    def remember(self, layers: Iterable[LinearLayer]) -> None:
+        """Note what `layers` compute before anything is eliminated."""
+        for layer in layers:
+            if (work := self.work(layer)) is not None:
+                self._dense[layer.name] = work
+
+    def work(self, layer: LinearLayer) -> Work | None:
+        """What `layer` computes, None where its sizes are not known."""
+        if isinstance(layer, ConvLayer):
+            return self._convolution(layer.name, layer, layer.input_features, layer.N)
+        return self._product(layer.name, layer.input_axis, layer.groups, layer.K, layer.outputs)
+
+    def granularity(self, layer: LinearLayer, density: float, absorbed: bool, packable: bool) -> Verdict | None:
+        """In what units eliminating down to `density` pays. None where nothing can be said.
+
+        absorbed: the producers of X shrink. packable: one of our operators can compute the layer.
+        """
+        work = self.work(layer)
+        if work is None:
+            return None
+        form = self._packed if packable else self._stock
+        if layer.taps == 1 and absorbed:
+            return self._shrunk(layer, work, form, density)
+        if not isinstance(work, Convolution) or layer.taps == 1 or not packable:
+            return None
+        names = {g.name: g.width for g in (Granularity.parse(w).fit(layer.taps, layer.channels) for w in WIDTHS)}
+        forms = {name: replace(form, density=density, block=width) for name, width in names.items() if width > 1}
+        times = self._times(work, [form, *forms.values()])
+        if times is None or form not in times or not (ran := [n for n in forms if forms[n] in times]):
+            return None
+        gains = {name: self._gain(times[form], times[forms[name]]) for name in ran}
+        best = max(ran, key=lambda name: gains[name])
+        chosen = next(name for name in ran if gains[name] * FINER >= gains[best])  # finest first
+        if gains[chosen] >= GAIN[self._how(work, form)]:
+            return Verdict(granularity=chosen)
+        what = f"with {best} at density {density:g}"
+        return Verdict(reason=self._sentence(what, times[forms[best]], times[form], self._how(work, form)))
+
+    def gemm(self, layer: LinearLayer, block: int) -> str | None:
+        """Why the MatMul or Gemm `layer` should not be a DeftGemm, or None. `block`: features of a kept block that the
+        kernel would walk, 0 where all are kept or a Gather has taken the kept ones."""
+        work = self._product(layer.name, layer.input_axis, layer.groups, layer.K, layer.outputs)
+        if work is None:
+            return None
+        density = float(layer.kept[0, 0].mean())
+        gathers = density < 1 and not block
+        stock = replace(self._stock, density=density, gather=density < 1)
+        return self._packs(layer.name, work, replace(self._packed, density=density, block=block, gather=gathers), stock)
+
+    def conv(self, node: gs.Node) -> str | None:
+        """Why the Conv or KeptConv `node` should not be a DeftConv, or None."""
+        if node.op == "Conv":
+            layer = ConvLayer(node)
+            work = self._convolution(node.name, layer, layer.groups * layer.channels, layer.N)
+            return None if work is None else self._packs(node.name, work, self._packed)
+        dense = self._dense.get(node.name)
+        groups, taps, channels, outputs = node.attrs["dense_shape"]
+        if not isinstance(dense, Convolution):
+            return None
+        work = replace(dense, channels=groups * channels, N=groups * outputs)
+        blocks, width, _ = node.inputs[1].shape
+        form = replace(self._packed, density=blocks * width / (groups * taps * channels), block=width)
+        return self._packs(node.name, work, form)
+
+    def _product(self, name: str, axis: int, groups: int, K: int, N: int) -> Product | None:
+        place = self._places.get(name)
+        if place is None or groups != 1 or axis not in (-1, 1):
+            return None
+        return Product(math.prod(place.x[:-1]), K, N, place.activated)
+
+    def _convolution(self, name: str, layer: ConvLayer, channels: int, N: int) -> Convolution | None:
+        place = self._places.get(name)
+        if place is None or len(place.x) != len(layer.kernel) + 1:
+            return None
+        image = place.x[1:]
+        pads, _ = layer.window_grid(image)
+        ends = [begin for begin, _ in pads] + [end for _, end in pads]
+        window = Window.of(layer.kernel, layer.strides, ends, layer.dilations, layer.groups)
+        return Convolution(tuple(image), channels, N, window, place.activated)
+
+    def _shrunk(self, layer: LinearLayer, work: Work, form: Form, density: float) -> Verdict | None:
+        smaller: Work
+        if isinstance(work, Product):
+            smaller = replace(work, K=max(1, round(work.K * density)))
+        else:
+            unit = work.window.group
+            smaller = replace(work, channels=max(1, round(work.channels * density / unit)) * unit)
+        before, after = self._times(work, [form]), self._times(smaller, [form])
+        if not before or not after or form not in before or form not in after:
+            return None
+        how = self._how(work, form)
+        if self._gain(before[form], after[form]) >= GAIN[how]:
+            return Verdict(granularity="element")
+        return Verdict(reason=self._sentence(f"at density {density:g}", after[form], before[form], how))
+
+    def _packs(self, name: str, work: Work, form: Form, stock: Form | None = None) -> str | None:
+        """Why ONNX Runtime's own operator, as `stock`, should stay, or None; the timing is noted where it goes."""
+        dense = self._dense.get(name, work)
+        stock = stock or self._stock
+        times, whole = self._times(work, [stock, form]), self._times(dense, [self._stock])
+        if not times or stock not in times or not whole or self._stock not in whole:
+            return None
+        if form not in times:
+            return "the packed operator does not run at this size"
+        how = self._how(work, form)
+        if self._gain(times[stock], times[form]) < PACKING_GAIN[how]:
+            return self._sentence("packed", times[form], times[stock], how)
+        found = self._model.kernel(work, form, self.batches[-1])
+        self.timings[name] = Timing(whole[self._stock], times[form], how, None if found is None else found.kernel)
+        return None
+
+    def _times(self, work: Work, forms: Sequence[Form]) -> dict[Form, list[float]] | None:
+        missing = [form for form in forms if (work, form) not in self._known]
+        if missing:
+            self._progress(f"timing {work}")
+            # those known are asked again, so that what is compared was measured together
+            times, how = self._clock.seconds(work, forms, self.batches), self._clock.how
+            if times is None:
+                times, how = self._model.seconds(work, forms, self.batches), self._model.how
+            self._known.update({(work, form): (found, how) for form, found in times.items()})
+            return times
+        return {form: self._known[work, form][0] for form in forms}
+
+    def _how(self, work: Work, form: Form) -> str:
+        return self._known[work, form][1]
+
+    def _gain(self, before: list[float], after: list[float]) -> float:
+        logs = [math.log(b / a) for b, a in zip(before, after, strict=True)]
+        return math.exp(sum(logs) / len(logs))
+
+    def _sentence(self, what: str, after: list[float], before: list[float], how: str) -> str:
+        figures = [f"{a * 1e6:.3g} instead of {b * 1e6:.3g} µs" for a, b in zip(after, before, strict=True)]
+        sizes = [f" at batch {batch}" for batch in self.batches]
+        return f"{what} it would take {' and '.join(map(''.join, zip(figures, sizes, strict=True)))} ({how})"
+
+
+def places(graph: gs.Graph, shapes: Mapping[str, Shape], samples: int) -> dict[str, Place]:
+    """Where the nodes of `graph` with weights stand. `shapes`: of its tensors in a run with `samples` samples."""
+    found = {}
+    for node in graph.nodes:
+        varying = [t for t in node.inputs if t.name in shapes and not isinstance(t, gs.Constant)]
+        if node.op not in ("Conv", "Gemm", "MatMul") or len(varying) != 1:
+            continue
+        leading, *rest = shapes[varying[0].name]
+        if leading % samples == 0 and leading:
+            # rows of several samples may have been joined into one axis
+            x = tuple(rest) if leading == samples else (leading // samples, *rest)
+            found[node.name] = Place(x, _activated(node))
+    return found
+
+
+def _activated(node: gs.Node) -> bool:
+    users = node.outputs[0].outputs
+    if len(users) == 1 and users[0].op == "Add" and any(isinstance(t, gs.Constant) for t in users[0].inputs):
+        users = users[0].outputs[0].outputs
+    return any(user.op in _ACTIVATIONS for user in users)

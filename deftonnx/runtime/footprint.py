@@ -1,0 +1,40 @@
+"""What a session takes before it gives anything: the time to make it, and memory on the GPU."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from deftonnx.runtime import cuda
+
+Session = TypeVar("Session")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """`session_s`: seconds to make the session. `gpu_bytes`: device memory that it holds once it has run, weights,
+    activations and scratch; None where there is no GPU."""
+
+    session_s: float
+    gpu_bytes: int | None
+
+
+def footprint(create: Callable[[], Session], run: Callable[[Session], None]) -> Footprint:
+    """Measure the session that `create` makes and `run` runs at least once.
+
+    It is made twice and the second one counts: the first loads what a process loads once, such as CUDA's libraries.
+    Other programs on the same GPU spoil the memory, other sessions of this process do not. To learn what a model needs
+    rather than how an arena grows, let `create` choose arena_extend_strategy kSameAsRequested.
+    """
+    run(create())
+    gc.collect()
+    free = cuda.free_memory()
+    started = time.perf_counter()
+    session = create()
+    seconds = time.perf_counter() - started
+    run(session)
+    left = cuda.free_memory()
+    return Footprint(seconds, None if free is None or left is None else free - left)
