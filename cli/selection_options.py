@@ -21,7 +21,7 @@ def selection_options(command: Command) -> Command:
                 "--granularity",
                 default="auto",
                 show_default=True,
-                metavar="auto|channel|block[:B]|vector|element",
+                metavar="auto|channel|block[:B]|vector|element|head",
                 help="The unit of elimination. auto: channel for a Conv (block:32 with --target cuda), else element.",
             ),
             click.option(

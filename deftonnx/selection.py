@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from deftonnx.cost.judge import Judge, Verdict
 from deftonnx.elimination.choice import CRITERIA, Choice
-from deftonnx.elimination.groups import Granularity
+from deftonnx.elimination.groups import HEAD, Granularity
 from deftonnx.elimination.refit import REFITS
 from deftonnx.errors import UsageError
 from deftonnx.layers import LinearLayer, Refusal
@@ -126,8 +126,11 @@ def _choose(
     density = entry.density if entry and entry.density is not None else settings.density
     if density is None and settings.alpha is None:
         return "nothing to eliminate without calibration data"
+    head_size = _head_size(layer)
+    if wanted == HEAD:
+        wanted = f"{HEAD}:{head_size}" if head_size else "auto"
     if wanted == "auto":
-        verdict = _judged(layer, settings, opset, density, absorbed, judge)
+        verdict = _judged(layer, settings, opset, density, absorbed and head_size is None, judge)
         if verdict.reason is not None:
             return verdict.reason
         wanted = verdict.granularity or _automatic(layer, settings, opset)
@@ -154,7 +157,9 @@ def _choose(
         return f"granularity {granularity.name} of a {layer.op} needs an ai.deftonnx node, which --portable forbids"
     if kept_conv and opset < OLDEST_OPSET:
         return f"granularity {granularity.name} of a {layer.op} needs opset {OLDEST_OPSET}, the model has {opset}"
-    explicit = settings.granularity != "auto" or (entry is not None and entry.granularity is not None)
+    if head_size is not None and not granularity.name.startswith(HEAD):
+        absorbed = False  # an attention drops whole heads alone
+    explicit = settings.granularity not in ("auto", HEAD) or (entry is not None and entry.granularity is not None)
     if not kept_conv and not absorbed and not explicit:
         return _unpaid(layer, layers, choice) or choice
     return choice
@@ -181,6 +186,14 @@ def _judged(
         packable = pack.refuse(layer, opset) is None
     packable = packable and settings.format != FP32 and not settings.portable
     return judge.granularity(layer, float(density), absorbed, packable) or Verdict()
+
+
+def _head_size(layer: LinearLayer) -> int | None:
+    """The features of a head where the heads of an attention are the features of `layer`."""
+    maker = layer.x.inputs[0] if len(layer.x.inputs) == 1 else None
+    if maker is None or maker.op != "MultiHeadAttention" or layer.channels % maker.attrs["num_heads"]:
+        return None
+    return int(layer.channels // maker.attrs["num_heads"])
 
 
 def _unpaid(layer: LinearLayer, layers: list[LinearLayer], choice: Choice) -> str | None:

@@ -17,6 +17,7 @@ from deftonnx.precision import difference
 from deftonnx.rewrite.attention.fuse import fuse_attention
 from deftonnx.rewrite.attention.layout import Shapes
 from deftonnx.rewrite.finish import finish
+from deftonnx.rewrite.layer_norm import fuse_layer_norms
 from deftonnx.rewrite.normalise import import_model, infer_shapes
 from deftonnx.shapes import observed_shapes
 
@@ -26,10 +27,11 @@ _LONGEST = 32
 
 
 def fuse_transformers(graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed]) -> list[Refusal]:
-    """Fuse attention in place; why what looks like attention was left.
+    """Fuse layer normalisation and attention in place; why what looks like attention was left.
 
     The first of `feeds` says at which sizes the model runs. The result must equal the model to rounding there.
     """
+    _fuse_norms(graph, origin, feeds)
     softmaxes = [node for node in graph.nodes if node.op == "Softmax"]
     if not softmaxes:
         return []
@@ -51,11 +53,29 @@ def fuse_transformers(graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed
         worst = difference(evaluation.run(session, [probe]), finish(graph, origin, {}), [probe])
         infer_shapes(graph)
         if worst > TOLERANCE:
-            restored = import_model(before)
-            graph.nodes, graph.inputs, graph.outputs = restored.nodes, restored.inputs, restored.outputs
-            infer_shapes(graph)
+            _restore(graph, before)
             return [Refusal(n.name, n.op, f"fused, an output would differ by {worst:.2g}") for n in softmaxes]
     return refusals
+
+
+def _fuse_norms(graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed]) -> None:
+    """Fuse layer normalisation, unless the model then computes something else on the first of `feeds`."""
+    before = finish(graph, origin, {})
+    infer_shapes(graph)
+    if not fuse_layer_norms(graph) or not feeds:
+        return
+    probe = next(_probes(graph, feeds[0]))
+    expected = evaluation.run(evaluation.session(before, runs_often=False), [probe])
+    worst = difference(expected, finish(graph, origin, {}), [probe])
+    infer_shapes(graph)
+    if worst > TOLERANCE:
+        _restore(graph, before)
+
+
+def _restore(graph: gs.Graph, model: onnx.ModelProto) -> None:
+    restored = import_model(model)
+    graph.nodes, graph.inputs, graph.outputs = restored.nodes, restored.inputs, restored.outputs
+    infer_shapes(graph)
 
 
 def _probes(graph: gs.Graph, feed: Feed) -> Iterator[Feed]:

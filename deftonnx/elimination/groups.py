@@ -1,4 +1,4 @@
-"""Granularities: what is eliminated as a unit (design vocabulary: element, vector, block:B, channel)."""
+"""Granularities: what is eliminated as a unit (design vocabulary: element, vector, block:B, channel; and head:D)."""
 
 from __future__ import annotations
 
@@ -14,23 +14,28 @@ Array = np.ndarray[Any, Any]
 VECTOR = 8
 DEFAULT_BLOCK = 32
 BLOCKS = (16, 32, 64)
+HEAD = "head"
 
 
 @dataclass(frozen=True)
 class Granularity:
-    """`channel`: a channel with all its taps; otherwise `width` neighbouring channels at one tap."""
+    """`channel`: a channel with all its taps; otherwise `width` neighbouring channels at one tap. `head:D` is what an
+    attention head of size D gives to the projection behind it."""
 
     name: str
     width: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Granularity:
-        """channel, element, vector, block or block:B with B in 16, 32, 64."""
-        found = re.fullmatch(r"(channel|element|vector|block)(?::(\d+))?", text)
-        if not found or (found[2] and found[1] != "block"):
+        """channel, element, vector, block or block:B with B in 16, 32, 64; head:D, or head before D is known."""
+        found = re.fullmatch(r"(channel|element|vector|block|head)(?::(\d+))?", text)
+        if not found or (found[2] and found[1] not in ("block", HEAD)):
             raise UsageError(
-                f"granularity '{text}' is not one of channel, element, vector, block, block:16, block:32, block:64"
+                f"granularity '{text}' is not one of channel, element, vector, block, block:16, block:32, block:64,"
+                " head"
             )
+        if found[1] == HEAD:
+            return cls(text, max(1, int(found[2] or 1)))
         if found[1] != "block":
             return cls(text, VECTOR if text == "vector" else 1)
         width = int(found[2] or DEFAULT_BLOCK)
@@ -40,7 +45,8 @@ class Granularity:
 
     def fit(self, taps: int, channels: int) -> Granularity:
         """The same, or the widest narrower one that divides a layer's channels."""
-        if self.name == "channel" or (taps == 1 and self.width == 1):
+        whole = self.name.startswith(HEAD) and taps == 1 and channels % self.width == 0
+        if self.name == "channel" or (taps == 1 and self.width == 1) or whole:
             return self
         widths = [w for w in (*reversed(BLOCKS), VECTOR, 1) if w <= self.width and channels % w == 0]
         names = {1: "element", VECTOR: "vector"}

@@ -10,12 +10,17 @@ import onnx_graphsurgeon as gs
 
 from deftonnx.calibration.activations import reads
 from deftonnx.layers import LinearLayer
-from deftonnx.rewrite.absorb import elementwise, layout, spatial
+from deftonnx.rewrite.absorb import attention, elementwise, layout, spatial
 from deftonnx.rewrite.absorb.channels import ALIGNMENT, Array, ChannelMap, is_identity
 from deftonnx.rewrite.eliminate import keeps_whole_channels
 
 Rule = Callable[[gs.Node, ChannelMap], None]
-RULES: dict[str, Rule] = {**elementwise.RULES, **spatial.RULES, **layout.RULES}
+RULES: dict[str, Rule] = {
+    **elementwise.RULES,
+    **spatial.RULES,
+    **layout.RULES,
+    "com.microsoft::MultiHeadAttention": attention.multi_head_attention,
+}
 """A new operator that channels may pass through is one row here. Operators without a rule keep everything."""
 ANY_RANK = {*elementwise.UNARY, *spatial.POOLING, "BatchNormalization", "Conv", "InstanceNormalization"}
 """Operators whose rules count axes from the front, so that a tensor's shape need not be known."""
@@ -82,7 +87,7 @@ def _inputs(layers: list[LinearLayer], channels: ChannelMap) -> Iterator[tuple[L
 
 
 def _visit(node: gs.Node, channels: ChannelMap) -> None:
-    rule = RULES.get(node.op) if node.domain in (None, "", "ai.onnx") else None
+    rule = RULES.get(node.op if node.domain in (None, "", "ai.onnx") else f"{node.domain}::{node.op}")
     shaped = all(t.shape is not None for t in node.inputs if channels.axes(t)) or node.op in ANY_RANK
     if rule is not None and shaped and not any(isinstance(v, gs.Graph) for v in node.attrs.values()):
         rule(node, channels)

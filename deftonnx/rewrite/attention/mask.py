@@ -40,7 +40,7 @@ def as_bias(
     if rank == _AXES and rows != {1}:
         known[id(mask)] = mask
         return mask
-    result = gs.Variable(unused_name(f"{mask.name}/bias"), np.float32)
+    result = gs.Variable(unused_name(f"{mask.name}/bias"), np.float32, [None, full[1], None, None])
     graph.nodes.append(
         gs.Node("Expand", unused_name(f"{mask.name}/bias"), {}, [mask, _shape_of_scores(graph, mask, source)], [result])
     )
