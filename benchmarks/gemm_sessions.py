@@ -22,6 +22,7 @@ from deftonnx import runtime
 from deftonnx.formats import PackedWeight, get_format
 from deftonnx.formats.deft8 import Deft8
 from deftonnx.formats.deft16 import round_to_bfloat16
+from deftonnx.formats.fp8 import Fp8
 from deftonnx.formats.gemm_function import attach_gemm_functions, gemm_node, weight_tensors
 from deftonnx.formats.packed import padded
 
@@ -71,7 +72,7 @@ def random_packed(name: str, K: int, N: int, seed: int) -> PackedWeight:
         codes = sample.view(np.uint32)
     else:
         packing = get_format(name)
-        assert isinstance(packing, Deft8)
+        assert isinstance(packing, Deft8 | Fp8)
         one = packing.pack(sample[:, None])
         codes, scale = one.codes[0], scale * one.scale[0]
     row = padded(K) // (2 if name == "deft16q" else 1)

@@ -1,6 +1,6 @@
 """DeftGemm against cuBLASLt (through PyTorch) and ONNX Runtime's own float16 operators.
 
-    python benchmarks/gemm_speed.py [--part shapes|streaming|chains|kernels|elimination ...] [--output FILE]
+    python benchmarks/gemm_speed.py [--part shapes|streaming|chains|kernels|elimination|fp8 ...] [--output FILE]
 
 Candidates alternate in one process, seven rounds each; figures are microseconds a layer, median and range.
 Needs PyTorch with CUDA and ONNX Runtime's CUDA provider.
@@ -41,6 +41,7 @@ SHAPES = [
     (12608, 768, 3072), (12608, 3072, 768),
 ]  # fmt: skip
 STREAMING = [(16, 8192, 8192), (16, 8192, 28672)]
+FP8 = [(1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (8192, 8192, 8192), (8192, 3072, 768)]
 CHAINS = [(16, 256), (64, 1024), (1024, 1024)]
 Run = Callable[[], None]
 Save = Callable[[list[dict[str, Any]]], None]  # keeps what has been measured so far
@@ -69,14 +70,16 @@ def _seconds(run: Run, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def torch_runner(layers: Layers, fused: bool) -> Run:
-    """A CUDA graph of the layers in PyTorch: cuBLASLt with its fused epilogue, or activation apart."""
+def torch_runner(layers: Layers, fused: bool, bare: bool = False) -> Run:
+    """A CUDA graph of the layers in PyTorch: cuBLASLt with its fused epilogue, or activation apart, or neither."""
     dtype = getattr(torch, layers.dtype)
     inputs = [torch.randn(layers.M, layers.K, device="cuda", dtype=dtype) for _ in range(layers.repeats)]
     weights = [torch.randn(layers.N, layers.K, device="cuda", dtype=dtype) for _ in range(layers.count)]
     bias = torch.randn(layers.N, device="cuda", dtype=dtype)
 
     def compute() -> list[torch.Tensor]:
+        if bare:
+            return [x @ w.T for x in inputs for w in weights]
         if fused:
             gelu = layers.activation == "gelu"
             return [torch._addmm_activation(bias, x, w.T, use_gelu=gelu) for x in inputs for w in weights]
@@ -218,12 +221,32 @@ def measure_elimination(save: Save) -> list[dict[str, Any]]:
     return rows
 
 
+def measure_fp8(save: Save) -> list[dict[str, Any]]:
+    """Weights and activations in 8 bits, rounding X included, against cuBLAS in bfloat16 and our own 16-bit kernels."""
+    rows = []
+    for M, K, N in FP8:
+        layers = cold_layers(M, K, N, dtype="bfloat16")
+        candidates = {
+            f"deft {name}": session_runner(packed_model(layers, name), layers, packed=True, graph=True)
+            for name in ("fp8", "deft16")
+        }
+        candidates["cublaslt fused bfloat16"] = torch_runner(layers, fused=True)
+        candidates["cublas bare bfloat16"] = torch_runner(layers, fused=False, bare=True)
+        us = time_together(candidates, layers.nodes)
+        best = min(us["cublaslt fused bfloat16"][0], us["cublas bare bfloat16"][0])
+        rows.append({"shape": [M, K, N], "layers": layers.nodes, "us": us, "gain": round(best / us["deft fp8"][0], 3)})
+        _show(rows[-1])
+        save(rows)
+    return rows
+
+
 PARTS = {
     "shapes": measure_shapes,
     "chains": measure_chains,
     "kernels": measure_kernels,
     "elimination": measure_elimination,
     "streaming": measure_streaming,
+    "fp8": measure_fp8,
 }
 
 

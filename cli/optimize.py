@@ -56,9 +56,10 @@ from deftonnx.settings import DECIDERS, IO_TYPES, PRECISIONS
     "--format",
     default="fp32",
     show_default=True,
-    metavar="fp32|half|deft16|deft16q|deft8[:E]|deft8:auto",
+    metavar="fp32|half|deft16|deft16q|deft8[:E]|deft8:auto|fp8",
     help="How weights of MatMul and Gemm are stored. deft8:E: 8 bits, E of them exponent (1 to 7); deft8:auto chooses "
-    "E layer by layer. All but fp32 write ai.deftonnx nodes.",
+    "E layer by layer; fp8: deft8:4, and activations rounded to 8 bits as the model runs, for FP8 tensor cores. All "
+    "but fp32 write ai.deftonnx nodes.",
 )
 @click.option(
     "--io-types",

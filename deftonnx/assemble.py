@@ -1,7 +1,8 @@
 """From the masked graph to the model that is given away: absorb, choose formats, eliminate, pack, fuse.
 
 Each stage has to compute what the one before it did: the eliminated graph what the masked one does, and the packed
-graph what the graph with the decoded weights does.
+graph what the graph with the decoded weights does. Activations are rounded to FP8 last, since that is meant to change
+results.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from deftonnx.cost.judge import Judge
 from deftonnx.elimination.choice import Choice
 from deftonnx.errors import DeftError
 from deftonnx.format_selection import FormatChoice, choose_formats, walked_block
+from deftonnx.formats.fp8 import FP8
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.layers.linear import constant_bytes, unused_name
 from deftonnx.plan import Plan
@@ -31,7 +33,7 @@ from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.fuse import fuse
 from deftonnx.rewrite.narrow import chains, narrow
 from deftonnx.rewrite.normalise import export_model, infer_shapes
-from deftonnx.rewrite.pack import decode, pack, pack_weights
+from deftonnx.rewrite.pack import decode, pack, pack_weights, round_activations
 from deftonnx.rewrite.regions.convert import join_casts
 from deftonnx.settings import AUTOMATIC, FP32, Settings
 
@@ -110,6 +112,10 @@ def assemble(
         verify(expected, finish(graph, origin, {}), probe, rounding(settings))
         wide = _narrow(graph, origin, settings.io_types, batches)
         join_casts(graph)
+    if rounded := {choice.layer.name for choice in formats if choice.format == FP8}:
+        verify(expected, finish(graph, origin, {}), probe, rounding(settings))
+        round_activations(graph, rounded)
+        expected = evaluation.outputs(finish(graph, origin, {}), probe)
     _complete(rows, layers, choices, formats)
     for name, node in convolutions.items():
         if name in rows:
@@ -208,7 +214,7 @@ def _channels_last(
             refusals.append(Refusal(node.name, node.op, reason))
         return reason is None
 
-    made = to_channels_last(graph, "half" if settings.format in AUTOMATIC else settings.format, pays)
+    made = to_channels_last(graph, "half" if settings.format in (*AUTOMATIC, FP8) else settings.format, pays)
     fuse(graph)
     return made, refusals
 

@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from deftonnx.calibration.activations import ActivationStream, Feed
 from deftonnx.calibration.spool import Spool
 from deftonnx.cost.judge import Judge
-from deftonnx.formats import FormatError, PackedWeight, pack_weight, unpack_weight
+from deftonnx.formats import FormatError, PackedWeight, multiplied, pack_weight, unpack_weight
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.plan import Plan
 from deftonnx.rewrite import pack
@@ -29,8 +29,8 @@ fewer, but at least FEWEST_ROWS."""
 
 @dataclass
 class FormatChoice:
-    """The format of one layer; `error` is ‖X·(W − Q)‖² over the variance of X·W on the calibration rows, for the packed
-    weight Q. `bytes` are those of codes and scales."""
+    """The format of one layer; `error` is ‖X·W − X'·Q‖² over the variance of X·W on the calibration rows, for the
+    packed weight Q and X as the layer multiplies it, X' = X but for fp8. `bytes` are those of codes and scales."""
 
     layer: LinearLayer
     format: str
@@ -147,9 +147,11 @@ def _gram(X: Array | None) -> Array | None:
 
 
 def _output_error(X: Array | None, weight: Array, packed: PackedWeight) -> float | None:
-    """‖X·(W − Q)‖² over ‖X·W − mean‖², None without rows and where X·W does not vary."""
+    """‖X·W − X'·Q‖² over ‖X·W − mean‖², None without rows and where X·W does not vary."""
     if X is None:
         return None
     Y, difference = X @ weight, X @ (weight - unpack_weight(packed))
+    if (rounded := multiplied(X, packed.format)) is not X:
+        difference += (X - rounded) @ unpack_weight(packed)
     variance = float(np.square(Y - Y.mean(0)).sum())
     return float(np.square(difference).sum()) / variance if variance > 0 else None

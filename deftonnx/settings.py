@@ -10,7 +10,7 @@ from deftonnx.elimination.choice import CRITERIA
 from deftonnx.elimination.groups import Granularity
 from deftonnx.elimination.refit import NEEDS_DATA, REFITS
 from deftonnx.errors import UsageError
-from deftonnx.formats import FORMAT_NAMES, FormatError, get_format
+from deftonnx.formats import GEMM_FORMAT_NAMES, FormatError, get_format
 
 IO_TYPES = ("keep", "float16", "bfloat16")
 TARGETS = ("any", "cpu", "cuda")
@@ -121,5 +121,5 @@ def check_format(name: str, what: str) -> None:
     try:
         get_format(name)
     except FormatError as error:
-        known = ", ".join((FP32, *FORMAT_NAMES, AUTOMATIC[0]))
+        known = ", ".join((FP32, *GEMM_FORMAT_NAMES, AUTOMATIC[0]))
         raise UsageError(f"{what} '{name}' is not one of {known}") from error

@@ -83,6 +83,7 @@ def bad_models() -> Iterator[tuple[str, onnx.ModelProto, str]]:
     zero = good_model(output_dtype=np.float16)
     _initializer(zero, "residual").raw_data = np.float16(1).tobytes()
     yield "scalar residual", zero, "must be 0"
+    yield "a code of fp8", _with_code(good_model("fp8"), 0xFF), "W holds the code 0x7F or 0xFF"
 
 
 def models_onnxruntime_refuses() -> Iterator[tuple[str, onnx.ModelProto]]:
@@ -111,7 +112,7 @@ def models_onnxruntime_refuses() -> Iterator[tuple[str, onnx.ModelProto]]:
 def damaged_model(seed: int) -> onnx.ModelProto:
     """A good model with one to three random changes to its node and initializers; it may still be good."""
     rng = random.Random(seed)
-    format_name = rng.choice(["fp32", "half", "deft16", "deft16q", "deft8:3"])
+    format_name = rng.choice(["fp32", "half", "deft16", "deft16q", "deft8:3", "fp8"])
     model = good_model(format_name) if rng.random() < 0.6 else _eliminating_model([0, 2])
     for _ in range(rng.randint(1, 3)):
         rng.choice((_damage_attribute, _damage_input, _damage_tensor))(model, rng)
@@ -172,6 +173,12 @@ def _with_shape(model: onnx.ModelProto, name: str, shape: tuple[int, ...]) -> on
     bytes_each = 4 if tensor.data_type in (1, 6, 12) else 2 if tensor.data_type in (10, 16) else 1
     size = int(np.prod(shape, dtype=np.int64))
     tensor.CopyFrom(TensorProto(name=name, data_type=tensor.data_type, dims=shape, raw_data=bytes(size * bytes_each)))
+    return model
+
+
+def _with_code(model: onnx.ModelProto, code: int) -> onnx.ModelProto:
+    tensor = _initializer(model, "W")
+    tensor.raw_data = tensor.raw_data[:40] + bytes([code]) + tensor.raw_data[41:]
     return model
 
 

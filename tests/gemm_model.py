@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from deftonnx.formats import unpack_weight
+from deftonnx.formats import multiplied, unpack_weight
 from deftonnx.formats.gemm_function import attach_gemm_functions, gemm_node, no_residual, weight_tensors
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
@@ -43,7 +43,7 @@ _ACTIVATION = {
 
 def reference(X, packed, bias, *, activation="none", alpha=0.0, beta=0.0, residual=None):
     """Y (..., N) in float64 of the unpacked operands."""
-    z = X.astype(np.float64) @ unpack_weight(packed).astype(np.float64) + bias
+    z = multiplied(X, packed.format).astype(np.float64) @ unpack_weight(packed).astype(np.float64) + bias
     if residual is not None:
         z = z + residual.astype(np.float64)
     return activate(activation, z, alpha, beta)

@@ -7,6 +7,17 @@ kernels for those compute capabilities (None: all) and returns their rows. `each
 in parallel.
 """
 
-from families import conv_direct, conv_hopper, few_rows, hopper, pool, simt, stream, tensor_core
+from families import (
+    conv_direct,
+    conv_hopper,
+    few_rows,
+    hopper,
+    hopper_fp8,
+    pool,
+    round_rows,
+    simt,
+    stream,
+    tensor_core,
+)
 
-FAMILIES = (few_rows, stream, hopper, tensor_core, simt, conv_hopper, conv_direct, pool)
+FAMILIES = (few_rows, stream, hopper, hopper_fp8, round_rows, tensor_core, simt, conv_hopper, conv_direct, pool)

@@ -15,7 +15,7 @@ TABLE = Table("gemm_hopper.h", "HopperImage", "kHopperImages")
 TUNING = Path(__file__).parents[1] / "tuning" / "sm90.json"
 _SOURCE, _TARGET, _ARCHITECTURE = "gemm_hopper.cu", "90a", 90
 _PAIRS = {"none": 0, "rows": 1, "columns": 2}
-_ROW_BYTES = 128  # of a K step of 64 features
+_ROW_BYTES = 128  # of a K step
 _UNIT_BYTES = 4096  # of a warp's part of the epilogue
 _BARRIER_BYTES = 8
 
@@ -60,13 +60,18 @@ class Hopper:
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory, as laid out in kernels/hopper_work.cuh."""
-        stage = sum(self.tile) * _ROW_BYTES
-        return self.stages * stage + 4 * self.warpgroups * _UNIT_BYTES + (2 * self.stages + 3) * _BARRIER_BYTES
+        return shared_bytes_of(self.tile, self.stages, self.warpgroups)
 
     @property
     def blocks_per_multiprocessor(self) -> int:
         """Blocks that the shared memory of a multiprocessor has room for, 1 KiB each lost to the system."""
         return 228 * 1024 // (self.shared_bytes + 1024)
+
+
+def shared_bytes_of(tile: tuple[int, int], stages: int, warpgroups: int) -> int:
+    """Dynamic shared memory of a block, as laid out in kernels/hopper_work.cuh."""
+    stage = sum(tile) * _ROW_BYTES
+    return stages * stage + 4 * warpgroups * _UNIT_BYTES + (2 * stages + 3) * _BARRIER_BYTES
 
 
 def kernels(architectures: list[int] | None = None) -> list[Hopper]:

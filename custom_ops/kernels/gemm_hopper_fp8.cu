@@ -1,12 +1,13 @@
-// DeftGemm of format fp8 on Hopper: Y = activation((X8 · W8ᵀ) * power * scale + bias + residual), both operands
-// e4m3, X8 (M, Kp) made by round_rows.cu with a power of two for each row.
+// DeftGemm of format fp8 on Hopper: Y = activation((X8 · W8ᵀ) * power * scale + bias + residual), both
+// operands e4m3, X8 (M, Kp) made by round_rows.cu with a power of two for each row.
 //
-// As gemm_hopper.cu, whose loads, work and end these kernels share: to the copy engine two codes are one 16-bit
-// element, so that a K step is 128 features in rows of the same 128 bytes.
+// As gemm_hopper.cu, whose loads, work and end these kernels share: to the copy engine two codes are one
+// 16-bit element, so that a K step is 128 features in rows of the same 128 bytes. Blocks work alone: sharing
+// loads in clusters made no difference.
 //
-// The tensor core's sums of e4m3 products keep some 14 bits. So a K step is summed there in registers of its own,
-// kPiece columns at a time, and then added to the float32 sums of the tile: 8 in 1,024 products are what one sum
-// goes through without rounding to nearest. While one warpgroup adds, the other multiplies.
+// The tensor core's sums of e4m3 products keep some 14 bits. So a K step is summed there in registers of its
+// own, a piece of the tile's columns at a time, and then added to the tile's float32 sums. There are
+// registers for two pieces: while one is added, the next is multiplied.
 #include "hopper_loads.cuh"
 #include "hopper_work.cuh"
 #include "wgmma_fp8.cuh"
@@ -26,6 +27,9 @@ struct Fp8Problem {
 template <class T, int PIECE>
 class Fp8Consumer {
  public:
+  // K steps in one go. At their end the tensor core pauses: the assembler keeps no product under way across
+  // the end of a loop whose registers others read.
+  static constexpr int kAtOnce = 4;
   static constexpr int kPiece = PIECE, kSumsOfPiece = PIECE / 2, kTilePieces = T::kColumns / PIECE;
 
   __device__ Fp8Consumer(const Fp8Problem& p, const Work<T>& work, uint32_t memory, int warp)
@@ -60,36 +64,65 @@ class Fp8Consumer {
  private:
   __device__ uint32_t own_unit() const { return memory_ + T::kUnits + warp_ * kUnitBytes; }
 
-  __device__ void multiply(float (&sums)[T::kSums]) {
-#pragma unroll 1
-    for (int step = 0; step < work_.steps; ++step, ring_.next()) {
-      const uint64_t stage = ring_.slot * (T::kStageBytes >> 4);
-      ptx::barrier_wait(full<T>(memory_, ring_.slot), ring_.phase);
+  using Part = float[kSumsOfPiece];
+
+  // Waits for the next stage and returns its slot.
+  __device__ int next_stage() {
+    const int slot = ring_.slot;
+    ptx::barrier_wait(full<T>(memory_, slot), ring_.phase);
+    ring_.next();
+    return slot;
+  }
+
+  // Starts the product of a K step for one piece.
+  __device__ void start(Part& part, int slot, int piece) const {
+    const uint64_t stage = slot * (T::kStageBytes >> 4);
+    const uint64_t w = w_ + stage + piece * (kPiece * kRowBytes >> 4);
+    wgmma::fence();
 #pragma unroll
-      for (int piece = 0; piece < kTilePieces; ++piece) {
-        float part[kSumsOfPiece];
-        const uint64_t w = w_ + stage + piece * (kPiece * kRowBytes >> 4);
-        wgmma::fence();
+    for (int i = 0; i < 4; ++i) wgmma::add_e4m3(part, x_ + stage + 2 * i, w + 2 * i, i > 0);
+    wgmma::commit();
+  }
+
+  // Adds a piece that is ready.
+  __device__ static void add(float (&sums)[T::kSums], Part& part, int piece) {
+    wgmma::settle(part);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) wgmma::add_e4m3(part, x_ + stage + 2 * i, w + 2 * i, i > 0);
-        wgmma::commit();
+    for (int i = 0; i < kSumsOfPiece; ++i) sums[piece * kSumsOfPiece + i] += part[i];
+  }
+
+  // STEPS steps: the product of one piece is under way while the one before it is added, but for the last.
+  template <int STEPS>
+  __device__ void multiply_steps(float (&sums)[T::kSums]) {
+    constexpr int kItems = STEPS * kTilePieces;
+    Part part[2];
+    int slot[STEPS];
+    slot[0] = next_stage();
+    start(part[0], slot[0], 0);
+#pragma unroll
+    for (int item = 0; item < kItems; ++item) {
+      const int step = item / kTilePieces, piece = item % kTilePieces;
+      if (item + 1 < kItems) {
+        const int next = (item + 1) / kTilePieces;
+        if (next > step) slot[next] = next_stage();
+        start(part[(item + 1) % 2], slot[next], (item + 1) % kTilePieces);
+        wgmma::wait<1>();
+      } else {
         wgmma::wait<0>();
-        wgmma::settle(part);
-        if (piece == kTilePieces - 1) release(ring_.slot);
-#pragma unroll
-        for (int i = 0; i < kSumsOfPiece; ++i) sums[piece * kSumsOfPiece + i] += part[i];
       }
+      if (piece + 1 == kTilePieces && threadIdx.x % 32 == 0) {
+        ptx::barrier_arrive(empty<T>(memory_, slot[step]));
+      }
+      add(sums, part[item % 2], piece);
     }
   }
 
-  // Every warp that multiplies tells every block that fills this stage.
-  __device__ void release(int slot) const {
-    const int lane = threadIdx.x % 32;
-    if (work_.pair) {
-      if (lane < 2) ptx::barrier_arrive_at(empty<T>(memory_, slot), work_.first_rank + lane);
-    } else if (lane == 0) {
-      ptx::barrier_arrive(empty<T>(memory_, slot));
-    }
+  __device__ void multiply(float (&sums)[T::kSums]) {
+    int steps = work_.steps;
+#pragma unroll 1
+    for (; steps >= kAtOnce; steps -= kAtOnce) multiply_steps<kAtOnce>(sums);
+#pragma unroll 1
+    for (; steps > 0; --steps) multiply_steps<1>(sums);
   }
 
   // Ends 16 rows of a tile.
@@ -106,10 +139,18 @@ class Fp8Consumer {
   template <int TYPE>
   __device__ void store(const float (&sums)[T::kSums], int row, int column) const {
     switch (finish_of(p_.output.epilogue)) {
-      case Finish::kFloor: store_boxes<TYPE, Finish::kFloor>(p_.output, p_.y, sums, own_unit(), row, column); break;
-      case Finish::kLine: store_boxes<TYPE, Finish::kLine>(p_.output, p_.y, sums, own_unit(), row, column); break;
-      case Finish::kSigmoid: store_boxes<TYPE, Finish::kSigmoid>(p_.output, p_.y, sums, own_unit(), row, column); break;
-      case Finish::kErf: store_boxes<TYPE, Finish::kErf>(p_.output, p_.y, sums, own_unit(), row, column); break;
+      case Finish::kFloor:
+        store_boxes<TYPE, Finish::kFloor>(p_.output, p_.y, sums, own_unit(), row, column);
+        break;
+      case Finish::kLine:
+        store_boxes<TYPE, Finish::kLine>(p_.output, p_.y, sums, own_unit(), row, column);
+        break;
+      case Finish::kSigmoid:
+        store_boxes<TYPE, Finish::kSigmoid>(p_.output, p_.y, sums, own_unit(), row, column);
+        break;
+      case Finish::kErf:
+        store_boxes<TYPE, Finish::kErf>(p_.output, p_.y, sums, own_unit(), row, column);
+        break;
     }
   }
 
@@ -136,12 +177,7 @@ __device__ void gemm_fp8(const Fp8Problem& fp8) {
     if (p.by_box) ptx::prefetch_map(p.y);
     init_barriers<T>(p, memory);
   }
-  __syncwarp();
-  if (work.cluster > 1) {
-    ptx::cluster_sync();
-  } else {
-    __syncthreads();
-  }
+  __syncthreads();
   ptx::launch_dependents();
 
   if (warp >= T::kWarps) {
@@ -158,7 +194,6 @@ __device__ void gemm_fp8(const Fp8Problem& fp8) {
     Fp8Consumer<T, PIECE> consumer(fp8, work, memory, warp);
     consumer.run();
   }
-  if (work.cluster > 1) ptx::cluster_sync();  // others may still signal this block
 }
 
 }  // namespace
@@ -170,7 +205,7 @@ __device__ void gemm_fp8(const Fp8Problem& fp8) {
       name(const __grid_constant__ hopper::Fp8Problem p) {                                  \
     hopper::gemm_fp8<hopper::Tile<__VA_ARGS__>, PIECE>(p);                                  \
   }
-KERNEL(hopper_fp8_128x256, 1, 128, 2, 256, 4)
-KERNEL(hopper_fp8_128x192, 1, 192, 2, 192, 4)
+KERNEL(hopper_fp8_128x256, 1, 64, 2, 256, 4)
+KERNEL(hopper_fp8_128x192, 1, 96, 2, 192, 4)
 KERNEL(hopper_fp8_128x128, 1, 128, 2, 128, 6)
 KERNEL(hopper_fp8_64x128, 1, 128, 1, 128, 8)

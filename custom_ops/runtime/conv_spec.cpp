@@ -30,6 +30,7 @@ ConvSpec ReadConvSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, 
   spec.y_type = y;
   const NodeReader reader(ort, info, spec);
   reader.ReadPacked();
+  if (spec.rounds_x) Refuse(spec, "format 'fp8' is for DeftGemm alone");
   spec.channels = reader.Size("channels");
   spec.group = reader.Size("group");
   const Window window = ReadWindow(reader, spec);

@@ -1,11 +1,17 @@
 #include "cpu_gemm.h"
 
 #include "cpu_elements.h"
+#include "fp8_rounding.h"
 
 namespace deftonnx {
 
 CpuGemm::CpuGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y)
     : spec_(ReadGemmSpec(ort, info, x, y)), packed_(ort, info, spec_, 1) {
+  if (spec_.rounds_x) {
+    Tensor codes;
+    ort.ConstantInput(info, kInputWeight, &codes);
+    CheckFp8Codes(spec_, static_cast<const uint8_t*>(codes.data), spec_.N * spec_.padded_K);
+  }
   if (spec_.block == 0) return;
   Tensor kept;
   ort.ConstantInput(info, kInputKept, &kept);
@@ -30,7 +36,10 @@ void CpuGemm::WidenRow(const void* x, int64_t m, float* row) const {
 void CpuGemm::Compute(const Ort& ort, OrtKernelContext* context) const {
   const GemmInputs inputs = ReadInputs(spec_, ort, context);
   void* y = ort.Output(context, 0, inputs.y_shape);
-  const auto read = [&](int64_t, int64_t m, float* row) { WidenRow(inputs.x, m, row); };
+  const auto read = [&](int64_t, int64_t m, float* row) {
+    WidenRow(inputs.x, m, row);
+    if (spec_.rounds_x) RoundToFp8(row, spec_.K);
+  };
   packed_.Multiply(ort, context, inputs.M, read, inputs.residual, y);
 }
 

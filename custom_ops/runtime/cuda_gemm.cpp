@@ -1,6 +1,7 @@
 #include "cuda_gemm.h"
 
 #include "error.h"
+#include "fp8_rounding.h"
 #include "half_weight.h"
 
 namespace deftonnx {
@@ -18,6 +19,12 @@ void MakeHalfWeight(GemmNode& node, DeviceBuffer& new_codes, DeviceBuffer& new_s
   new_scale = DeviceBuffer(node.driver, scale);
   node.weight = new_codes.data();
   node.scale = new_scale.data();
+}
+
+void CheckCodes(const GemmNode& node) {
+  std::vector<uint8_t> codes(node.spec.N * node.spec.padded_K);
+  node.driver.CopyToHost(codes.data(), node.weight, codes.size());
+  CheckFp8Codes(node.spec, codes.data(), codes.size());
 }
 
 GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spec, DeviceBuffer& half_codes,
@@ -40,6 +47,7 @@ GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spe
                 nullptr,
                 {}};
   if (BecomesHalf(spec)) MakeHalfWeight(node, half_codes, half_scale);
+  if (spec.rounds_x) CheckCodes(node);
   if (spec.has_zero) {
     uint32_t zero = 0;
     driver.CopyToHost(&zero, constant(5).data, ElementBytes(spec.y_type));

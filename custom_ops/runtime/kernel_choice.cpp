@@ -6,6 +6,8 @@
 #include "error.h"
 #include "gemm_few_rows.h"
 #include "gemm_hopper.h"
+#include "gemm_hopper_fp8.h"
+#include "gemm_rounded.h"
 #include "gemm_simt.h"
 #include "gemm_stream.h"
 #include "gemm_tensor_core.h"
@@ -13,8 +15,12 @@
 namespace deftonnx {
 namespace {
 
-constexpr GemmFamily kFamilies[] = {StreamKernels, FewRowsKernels, HopperKernels, TensorCoreKernels,
-                                    SimtKernels};
+// Every family that multiplies X as it is.
+const std::vector<GemmFamily>& Families() {
+  static const std::vector<GemmFamily> families = {StreamKernels, FewRowsKernels, HopperKernels,
+                                                   TensorCoreKernels, SimtKernels};
+  return families;
+}
 
 constexpr int kIndexBits = 16;
 
@@ -22,7 +28,12 @@ constexpr int kIndexBits = 16;
 
 KernelChoice::KernelChoice(const GemmNode& node, std::shared_ptr<const MeasuredTimes> measured)
     : node_(node), measured_(std::move(measured)) {
-  for (GemmFamily family : kFamilies) family(node, kernels_);
+  if (node.spec.rounds_x) {
+    HopperFp8Kernels(node, kernels_);
+    RoundedKernels(node, Families(), kernels_);
+  } else {
+    for (GemmFamily family : Families()) family(node, kernels_);
+  }
   if (!kernels_.empty()) return;
   const std::string wanted = node.spec.kernel.empty() ? "" : " '" + node.spec.kernel + "'";
   throw InvalidNode("DeftGemm node '" + node.spec.node + "': no kernel" + wanted +

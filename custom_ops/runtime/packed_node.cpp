@@ -68,6 +68,10 @@ void NodeReader::SetFormat(const std::string& name) const {
   } else if (name.size() == 7 && name.rfind("deft8:", 0) == 0 && name[6] >= '1' && name[6] <= '7') {
     node_.format = Format::kDeft8;
     node_.exponent_bits = name[6] - '0';
+  } else if (name == "fp8") {
+    node_.format = Format::kDeft8;
+    node_.exponent_bits = 4;
+    node_.rounds_x = true;
   } else {
     Refuse(node_, "unknown format '" + name + "'");
   }

@@ -33,6 +33,7 @@ enum PackedInput : size_t {
 struct PackedNode : OperatorNode {
   Format format;
   int exponent_bits = 0;  // of deft8
+  bool rounds_x = false;  // format fp8: deft8:4, and X rounded to the same values as it is multiplied
   int64_t K, N;           // of W
   int64_t padded_K;       // K rounded up to 16
   int64_t block = 0;      // features of a kept block, 0: all features are kept

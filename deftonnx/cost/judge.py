@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from deftonnx.cost.roofline import ModelClock
 from deftonnx.cost.work import DEFT, STOCK, Convolution, Form, Product, Work
 from deftonnx.elimination.groups import Granularity
+from deftonnx.formats import weight_format
 from deftonnx.formats.conv_function import Window
 from deftonnx.layers import LinearLayer
 from deftonnx.layers.conv import ConvLayer
@@ -87,6 +88,7 @@ class Judge:
         self._clock, self._model, self._places, self._progress = clock, model, places, progress
         self._stock = Form(STOCK, kind)
         self._packed = Form(DEFT, kind, format_name)
+        self._packed_conv = Form(DEFT, kind, weight_format(format_name))  # whose activations are not rounded
         self._dense: dict[str, Work] = {}
         self._known: dict[tuple[Work, Form], tuple[list[float], str]] = {}
 
@@ -115,7 +117,8 @@ class Judge:
         work = self.work(layer)
         if work is None:
             return None
-        form = self._packed if packable else self._stock
+        packed = self._packed_conv if isinstance(work, Convolution) else self._packed
+        form = packed if packable else self._stock
         if layer.taps == 1 and absorbed:
             return self._shrunk(layer, work, form, density)
         if not isinstance(work, Convolution) or layer.taps == 1 or not packable:
@@ -149,14 +152,14 @@ class Judge:
         if node.op == "Conv":
             layer = ConvLayer(node)
             work = self._convolution(node.name, layer, layer.groups * layer.channels, layer.N)
-            return None if work is None else self._packs(node.name, work, self._packed)
+            return None if work is None else self._packs(node.name, work, self._packed_conv)
         dense = self._dense.get(node.name)
         groups, taps, channels, outputs = node.attrs["dense_shape"]
         if not isinstance(dense, Convolution):
             return None
         work = replace(dense, channels=groups * channels, N=groups * outputs)
         blocks, width, _ = node.inputs[1].shape
-        form = replace(self._packed, density=blocks * width / (groups * taps * channels), block=width)
+        form = replace(self._packed_conv, density=blocks * width / (groups * taps * channels), block=width)
         return self._packs(node.name, work, form)
 
     def _product(self, name: str, axis: int, groups: int, K: int, N: int) -> Product | None:

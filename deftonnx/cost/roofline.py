@@ -15,7 +15,7 @@ from onnx import TensorProto
 from deftonnx.cost.trial import gemm_of
 from deftonnx.cost.work import BYTES, DEFT, Convolution, Form, Product, Work, kept_features
 from deftonnx.errors import UnsupportedError
-from deftonnx.formats import get_format
+from deftonnx.formats import get_format, weight_format
 from deftonnx.runtime.cuda import Device
 from deftonnx.runtime.kernel_choice import TimedKernel, kernels_for
 
@@ -115,6 +115,6 @@ class ModelClock:
 
 
 def _weight_bytes(form: Form) -> float:
-    if form.operator == DEFT and form.format.startswith("deft8"):
+    if form.operator == DEFT and weight_format(form.format).startswith("deft8"):
         return 1.0
     return float(BYTES[form.type])

@@ -31,6 +31,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from deftonnx.formats.activation import Nodes
+from deftonnx.formats.fp8 import FP8
 from deftonnx.formats.operator_function import (
     DOMAIN,
     activation_nodes,
@@ -98,8 +99,10 @@ def conv_attributes(
 ) -> dict[str, Any]:
     """Return the attributes of a DeftConv node over `packed`, for X of that many channels.
 
-    Raises FormatError for an image of other than one or two axes.
+    Raises FormatError for an image of other than one or two axes, and for format fp8.
     """
+    if packed.format == FP8:
+        raise FormatError("DeftConv has no format fp8: its activations are not rounded")
     if len(window.kernel_shape) not in IMAGE_AXES:
         raise FormatError(f"DeftConv takes images of one or two axes, not {len(window.kernel_shape)}")
     return {

@@ -96,7 +96,7 @@ class Deft8:
         scale = np.where(scale * top > _LARGEST_FLOAT, np.nextafter(scale, np.float32(0)), scale)
         scale[largest == 0] = 1
         magnitude = np.abs(rows) / scale[:, None].astype(np.float64)
-        unsigned = np.minimum(_nearest(magnitude, self.exponent_bits), self.largest_code).astype(np.uint8)
+        unsigned = np.minimum(nearest(magnitude, self.exponent_bits), self.largest_code).astype(np.uint8)
         codes = unsigned | (np.signbit(rows).astype(np.uint8) << 7)
         return PackedWeight(self.name, codes, scale, weight.shape[0])
 
@@ -118,7 +118,7 @@ class Deft8:
         ]
 
 
-def _nearest(magnitude: np.ndarray, exponent_bits: int) -> np.ndarray:
+def nearest(magnitude: np.ndarray, exponent_bits: int) -> np.ndarray:
     """Return for each float64 magnitude the number of the nearest value, as if E had no largest one, ties to even.
 
     In every binade the codes are equally spaced, so the code is the magnitude in units of that spacing, plus the codes

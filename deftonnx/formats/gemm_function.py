@@ -2,6 +2,8 @@
 
     Y = activation(X[..., kept features] · (value(W)ᵀ * scale) + bias + residual)
 
+With format fp8 the kept features of X are rounded row by row before they are multiplied: see fp8.py.
+
 Inputs
     X: (..., features) float32, float16 or bfloat16.
     W: the codes of a PackedWeight, constant.
@@ -30,6 +32,7 @@ from onnx import TensorProto, helper
 
 from deftonnx.formats import get_format
 from deftonnx.formats.activation import Nodes
+from deftonnx.formats.fp8 import FP8, rounding_nodes
 from deftonnx.formats.operator_function import (
     DOMAIN,
     activation_nodes,
@@ -156,6 +159,7 @@ def _combination(node: onnx.NodeProto) -> str:
 
 
 def _function(node: onnx.NodeProto, name: str, opset: int) -> onnx.FunctionProto:
+    rounds = string_attribute(node, "format") == FP8
     nodes = [
         helper.make_node("Cast", ["X"], ["X_float"], to=TensorProto.FLOAT),
         integer_attribute("K", "K_scalar"),
@@ -164,7 +168,8 @@ def _function(node: onnx.NodeProto, name: str, opset: int) -> onnx.FunctionProto
         helper.make_node("Reshape", ["K_scalar", "flat"], ["K"]),
         *(_kept_features() if keeps_blocks(node) else [helper.make_node("Identity", ["X_float"], ["X_kept"])]),
         *decode_nodes(node, opset),
-        *_product(),
+        *(rounding_nodes("X_kept", "X_rounded", opset) if rounds else []),
+        *_product("X_rounded" if rounds else "X_kept"),
         *residual_nodes("biased", present=len(node.input) == len(_INPUTS)),
         *activation_nodes(string_attribute(node, "activation")),
         output_cast(),
@@ -172,14 +177,14 @@ def _function(node: onnx.NodeProto, name: str, opset: int) -> onnx.FunctionProto
     return make_function(name, _INPUTS[: len(node.input)], nodes, _ATTRIBUTES, opset)
 
 
-def _product() -> Nodes:
-    """From W_values (N, Kp) and X_kept (..., K) to the float32 `biased` (..., N)."""
+def _product(x: str) -> Nodes:
+    """From W_values (N, Kp) and `x` (..., K) to the float32 `biased` (..., N)."""
     return [
         integers("feature_axis", [1]),
         helper.make_node("Slice", ["W_values", "first", "K", "feature_axis"], ["W_rows"]),
         helper.make_node("Transpose", ["W_rows"], ["W_columns"], perm=[1, 0]),
         helper.make_node("Mul", ["W_columns", "scale"], ["weight"]),
-        helper.make_node("MatMul", ["X_kept", "weight"], ["product"]),
+        helper.make_node("MatMul", [x, "weight"], ["product"]),
         helper.make_node("Add", ["product", "bias"], ["biased"]),
     ]
 

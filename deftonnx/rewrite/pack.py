@@ -2,7 +2,9 @@
 
 `refuse` says which layers the operator cannot serve, and why. For the others: `pack_weights` makes packed weights,
 `decode` writes what those stand for back into the graph, and `pack` turns the layers into DeftGemm nodes that compute
-the same as that graph. A bias that is an Add of its own, an activation and a residual are left to the pass in `fuse`.
+the same as that graph. With format fp8 activations are rounded too, which no graph of decoded weights does: its nodes
+are packed with the weights' own format, and `round_activations` makes them fp8 when everything else has been done. A
+bias that is an Add of its own, an activation and a residual are left to the pass in `fuse`.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from deftonnx.formats import PackedWeight, pack_weight, unpack_weight
-from deftonnx.formats.gemm_function import OPERATOR, gemm_attributes, weight_tensors
+from deftonnx.formats import PackedWeight, pack_weight, unpack_weight, weight_format
+from deftonnx.formats.fp8 import FP8
+from deftonnx.formats.gemm_function import OPERATOR, gemm_attributes, is_gemm, weight_tensors
 from deftonnx.formats.operator_function import DOMAIN, OLDEST_OPSET
 from deftonnx.layers import LinearLayer
 from deftonnx.layers.gemm import GemmLayer
@@ -48,12 +51,12 @@ def refuse(layer: LinearLayer, opset: int) -> str | None:
 
 
 def pack_weights(layers: list[LinearLayer], formats: dict[str, str], in_kernel: set[str]) -> dict[str, PackedWeight]:
-    """The packed weight of every layer that `formats` gives a format, by layer name.
+    """The packed weight of every layer that `formats` gives a format, by layer name; for fp8 that of its weights alone.
 
     Layers in `in_kernel` are packed without the features they do not keep.
     """
     return {
-        layer.name: pack_weight(_kept_weight(layer, layer.name in in_kernel), formats[layer.name])
+        layer.name: pack_weight(_kept_weight(layer, layer.name in in_kernel), weight_format(formats[layer.name]))
         for layer in layers
         if layer.name in formats
     }
@@ -82,6 +85,13 @@ def pack(graph: gs.Graph, layers: list[LinearLayer], packed: dict[str, PackedWei
             if layer.name in packed:
                 _to_deft_gemm(layer, packed[layer.name], layer.name in in_kernel, stored)
     return bool(packed)
+
+
+def round_activations(graph: gs.Graph, names: set[str]) -> None:
+    """Turn the DeftGemm nodes of these names, with deft8:4 weights, into nodes of format fp8, in place."""
+    for node in graph.nodes:
+        if node.name in names and is_gemm(node.domain, node.op):
+            node.attrs["format"] = FP8
 
 
 def blocks_kept(kept: Array) -> tuple[int, Array] | None:

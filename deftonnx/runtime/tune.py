@@ -17,7 +17,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from deftonnx.errors import UnsupportedError
-from deftonnx.formats import FORMAT_NAMES, PackedWeight, pack_weight
+from deftonnx.formats import GEMM_FORMAT_NAMES, PackedWeight, pack_weight
 from deftonnx.formats.gemm_function import attach_gemm_functions, gemm_node, weight_tensors
 from deftonnx.runtime import cuda
 from deftonnx.runtime.bench import device_value
@@ -25,7 +25,7 @@ from deftonnx.runtime.cuda import Device
 from deftonnx.runtime.kernel_choice import TimedKernel, kernels_for
 from deftonnx.runtime.tuning_table import Point
 
-FORMATS = tuple(name for name in FORMAT_NAMES if not name.startswith("deft8:") or name in ("deft8:4", "deft8:7"))
+FORMATS = tuple(name for name in GEMM_FORMAT_NAMES if not name.startswith("deft8:") or name in ("deft8:4", "deft8:7"))
 """Kernels do not tell the deft8 apart, but for 6 and 7 exponent bits."""
 X_TYPES: dict[int, Any] = {
     TensorProto.FLOAT16: np.float16,

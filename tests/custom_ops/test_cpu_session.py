@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from gemm_model import DTYPES, gemm_model, reference, run_gemm
 
-from deftonnx.formats import FORMAT_NAMES, pack_weight
+from deftonnx.formats import GEMM_FORMAT_NAMES, pack_weight
 from deftonnx.formats.activation import ACTIVATIONS
 
 TOLERANCE = {np.float32: 1e-6, np.float16: 5e-4, ml_dtypes.bfloat16: 4e-3}
@@ -28,7 +28,7 @@ def check(Y, expected, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
-@pytest.mark.parametrize("name", ["fp32", *FORMAT_NAMES])
+@pytest.mark.parametrize("name", ["fp32", *GEMM_FORMAT_NAMES])
 def test_formats(options, name, dtype):
     X, packed, bias = case(name=name, dtype=dtype)
     check(run_gemm(gemm_model(X, packed, bias), X, options=options), reference(X, packed, bias), dtype)

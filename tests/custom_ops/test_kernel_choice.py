@@ -11,7 +11,7 @@ from gemm_model import gemm_model, reference, run_gemm
 from onnx import TensorProto
 
 from deftonnx.errors import UnsupportedError
-from deftonnx.formats import FORMAT_NAMES, get_format, pack_weight
+from deftonnx.formats import GEMM_FORMAT_NAMES, get_format, pack_weight
 from deftonnx.formats.gemm_function import gemm_node
 from deftonnx.runtime.cuda import Device
 from deftonnx.runtime.kernel_choice import kernels_for
@@ -100,7 +100,7 @@ def test_refusals_are_the_library_s(manifest, kernels, operator_library):
 
 @pytest.mark.parametrize("output", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16])
 @pytest.mark.parametrize("x_type", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16])
-@pytest.mark.parametrize("name", ["fp32", *FORMAT_NAMES])
+@pytest.mark.parametrize("name", ["fp32", *GEMM_FORMAT_NAMES])
 def test_every_operand_is_served(manifest, operator_library, name, x_type, output):
     for K, N in ((4096, 512), (8192, 48), (33, 7)):
         packed = pack_weight(np.zeros((K, N), np.float32), name)

@@ -10,7 +10,7 @@ from small_files import inputs, small_model
 from small_networks import convolutional, images, samples, transformer
 
 import deftonnx
-from deftonnx.formats import FORMAT_NAMES
+from deftonnx.formats import GEMM_FORMAT_NAMES
 
 
 def with_library(model, options, x):
@@ -18,7 +18,7 @@ def with_library(model, options, x):
     return session.run(None, {"x": x})
 
 
-@pytest.mark.parametrize("name", FORMAT_NAMES)
+@pytest.mark.parametrize("name", GEMM_FORMAT_NAMES)
 def test_transformer(options, name):
     x = samples()
     packed = deftonnx.optimize(transformer(), calib_data=x, density=1.0, format=name, measure=False).model

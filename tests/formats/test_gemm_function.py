@@ -10,7 +10,7 @@ import pytest
 from gemm_model import DTYPES, gemm_model, reference, run_gemm
 from test_round_trip import all_codes
 
-from deftonnx.formats import FORMAT_NAMES, FormatError, PackedWeight, pack_weight, unpack_weight
+from deftonnx.formats import FORMAT_NAMES, GEMM_FORMAT_NAMES, FormatError, PackedWeight, pack_weight, unpack_weight
 from deftonnx.formats.activation import ACTIVATIONS
 from deftonnx.formats.gemm_function import attach_gemm_functions, gemm_node, weight_tensors
 from deftonnx.formats.operator_function import MOST_BODIES
@@ -28,7 +28,7 @@ def case(seed, M, K, N, name, dtype=np.float32):
     )
 
 
-@pytest.mark.parametrize("name", ["fp32", *FORMAT_NAMES])
+@pytest.mark.parametrize("name", ["fp32", *GEMM_FORMAT_NAMES])
 def test_decoding_equals_unpack_exactly(name):
     packed = all_codes(name)
     packed = PackedWeight(name, packed.codes, np.array([0.75], np.float32), packed.K)
@@ -41,7 +41,7 @@ def test_decoding_equals_unpack_exactly(name):
     assert np.array_equal(Y, expected[sample])
 
 
-@pytest.mark.parametrize("name", ["fp32", *FORMAT_NAMES])
+@pytest.mark.parametrize("name", ["fp32", *GEMM_FORMAT_NAMES])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_one_layer(name, shape):
     X, packed, bias = case(1, *shape, name)

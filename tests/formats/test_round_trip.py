@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from deftonnx.formats import FORMAT_NAMES, FormatError, PackedWeight, get_format, pack_weight, unpack_weight
+from deftonnx.formats import GEMM_FORMAT_NAMES, FormatError, PackedWeight, get_format, pack_weight, unpack_weight
 from deftonnx.formats.deft8 import Deft8, choose_exponent_bits, decode_table
 from deftonnx.formats.packed import padded
 
@@ -50,7 +50,7 @@ def all_codes(name):
     return PackedWeight(name, codes, np.ones(1, np.float32), K)
 
 
-@pytest.mark.parametrize("name", ["fp32", *FORMAT_NAMES])
+@pytest.mark.parametrize("name", ["fp32", *GEMM_FORMAT_NAMES])
 def test_every_code_is_a_fixed_point(name):
     packed = all_codes(name)
     weight = unpack_weight(packed)
@@ -59,7 +59,7 @@ def test_every_code_is_a_fixed_point(name):
     assert np.array_equal(bits(unpack_weight(again)), bits(weight))
 
 
-@pytest.mark.parametrize("name", ["fp32", *FORMAT_NAMES])
+@pytest.mark.parametrize("name", ["fp32", *GEMM_FORMAT_NAMES])
 @pytest.mark.parametrize(("K", "N"), SHAPES)
 def test_layout(name, K, N):
     weight = np.random.default_rng(K * 100 + N).standard_normal((K, N)).astype(np.float32)
@@ -70,14 +70,14 @@ def test_layout(name, K, N):
     assert unpack_weight(packed).shape == (K, N)
 
 
-@pytest.mark.parametrize("name", ["fp32", *FORMAT_NAMES])
+@pytest.mark.parametrize("name", ["fp32", *GEMM_FORMAT_NAMES])
 def test_padding_contributes_nothing(name):
     packed = pack_weight(np.full((17, 3), -1.5, np.float32), name)
     tail = get_format(name).decode(packed.codes)[:, 17:]
     assert np.abs(tail).max() < 2.0**-126
 
 
-@pytest.mark.parametrize("name", ["fp32", *FORMAT_NAMES])
+@pytest.mark.parametrize("name", ["fp32", *GEMM_FORMAT_NAMES])
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_infinities_and_nan_are_refused(name, bad):
     weight = np.ones((3, 2), np.float32)
@@ -198,7 +198,7 @@ def test_auto_minimises_the_output_error():
 
 
 @settings(max_examples=30)
-@given(finite_weights, st.sampled_from(["fp32", *FORMAT_NAMES]))
+@given(finite_weights, st.sampled_from(["fp32", *GEMM_FORMAT_NAMES]))
 def test_packing_again_changes_nothing(weight, name):
     packed = pack_weight(weight, name)
     again = pack_weight(unpack_weight(packed), name)

@@ -7,7 +7,7 @@ import pytest
 from gemm_cases import Case, covering_rows, failure, make_case, run_cases
 from gemm_model import DTYPES
 
-from deftonnx.formats import FORMAT_NAMES, pack_weight
+from deftonnx.formats import GEMM_FORMAT_NAMES, pack_weight
 
 CHUNK = 16
 ROWS = covering_rows()
@@ -40,7 +40,7 @@ def plain_case(shape, name, dtype, output, path="auto"):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
-@pytest.mark.parametrize("name", ["fp32", *FORMAT_NAMES])
+@pytest.mark.parametrize("name", ["fp32", *GEMM_FORMAT_NAMES])
 def test_shapes(options, name, dtype):
     outputs = itertools.cycle((dtype, np.float32))
     check([plain_case(shape, name, dtype, next(outputs)) for shape in SHAPES], options)

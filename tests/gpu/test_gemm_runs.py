@@ -13,7 +13,8 @@ from deftonnx.formats import pack_weight
 CUDA = ["CUDAExecutionProvider"]
 # rows of X, format, path: one of each kind of kernel
 KINDS = [(1, "half", "auto"), (8, "deft8:3", "auto"), (100, "half", "auto"), (100, "deft8:3", "auto"),
-         (100, "deft16", "auto"), (100, "deft16q", "auto"), (100, "deft16q", "simt"), (700, "half", "auto")]  # fmt: skip
+         (100, "deft16", "auto"), (100, "deft16q", "auto"), (100, "deft16q", "simt"), (700, "half", "auto"),
+         (8, "fp8", "auto"), (700, "fp8", "auto")]  # fmt: skip
 
 
 def case(M, K, N, name):
@@ -79,7 +80,10 @@ def chain(X, packed, bias, layers):
 
 
 @pytest.mark.parametrize("graph", [False, True])
-@pytest.mark.parametrize(("M", "K", "name"), [(1, 512, "half"), (16, 256, "half"), (16, 2048, "deft8:4")])
+@pytest.mark.parametrize(
+    ("M", "K", "name"),
+    [(1, 512, "half"), (16, 256, "half"), (16, 2048, "deft8:4"), (16, 512, "fp8"), (300, 512, "fp8")],
+)
 def test_layers_that_start_early_wait_for_their_input(options, M, K, name, graph):
     X, packed, bias = case(M, K, K, name)
     provider = ("CUDAExecutionProvider", {"enable_cuda_graph": str(int(graph))})

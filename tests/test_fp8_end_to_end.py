@@ -1,0 +1,81 @@
+"""`optimize(format="fp8")`: activations are rounded in the finished model, as its plan says, layer by layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from models import assert_same, model, run
+from onnx import numpy_helper
+from small_files import inputs, small_model
+from small_networks import convolutional, images, samples, transformer
+from test_formats_end_to_end import optimised, packed_nodes, weight_of
+
+import deftonnx
+from deftonnx.formats.conv_function import is_conv
+from deftonnx.formats.fp8 import round_rows
+from deftonnx.plan import Plan
+
+
+def formats(result: deftonnx.Result) -> dict[str, str]:
+    return {name: node["format"].decode() for name, node in packed_nodes(result.model).items()}
+
+
+def test_one_layer() -> None:
+    proto = model("graph (float[N,48] x) => (float[N,20] y) <float[48,20] w, float[20] b> { [fc] y = Gemm (x, w, b) }")
+    x = np.random.default_rng(0).standard_normal((64, 48), np.float32)
+    result = optimised(proto, "fp8", calib_data=x, density=1.0)
+    bias = numpy_helper.to_array(next(t for t in proto.graph.initializer if t.name == "b"))
+    rounded = round_rows(x).astype(np.float64) @ weight_of(result.model, "fc")
+    (got,) = run(result.model, {"x": x})
+    assert np.linalg.norm(got - (rounded + bias)) <= 1e-6 * np.linalg.norm(got)
+    (row,) = result.report.layers
+    dense = x @ numpy_helper.to_array(proto.graph.initializer[0])
+    error = np.square(rounded - dense).sum() / np.square(dense - dense.mean(0)).sum()
+    assert row.format_error == pytest.approx(error, rel=0.02)
+    weights_alone = optimised(proto, "deft8:4", calib_data=x, density=1.0).report.layers[0]
+    assert weights_alone.format_error is not None
+    assert row.format_error > 1.5 * weights_alone.format_error
+    assert row.bytes_after == weights_alone.bytes_after
+
+
+def test_transformer_differs_from_its_weights_alone_by_the_rounding_of_activations() -> None:
+    x = samples()
+    result = optimised(transformer(), "fp8", calib_data=x, density=1.0)
+    assert set(formats(result).values()) == {"fp8"}
+    weights_alone = optimised(transformer(), "deft8:4", calib_data=x, density=1.0)
+    assert_same(run(result.model, {"x": x}), run(weights_alone.model, {"x": x}), 0.1)
+    with pytest.raises(AssertionError):
+        assert_same(run(result.model, {"x": x}), run(weights_alone.model, {"x": x}), 1e-3)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.5])
+def test_a_plan_gives_the_same_bytes_and_an_optimised_model_stays(density: float) -> None:
+    data = inputs(2000)
+    first = optimised(small_model(), "fp8", calib_data=data, density=density)
+    assert set(formats(first).values()) == {"fp8"}
+    again = deftonnx.optimize(small_model(), calib_data=data, plan=Plan.from_json(first.plan.to_json()), measure=False)
+    assert again.model.SerializeToString(deterministic=True) == first.model.SerializeToString(deterministic=True)
+    second = optimised(first.model, "fp8", calib_data=data, density=density)
+    assert all("already packed as fp8" in refusal.reason for refusal in second.report.left_alone)
+    np.testing.assert_array_equal(run(second.model, {"x": data})[0], run(first.model, {"x": data})[0])
+
+
+def test_the_plan_says_which_layers_round() -> None:
+    plan = optimised(small_model(), "deft8:4", calib_data=inputs(), density=1.0).plan
+    plan.layers[1].format = "fp8"
+    result = deftonnx.optimize(small_model(), calib_data=inputs(), plan=plan, measure=False)
+    assert formats(result) == {"fc0": "deft8:4", "fc1": "fp8", "fc2": "deft8:4"}
+    assert [entry.format for entry in result.plan.layers] == ["deft8:4", "fp8", "deft8:4"]
+
+
+def test_regions_in_16_bits_and_convolutions() -> None:
+    """Convolutions stay in 16 bits."""
+    options: dict[str, Any] = {"calib_data": images(), "density": 1.0, "preset": "dense16", "target": "cuda"}
+    result = optimised(convolutional(), "fp8", **options)
+    convs = [node for node in result.model.graph.node if is_conv(node.domain, node.op_type)]
+    found = {a.s.decode() for node in convs for a in node.attribute if a.name == "format"}
+    assert found == {"half"}
+    assert set(formats(result).values()) == {"fp8"}
+    assert_same(run(result.model, {"x": images()}), run(convolutional(), {"x": images()}), 0.2)
