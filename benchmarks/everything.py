@@ -60,6 +60,7 @@ PARTS = {
     "gpu_tests": Part("gpu_tests.py", (), 4, knows_limit=True),
     "gemm_shapes": Part("gemm_speed.py", ("--part", "shapes"), 3),
     "gemm_streaming": Part("gemm_speed.py", ("--part", "streaming"), 1),
+    "gemm_fp8": Part("gemm_speed.py", ("--part", "fp8"), 1),
     "conv_speed": Part("conv_speed.py", (), 3),
     "gemm_elimination": Part("gemm_speed.py", ("--part", "elimination"), 1),
     "gemm_chains": Part("gemm_speed.py", ("--part", "chains"), 1),
