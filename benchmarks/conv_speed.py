@@ -3,9 +3,9 @@
     python benchmarks/conv_speed.py [--batch 64] [--network resnet50|vgg16] [--part dense|eliminated] [--output FILE]
 
 Candidates alternate in one process, seven rounds each, all in CUDA graphs and float16; figures are microseconds a
-layer, median and range. cuDNN is timed without any epilogue, with its own fused ones, and followed by PyTorch's
-elementwise kernels. DeftConv always adds bias and ReLU, and the residual where the network has one. Needs PyTorch with
-CUDA and ONNX Runtime's CUDA provider.
+layer, median and range. cuDNN is timed without any epilogue and with its own fused ones; where a layer has a residual
+also followed by PyTorch's elementwise kernels, and ONNX Runtime's are timed alone. DeftConv always adds bias and ReLU,
+and the residual where the network has one. Needs PyTorch with CUDA and ONNX Runtime's CUDA provider.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import statistics
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,11 @@ from deftonnx.formats.conv_function import Window, attach_conv_functions, conv_a
 from deftonnx.formats.gemm_function import weight_tensors
 
 ROUND_SECONDS = 0.002
-TILES = ("128x256", "128x128")
 OUTPUT_BYTES = 600e6  # of a candidate's layers together
+PARTS = ("dense", "eliminated")
+KEPT_BLOCKS = (64, 8)  # channels
+LEAST_FEATURES = 1000  # of a layer whose elimination is measured
+SIDE_BY_SIDE = {64: 3, 1: 16}  # layers of a run, by batch: what a run costs on the CPU must stay hidden
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Timing:
 
     @property
     def count(self) -> int:
-        return int(max(1, min(4, OUTPUT_BYTES / (2 * math.prod(self.output_shape)))))
+        return int(max(1, min(SIDE_BY_SIDE[self.batch], OUTPUT_BYTES / (2 * math.prod(self.output_shape)))))
 
 
 def deft_model(timing: Timing, compute: str, block: int = 0, residual: bool = False) -> onnx.ModelProto:
@@ -119,6 +123,7 @@ def deft_model(timing: Timing, compute: str, block: int = 0, residual: bool = Fa
     nodes, outputs = [], []
     for i in range(timing.count):
         packed = random_packed("half", features, layer.outputs, i)
+        packed = replace(packed, scale=np.ones_like(packed.scale))  # as every weight in half has
         initializers += weight_tensors(packed, f"W{i}")
         options: dict[str, Any] = {"block": block, "activation": "relu", "output_type": TensorProto.FLOAT16}
         attributes = conv_attributes(packed, layer.window, layer.channels, compute=compute, **options)
@@ -131,18 +136,33 @@ def deft_model(timing: Timing, compute: str, block: int = 0, residual: bool = Fa
 
 
 def deft_runner(timing: Timing, compute: str = "auto", block: int = 0, residual: bool = False) -> Run | None:
-    """One run of the layers in a CUDA graph of a session; None where that kernel does not serve the layer."""
-    model = deft_model(timing, compute, block, residual)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    runtime.register(options)
-    provider = ("CUDAExecutionProvider", {"enable_cuda_graph": "1"})
+    """One run of the layers as DeftConv nodes; None where that kernel does not serve the layer."""
     try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=[provider])
+        return session_runner(deft_model(timing, compute, block, residual))
     except Exception as error:
         if "no kernel" not in str(error):
             raise
         return None
+
+
+def elementwise_runner(timing: Timing) -> Run:
+    """ONNX Runtime's Add and Relu over the layers' outputs, which are all the same here."""
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT16, timing.output_shape) for n in ("X", "R")]
+    nodes, outputs = [], []
+    for i in range(timing.count):
+        nodes += [helper.make_node("Add", ["X", "R"], [f"Z{i}"]), helper.make_node("Relu", [f"Z{i}"], [f"Y{i}"])]
+        outputs.append(helper.make_tensor_value_info(f"Y{i}", TensorProto.FLOAT16, timing.output_shape))
+    graph = helper.make_graph(nodes, "elementwise", values, outputs)
+    return session_runner(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+
+
+def session_runner(model: onnx.ModelProto) -> Run:
+    """One run of the model in a CUDA graph of a session, inputs and outputs on the GPU."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    runtime.register(options)
+    provider = ("CUDAExecutionProvider", {"enable_cuda_graph": "1"})
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=[provider])
     binding = session.io_binding()
     rng = np.random.default_rng(2)
     keep = []
@@ -202,25 +222,60 @@ def torch_runner(timing: Timing, end: str) -> Run:
     return run
 
 
-def dense_candidates(timing: Timing) -> Iterator[tuple[str, Run | None]]:
-    """DeftConv as it chooses, and cuDNN with every end."""
-    yield "deft", deft_runner(timing, residual=timing.layer.residual)
-    for end in ("none", "fused", "apart"):
-        yield f"torch {end}", torch_runner(timing, end)
-
-
-def eliminated_candidates(timing: Timing) -> Iterator[tuple[str, Run | None]]:
-    """Half of the features, by what is kept as a unit, the dense kernels, and cuDNN without an end."""
-    if timing.layer.features < 1000:
-        return
-    for block in (64, 32, 8):
-        yield f"block:{block}", deft_runner(timing, block=block)
-    for tile in TILES:
-        yield f"dense {tile}", deft_runner(timing, f"fp16_hopper_{tile}")
+def candidates(timing: Timing, parts: Collection[str]) -> Iterator[tuple[str, Run | None]]:
+    """What is timed together for the parts."""
+    residual = timing.layer.residual
     yield "torch none", torch_runner(timing, "none")
+    if "dense" in parts:
+        yield "deft", deft_runner(timing, residual=residual)
+    if "dense" in parts and residual:
+        yield "torch fused", torch_runner(timing, "fused")
+        yield "torch apart", torch_runner(timing, "apart")
+        yield "ort elementwise", elementwise_runner(timing)
+    if "eliminated" in parts:
+        for block in KEPT_BLOCKS:
+            yield f"block:{block}", deft_runner(timing, block=block)
+        yield "dense", deft_runner(timing, "fp16_hopper")  # our own, whatever cuDNN does
 
 
-PARTS = {"dense": dense_candidates, "eliminated": eliminated_candidates}
+def parts_of(timing: Timing, asked: Collection[str]) -> list[str]:
+    """The asked parts that a layer has."""
+    eliminated = timing.batch > 1 and timing.layer.features >= LEAST_FEATURES
+    return [part for part in asked if part == "dense" or eliminated]
+
+
+def times_of(part: str, us: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Of what was timed together, what belongs to the part."""
+    eliminated = [*(f"block:{block}" for block in KEPT_BLOCKS), "dense"]
+    others = eliminated if part == "dense" else ("deft", "torch fused", "torch apart", "ort elementwise")
+    return {name: times for name, times in us.items() if name not in others}
+
+
+def ratios(part: str, us: dict[str, list[float]]) -> dict[str, float]:
+    """How many times as fast a row's DeftConv is as what it is compared with, by the medians."""
+    t = {name: times[0] for name, times in us.items()}
+    if part == "eliminated":
+        pairs = {f"block:64 over {name}": t[name] / t["block:64"] for name in ("dense", "torch none")}
+        return pairs | {"block:8 over dense": t["dense"] / t["block:8"]}
+    if "torch fused" not in t:
+        return {"deft over bare": t["torch none"] / t["deft"]}
+    apart = min(t["torch apart"], t["torch none"] + t["ort elementwise"])
+    return {"with residual over fused": t["torch fused"] / t["deft"], "with residual over apart": apart / t["deft"]}
+
+
+def geometric_means(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The geometric mean of every ratio, by part and batch."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for name, ratio in ratios(row["part"], row["us"]).items():
+            found.setdefault(f"{row['part']}, batch {row['batch']}, {name}", []).append(ratio)
+    return {name: round(math.exp(statistics.fmean(map(math.log, values))), 3) for name, values in found.items()}
+
+
+def _show(row: dict[str, Any]) -> None:
+    times = {name: values[0] for name, values in row["us"].items()}
+    found = {name: round(ratio, 2) for name, ratio in ratios(row["part"], row["us"]).items()}
+    print(row["part"], row["batch"], *row["layer"].values(), times, found, flush=True)
 
 
 def main() -> None:
@@ -239,20 +294,23 @@ def main() -> None:
         "rows": [],
     }
     for batch in arguments.batch or (64, 1):
-        for part in arguments.part or PARTS:
-            for network in arguments.network or NETWORKS:
-                for layer in NETWORKS[network]:
-                    timing = Timing(layer, batch)
-                    candidates = {name: run for name, run in PARTS[part](timing) if run is not None}
-                    if not candidates:
-                        continue
-                    us = time_together(candidates, timing.count, ROUND_SECONDS)
-                    row = {"part": part, "batch": batch, "network": network, "layer": vars(layer), "us": us}
-                    result["rows"].append(row)
-                    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
-                    print(part, batch, *vars(layer).values(), {k: v[0] for k, v in us.items()}, flush=True)
-                    del candidates
-                    torch.cuda.empty_cache()
+        for network in arguments.network or NETWORKS:
+            for layer in NETWORKS[network]:
+                timing = Timing(layer, batch)
+                parts = parts_of(timing, arguments.part or PARTS)
+                runs = {name: run for name, run in candidates(timing, parts) if run is not None}
+                if not parts:
+                    continue
+                us = time_together(runs, timing.count, ROUND_SECONDS)
+                for part in parts:
+                    row = {"part": part, "batch": batch, "network": network, "layer": vars(layer)}
+                    result["rows"].append(row | {"us": times_of(part, us)})
+                    _show(result["rows"][-1])
+                result["geometric_means"] = geometric_means(result["rows"])
+                arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+                del runs
+                torch.cuda.empty_cache()
+    print(json.dumps(result["geometric_means"], indent=1))
 
 
 if __name__ == "__main__":

@@ -282,7 +282,7 @@ def convolutions_eliminated() -> str:
     rows = [row for row in (content or {"rows": []})["rows"] if row["part"] == "eliminated"]
     if content is None or not rows:
         return NOTHING
-    blocks = ("block:64", "block:32", "block:8")
+    blocks = ("block:64", "block:8")
     lines = []
     for row in rows:
         dense, bare = _least(row, "dense"), _us(row, "torch none")

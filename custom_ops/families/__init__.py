@@ -8,7 +8,9 @@ in parallel.
 """
 
 from families import (
+    conv_depthwise,
     conv_direct,
+    conv_few_channels,
     conv_hopper,
     few_rows,
     hopper,
@@ -20,4 +22,8 @@ from families import (
     tensor_core,
 )
 
-FAMILIES = (few_rows, stream, hopper, hopper_fp8, round_rows, tensor_core, simt, conv_hopper, conv_direct, pool)
+FAMILIES = (
+    *(few_rows, stream, hopper, hopper_fp8, round_rows, tensor_core, simt),
+    *(conv_hopper, conv_few_channels, conv_depthwise, conv_direct),
+    pool,
+)

@@ -1,4 +1,4 @@
-"""The kernels of kernels/gemm_hopper.cu, each in the ways of sharing work that tuning/sm90.json lists."""
+"""The kernels of kernels/gemm_hopper.cu for DeftGemm, each in the ways of sharing work that tuning/sm90.json lists."""
 
 from __future__ import annotations
 
@@ -33,19 +33,24 @@ class Hopper:
     step_ns: float
     tile_ns: float
     fixed_ns: float
+    convolution: bool = False  # DeftConv's
 
     @property
     def entry(self) -> str:
         """The function's name in the machine code."""
-        return f"hopper_{self.type}_{self.tile[0]}x{self.tile[1]}{'_turns' if self.turns else ''}"
+        return f"{'conv' if self.convolution else 'hopper'}_{self.type}_{self._tile}"
 
     @property
     def name(self) -> str:
         """What users and result files call it."""
         pair = "" if self.pair == "none" else f"_{self.pair}"
         splits = "" if self.splits == 1 else f"_split{self.splits}"
-        tile = self.entry.removeprefix(f"hopper_{self.type}_")
-        return f"{self.type}_{self.type}_hopper_{tile}{pair}{splits}"
+        operands = self.type if self.convolution else f"{self.type}_{self.type}"
+        return f"{operands}_hopper_{self._tile}{pair}{splits}"
+
+    @property
+    def _tile(self) -> str:
+        return f"{self.tile[0]}x{self.tile[1]}{'_turns' if self.turns else ''}"
 
     @property
     def warpgroups(self) -> int:
@@ -55,7 +60,7 @@ class Hopper:
     @property
     def threads(self) -> int:
         """Threads of a block: those that multiply and those that load."""
-        return 128 * self.warpgroups + (128 if self.warpgroups == 2 else 64)
+        return 128 * self.warpgroups + (128 if self.warpgroups > 1 else 64)
 
     @property
     def shared_bytes(self) -> int:
@@ -74,17 +79,25 @@ def shared_bytes_of(tile: tuple[int, int], stages: int, warpgroups: int) -> int:
     return stages * stage + 4 * warpgroups * _UNIT_BYTES + (2 * stages + 3) * _BARRIER_BYTES
 
 
-def kernels(architectures: list[int] | None = None) -> list[Hopper]:
-    """Return the kernels, if their architecture is asked for."""
+def kernels(architectures: list[int] | None = None, convolution: bool = False) -> list[Hopper]:
+    """Return the kernels for DeftGemm or DeftConv, if their architecture is asked for."""
     if architectures is not None and _ARCHITECTURE not in architectures:
         return []
-    table = json.loads(TUNING.read_text())["gemm_hopper"]
-    return [Hopper(type=name, **row | {"tile": tuple(row["tile"])}) for row in table for name in ("fp16", "bf16")]
+    table = json.loads(TUNING.read_text())["conv_hopper" if convolution else "gemm_hopper"]
+    return [
+        Hopper(type=name, convolution=convolution, **row | {"tile": tuple(row["tile"])})
+        for row in table
+        for name in ("fp16", "bf16")
+    ]
 
 
 def rows(architectures: list[int] | None, cache: Path, each: Callable[..., Any]) -> list[Row]:
     """Compile the kernels and return their rows."""
-    members = kernels(architectures)
+    return compiled(kernels(architectures), cache)
+
+
+def compiled(members: list[Hopper], cache: Path) -> list[Row]:
+    """Rows of `members` with their machine code."""
     if not members:
         return []
     code = compile_cuda.compile_cached(_SOURCE, _TARGET, cache)

@@ -23,6 +23,8 @@
 // sums of any wgmma whose rows are X's. A kernel with W on the left (unpacked in registers) makes the
 // transposed tile and needs an end of its own.
 #include "hopper_loads.cuh"
+#include "hopper_residual.cuh"
+#include "hopper_windows.cuh"
 #include "hopper_work.cuh"
 #include "wgmma.cuh"
 
@@ -84,6 +86,8 @@ class Consumer {
       int row, column;
       work_.place(cell, &row, &column);
       prefetch_columns<T::kColumns>(p_.output, column);
+      const bool adds = p_.by_box && p_.output.residual != nullptr;
+      if (adds) fetch_units(row, column);
       float sums[T::kBlocks][T::kSums];
       // the second goes first in no round: its wait is for this round of the first, that of the first for the
       // last round
@@ -93,16 +97,22 @@ class Consumer {
       if constexpr (T::kSplits) {
         if (p_.splits > 1) return finish_splits(sums[0], row, column);
       }
-#pragma unroll
-      for (int block = 0; block < T::kBlocks; ++block) {
-        finish(sums[block], row + (T::kPingPong ? 64 * block + 16 * (warp_ % 4) : 16 * warp_), column);
+      if (adds) {
+        finish_added(sums, row, column);
+        continue;
       }
+#pragma unroll
+      for (int block = 0; block < T::kBlocks; ++block) finish(sums[block], own_row(row, block), column);
     }
     if (p_.by_box) ptx::wait_stores_read<0>();
   }
 
  private:
   __device__ uint32_t own_unit() const { return memory_ + T::kUnits + warp_ * kUnitBytes; }
+  // This warp's first row of a block of 64 rows of the tile at `row`.
+  __device__ int own_row(int row, int block) const {
+    return row + (T::kPingPong ? 64 * block + 16 * (warp_ % 4) : 16 * warp_);
+  }
 
   __device__ void multiply(float (&sums)[T::kBlocks][T::kSums]) {
     const int block_step = p_.box_columns * 64 * 2 >> 4;
@@ -161,6 +171,48 @@ class Consumer {
   template <Finish FINISH>
   __device__ void store(const float (&sums)[T::kSums], int row, int column) const {
     store_boxes<TypeCode<Element>::value, FINISH>(p_.output, p_.y, sums, own_unit(), row, column);
+  }
+
+  // Starts to bring a unit's residual, counted over the warp's rows of a tile; two units are under way at a
+  // time.
+  __device__ void fetch_unit(int unit, int row, int column) const {
+    if (unit < T::kBlocks * T::kPieces) {
+      fetch_residual(p_.output, own_unit() + unit % 2 * (kUnitBytes / 2), own_row(row, unit / T::kPieces),
+                     column + unit % T::kPieces * kUnitColumns);
+    }
+    ptx::commit_copies();
+  }
+  __device__ void fetch_units(int row, int column) const {
+    ptx::wait_stores_read<0>();
+    __syncwarp();
+    fetch_unit(0, row, column);
+    fetch_unit(1, row, column);
+  }
+
+  __device__ void finish_added(const float (&sums)[T::kBlocks][T::kSums], int row, int column) const {
+    if (finish_of(p_.output.epilogue) == Finish::kFloor) {
+      store_added<Finish::kFloor>(sums, row, column);
+    } else {
+      store_added<Finish::kLine>(sums, row, column);
+    }
+  }
+
+  template <Finish FINISH>
+  __device__ void store_added(const float (&sums)[T::kBlocks][T::kSums], int row, int column) const {
+#pragma unroll
+    for (int unit = 0; unit < T::kBlocks * T::kPieces; ++unit) {
+      const int block = unit / T::kPieces, piece = unit % T::kPieces, first = column + piece * kUnitColumns;
+      ptx::wait_copy_groups<1>();
+      __syncwarp();
+      if (first < p_.output.N) {
+        store_box_added<TypeCode<Element>::value, FINISH>(p_.output, p_.y, sums[block], piece,
+                                                          own_unit() + unit % 2 * (kUnitBytes / 2),
+                                                          own_row(row, block), first);
+      }
+      ptx::wait_stores_read<0>();
+      __syncwarp();
+      fetch_unit(unit + 2, row, column);
+    }
   }
 
   // Where COUNT blocks share out K, a unit of the tile is made of items, each added up by one of the blocks:
@@ -248,18 +300,9 @@ class Consumer {
   Ring<T::kStages> ring_;
 };
 
-template <class T>
-__device__ void load_operands(const Problem& p, const Work<T>& work, uint32_t memory, int loader) {
-  if (loader == 0) {
-    load_x(p, work, memory);
-  } else if (loader == 1) {
-    load_w(p, work, memory);
-  }
-  __syncwarp();
-}
-
-template <class Element, class T>
-__device__ void gemm(const Problem& p) {
+// load_x(work, memory): what one warp does to bring X.
+template <class Element, class T, class LoadX>
+__device__ void gemm(const Problem& p, const LoadX& load_x) {
   extern __shared__ __align__(1024) unsigned char shared[];
   const uint32_t memory = ptx::shared_address(shared);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
@@ -280,11 +323,13 @@ __device__ void gemm(const Problem& p) {
   ptx::launch_dependents();
 
   if (warp >= T::kWarps) {
-    if (T::kMovesRegisters) ptx::give_up_registers<40>();
-    load_operands(p, work, memory, warp - T::kWarps);
+    if (T::kMovesRegisters) ptx::give_up_registers<T::kLoaderRegisters>();
+    if (warp == T::kWarps) load_x(work, memory);
+    if (warp == T::kWarps + 1) load_w(p, work, memory);
+    __syncwarp();
     if (p.splits > 1) ptx::cluster_sync();
   } else {
-    if (T::kMovesRegisters) ptx::take_registers<232>();
+    if (T::kMovesRegisters) ptx::take_registers<T::kRegisters>();
     ptx::wait_dependencies();
     Consumer<Element, T> consumer(p, work, memory, warp);
     consumer.run();
@@ -295,10 +340,11 @@ __device__ void gemm(const Problem& p) {
 }  // namespace
 }  // namespace hopper
 
-#define KERNEL(name, Element, blocks, ...)                                                  \
-  extern "C" __global__ void __launch_bounds__(hopper::Tile<__VA_ARGS__>::kThreads, blocks) \
-      name(const __grid_constant__ hopper::Problem p) {                                     \
-    hopper::gemm<Element, hopper::Tile<__VA_ARGS__>>(p);                                    \
+#define KERNEL(name, Element, blocks, ...)                                                           \
+  extern "C" __global__ void __launch_bounds__(hopper::Tile<__VA_ARGS__>::kThreads, blocks)          \
+      name(const __grid_constant__ hopper::Problem p) {                                              \
+    const auto load_x = [&](const auto& work, uint32_t memory) { hopper::load_x(p, work, memory); }; \
+    hopper::gemm<Element, hopper::Tile<__VA_ARGS__>>(p, load_x);                                     \
   }
 #define KERNELS(type, Element)                                       \
   KERNEL(hopper_##type##_128x256, Element, 1, 2, 256, 4)             \
@@ -309,3 +355,22 @@ __device__ void gemm(const Problem& p) {
 
 KERNELS(fp16, __half)
 KERNELS(bf16, __nv_bfloat16)
+
+// DeftConv: the same products, X made of images' windows as it is read.
+#define CONV_KERNEL(name, Element, blocks, ...)                                                         \
+  extern "C" __global__ void __launch_bounds__(hopper::Tile<__VA_ARGS__>::kThreads, blocks)             \
+      name(const __grid_constant__ hopper::Problem p, const __grid_constant__ hopper::Windows w) {      \
+    const auto load_x = [&](const auto& work, uint32_t memory) { hopper::load_x(p, w, work, memory); }; \
+    hopper::gemm<Element, hopper::Tile<__VA_ARGS__>>(p, load_x);                                        \
+  }
+#define CONV_KERNELS(type, Element)                                     \
+  CONV_KERNEL(conv_##type##_128x256, Element, 1, 2, 256, 4)             \
+  CONV_KERNEL(conv_##type##_128x192, Element, 1, 2, 192, 4)             \
+  CONV_KERNEL(conv_##type##_192x128, Element, 1, 3, 128, 4)             \
+  CONV_KERNEL(conv_##type##_128x128_turns, Element, 1, 2, 128, 6, true) \
+  CONV_KERNEL(conv_##type##_128x64_turns, Element, 1, 2, 64, 8, true)   \
+  CONV_KERNEL(conv_##type##_64x128, Element, 1, 1, 128, 8)              \
+  CONV_KERNEL(conv_##type##_64x64, Element, 2, 1, 64, 6)
+
+CONV_KERNELS(fp16, __half)
+CONV_KERNELS(bf16, __nv_bfloat16)

@@ -37,14 +37,16 @@ struct Tile {
   static constexpr int kColumns = COLUMNS, kStages = STAGES;
   static constexpr bool kPingPong = PING_PONG;
   static constexpr int kRows = PING_PONG ? 128 : 64 * WARPGROUPS;
-  static constexpr int kBlocks = PING_PONG ? 2 : 1;              // of 64 rows, that a warpgroup multiplies
-  static constexpr int kWarps = 4 * WARPGROUPS;                  // that multiply
-  static constexpr int kReleases = PING_PONG ? 4 : kWarps;       // warps that read a stage
-  static constexpr int kSums = COLUMNS / 2;                      // of a thread, for each 64 rows
-  static constexpr int kPieces = COLUMNS / kUnitColumns;         // epilogue units side by side
-  static constexpr bool kSplits = !PING_PONG && COLUMNS <= 128;  // K can be shared out
+  static constexpr int kBlocks = PING_PONG ? 2 : 1;         // of 64 rows, that a warpgroup multiplies
+  static constexpr int kWarps = 4 * WARPGROUPS;             // that multiply
+  static constexpr int kReleases = PING_PONG ? 4 : kWarps;  // warps that read a stage
+  static constexpr int kSums = COLUMNS / 2;                 // of a thread, for each 64 rows
+  static constexpr int kPieces = COLUMNS / kUnitColumns;    // epilogue units side by side
+  static constexpr bool kSplits = WARPGROUPS == 1 && COLUMNS <= 128;  // K can be shared out
   // Two warpgroups of 128 sums a thread need registers that only a whole warpgroup can give up for them.
-  static constexpr bool kMovesRegisters = WARPGROUPS == 2;
+  static constexpr bool kMovesRegisters = WARPGROUPS > 1;
+  static constexpr int kLoaderRegisters = WARPGROUPS == 2 ? 40 : 32;
+  static constexpr int kRegisters = WARPGROUPS == 2 ? 232 : 160;
   static constexpr int kThreads = 32 * (kWarps + (kMovesRegisters ? 4 : 2));
   static constexpr int kXBytes = kRows * kRowBytes, kWBytes = COLUMNS * kRowBytes;
   static constexpr int kStageBytes = kXBytes + kWBytes;

@@ -206,6 +206,15 @@ __device__ inline void copy_4(uint32_t shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
 }
 
+// Closes a group of copies of this thread.
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until all but the last PENDING groups are done.
+template <int PENDING>
+__device__ inline void wait_copy_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
 // Waits for all earlier copies of this thread.
 __device__ inline void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
@@ -219,7 +228,16 @@ __device__ inline void prefetch_line(const void* global) {
   asm volatile("prefetch.global.L1 [%0];" ::"l"(global));
 }
 
-// Four 8 by 8 matrices of 16-bit elements; lane 8 i + r gives the address of row r of matrix i.
+// Four 8 by 8 matrices of 16-bit elements; lane 8 i + r gives the address of row r of matrix i, and has of
+// each matrix row lane / 4, columns 2 (lane % 4) and the next.
+__device__ inline void load_matrices(uint32_t shared, uint32_t (&d)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "r"(shared)
+               : "memory");
+}
+
+// Stores them.
 __device__ inline void store_matrices(uint32_t shared, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(a),
                "r"(b), "r"(c), "r"(d)

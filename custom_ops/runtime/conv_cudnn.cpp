@@ -11,7 +11,16 @@ namespace deftonnx {
 namespace {
 
 constexpr size_t kGuesses = 3;
-constexpr double kLong = 30000;  // nanoseconds; for a shorter run cuDNN's first guess has to do
+constexpr double kLong = 100000;  // nanoseconds; for a shorter run cuDNN's first guess has to do
+
+// What it was seen to take on the H200: about 70% of the device's arithmetic, 85% of its memory.
+double Estimate(const ConvNode& node, const ConvShape& shape) {
+  const ConvSpec& spec = node.spec;
+  const double products = 1.0 * shape.Pixels() * spec.N * spec.K;
+  const double elements = 1.0 * shape.batch * shape.in_rows * shape.in_columns * spec.channels +
+                          1.0 * shape.Pixels() * spec.N * (spec.has_residual ? 2 : 1);
+  return 2500 + std::max(products / (2.5e3 * node.multiprocessors), 2 * elements / 3500);
+}
 
 class CudnnConv : public ConvKernel {
  public:
@@ -25,7 +34,7 @@ class CudnnConv : public ConvKernel {
   const char* Name() const override { return "cudnn"; }
 
   double Nanoseconds(const ConvShape& shape) override {
-    return PlanFor(shape) == nullptr ? kConvRefused : Estimate(shape);
+    return PlanFor(shape) == nullptr ? kConvRefused : Estimate(node_, shape);
   }
 
   bool ServesEveryShape() const override { return false; }
@@ -40,15 +49,6 @@ class CudnnConv : public ConvKernel {
   }
 
  private:
-  // What it was seen to take on the H200: about 70% of the device's arithmetic, 85% of its memory.
-  double Estimate(const ConvShape& shape) const {
-    const ConvSpec& spec = node_.spec;
-    const double products = 1.0 * shape.Pixels() * spec.N * spec.K;
-    const double elements = 1.0 * shape.batch * shape.in_rows * shape.in_columns * spec.channels +
-                            1.0 * shape.Pixels() * spec.N * (spec.has_residual ? 2 : 1);
-    return 2500 + std::max(products / (2.5e3 * node_.multiprocessors), 2 * elements / 3500);
-  }
-
   // The plan of this guess for images of that shape, made at first use; null if there is none.
   const cudnn::ConvPlan* PlanFor(const ConvShape& shape) {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -56,7 +56,7 @@ class CudnnConv : public ConvKernel {
       if (known == shape) return At(plans);
     }
     plans_.emplace_back(shape, cudnn::FindConvPlans(library_, handle_, node_.spec, shape, weight_->scaled,
-                                                    Estimate(shape) >= kLong));
+                                                    Estimate(node_, shape) >= kLong));
     return At(plans_.back().second);
   }
 
@@ -73,12 +73,29 @@ class CudnnConv : public ConvKernel {
   std::vector<std::pair<ConvShape, cudnn::ConvPlans>> plans_;
 };
 
+// Stands for cuDNN where kernels are only asked for their times.
+class OfflineCudnnConv : public ConvKernel {
+ public:
+  explicit OfflineCudnnConv(const ConvNode& node) : node_(node) {}
+  const char* Name() const override { return "cudnn"; }
+  double Nanoseconds(const ConvShape& shape) override { return Estimate(node_, shape); }
+  bool ServesEveryShape() const override { return false; }
+  void Launch(const ConvCall&) override { throw cudnn::Error("no GPU to launch on"); }
+
+ private:
+  const ConvNode& node_;
+};
+
 }  // namespace
 
 void CudnnConvKernels(const ConvNode& node, ConvKernels& kernels) {
   const ConvSpec& spec = node.spec;
   if (spec.block != 0 || spec.x_type == ElementType::kFloat || spec.y_type != spec.x_type) return;
   if (!node.Admits("cudnn") || !cudnn::Knows(spec.activation)) return;
+  if (&node.driver == &CudaDriver::Offline()) {
+    kernels.push_back(std::make_unique<OfflineCudnnConv>(node));
+    return;
+  }
   const cudnn::Library* library = cudnn::Library::Find();
   if (library == nullptr) return;
   try {

@@ -2,32 +2,32 @@
 
 #include <algorithm>
 
-#include "conv_arguments.h"
+#include "conv_groups.h"
+#include "gemm_arguments.h"
+#include "hopper_problem.h"
 #include "kernel_cache.h"
 
 namespace deftonnx {
 namespace {
 
-constexpr int kTileRows = 128;
 constexpr int kStep = 64;          // features a K step
-constexpr int kStoreColumns = 64;  // what the copy engine writes at once
-constexpr int kStoreRows = 64;
-constexpr int kSwizzle128Bytes = 3;
-constexpr int kFloat16Map = 6, kBfloat16Map = 9;  // the driver's enumerators
-
-int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int kVector = 8;         // channels of 16 bytes
+constexpr int kLeastColumns = 64;  // of a tile
+constexpr int kMostTogether = 32;  // groups
+constexpr int kPairRows = 1, kPairColumns = 2;
+constexpr int kGroup = 8;           // row tiles that are walked together
+constexpr double kBoxRow = 1.25;    // nanoseconds of the copy engine for a row of a box
+constexpr double kCostlyEnd = 1.5;  // the end of a tile with a residual, over one without
+constexpr double kBytes = 3500;     // of device memory, a nanosecond
 
 struct Block {
   int32_t channel, tap;  // tap: offsets in pixels, rows << 16 | columns
 };
 
-// ConvParameters of the kernel.
-struct ConvParameters {
-  const void *blocks, *scale, *bias, *residual;
-  int32_t M, N, outputs, steps, block_count, block_shift, rows, columns;
-  int32_t row_stride, column_stride, row_start, column_start;
-  int32_t tiles, column_tiles, group_tiles;
-  EpilogueArguments epilogue;
+// Windows of kernels/hopper_windows.cuh.
+struct Windows {
+  const void* blocks;
+  int32_t block_count, outputs, rows, columns, row_stride, column_stride, row_start, column_start;
 };
 
 // Channels that one copy of X brings: the kept blocks', or the most that divide a group's.
@@ -37,8 +37,10 @@ int64_t CopyChannels(const ConvSpec& spec) {
   return channels;
 }
 
+// Every group's blocks, as many as fill whole K steps.
 std::vector<Block> Blocks(const ConvNode& node, int64_t channels) {
   const ConvSpec& spec = node.spec;
+  const size_t count = CeilDivide(spec.K, kStep) * kStep / channels;
   std::vector<Block> blocks;
   for (int64_t g = 0; g < spec.group; ++g) {
     for (const FilterRun& run : FilterRuns(spec, node.kept.data(), g)) {
@@ -47,6 +49,7 @@ std::vector<Block> Blocks(const ConvNode& node, int64_t channels) {
         blocks.push_back({static_cast<int32_t>(run.channel + c), static_cast<int32_t>(tap)});
       }
     }
+    blocks.resize((g + 1) * count, {static_cast<int32_t>(spec.channels), 0});
   }
   return blocks;
 }
@@ -58,94 +61,124 @@ bool MapTakes(const Axis& axis) {
          axis.stride <= 8;
 }
 
+// How many groups to take together so that each has whole vectors of channels and whole tiles of outputs: 0
+// if that cannot be done, or would multiply more zeros than a kernel without tensor cores has products.
+int64_t Together(const ConvSpec& spec) {
+  const int64_t count = GroupsTogether(spec, kVector, kLeastColumns);
+  return count <= (spec.block == 0 ? kMostTogether : 1) ? count : 0;
+}
+
+std::unique_ptr<ConvNode> TakenTogether(const ConvNode& node) {
+  const int64_t count = node.spec.group == 1 ? 1 : Together(node.spec);
+  return count == 1 ? nullptr : std::make_unique<ConvNode>(WithGroupsTogether(node, count));
+}
+
 bool Serves(const ConvSpec& spec) {
-  if (spec.x_type == ElementType::kFloat || spec.y_type != spec.x_type || spec.channels % 8 != 0 ||
-      spec.N % 8 != 0)
-    return false;
-  if (CopyChannels(spec) < 8) return false;
-  // the copy engine writes whole boxes: another group's outputs must not begin within one
-  if (spec.group > 1 && spec.GroupOutputs() % kStoreColumns != 0) return false;
+  if (spec.x_type == ElementType::kFloat || spec.y_type != spec.x_type) return false;
+  if (spec.channels % kVector != 0 || spec.N % kVector != 0) return false;
+  if (spec.group > 1 && Together(spec) == 0) return false;
+  if (spec.block != 0 && CopyChannels(spec) < kVector) return false;
   return MapTakes(spec.rows) && MapTakes(spec.columns);
+}
+
+// A tile has the outputs of one group, and so have two that share X.
+bool Serves(const ConvSpec& spec, const HopperImage& row) {
+  if (row.splits > CeilDivide(spec.K, kStep)) return false;
+  return spec.group == 1 || spec.GroupOutputs() % (row.block_n * (row.pair == kPairColumns ? 2 : 1)) == 0;
 }
 
 // What all tile sizes share.
 struct SharedOperands {
+  std::unique_ptr<ConvNode> own;  // with groups taken together, if they are
+  const ConvNode& node;
   std::shared_ptr<const Weight16> weight;
+  int64_t channels;  // of a block
+  int64_t count;     // blocks of a group
   DeviceBuffer blocks;
-  int64_t channels, block_count;
 
-  explicit SharedOperands(const ConvNode& node)
-      : weight(SharedWeight16(node)), channels(CopyChannels(node.spec)), block_count(node.spec.K / channels) {
-    blocks = DeviceBuffer(node.driver, Blocks(node, channels));
+  explicit SharedOperands(const ConvNode& given)
+      : own(TakenTogether(given)),
+        node(own != nullptr ? *own : given),
+        weight(SharedWeight16(node)),
+        channels(CopyChannels(node.spec)) {
+    const std::vector<Block> list = Blocks(node, channels);
+    count = list.size() / node.spec.group;
+    blocks = DeviceBuffer(node.driver, list);
+    if (own != nullptr) own->weight = {};
   }
 };
 
 class HopperConv : public ConvKernel {
  public:
-  HopperConv(const ConvNode& node, const ConvHopperImage& row, std::shared_ptr<const SharedOperands> operands)
-      : node_(node),
+  HopperConv(const HopperImage& row, std::shared_ptr<const SharedOperands> operands)
+      : operands_(std::move(operands)),
+        node_(operands_->node),
         row_(row),
-        kernel_(LoadKernel(node.driver, row.image, node.device)),
-        operands_(std::move(operands)),
-        map_type_(row.x_type == ElementType::kFloat16 ? kFloat16Map : kBfloat16Map),
-        steps_(CeilDivide(operands_->block_count * operands_->channels, kStep)),
-        group_tiles_(CeilDivide(node.spec.GroupOutputs(), row.columns)),
-        weight_map_(Map(operands_->weight->values.data(), node.spec.N, node.spec.K, row.columns)) {}
+        kernel_(LoadKernel(node_.driver, row.image, node_.device)),
+        map_type_(row.type == ElementType::kFloat16 ? kMapFloat16 : kMapBfloat16),
+        problem_(node_.spec, operands_->weight->scale.data(), node_.bias) {
+    const ConvSpec& spec = node_.spec;
+    const int w_rows = row.pair == kPairRows ? row.block_n / 2 : row.block_n;
+    problem_.w = Map(operands_->weight->values.data(), spec.N, spec.K, w_rows);
+    problem_.K = static_cast<int32_t>(spec.K);
+    problem_.features = problem_.K;
+    problem_.box_columns = static_cast<int32_t>(operands_->channels);
+    problem_.pair = row.pair;
+    problem_.splits = row.splits;
+    problem_.group = kGroup;
+  }
 
   const char* Name() const override { return row_.image.name; }
 
-  // Fitted to benchmarks/conv_speed.py on the H200.
   double Nanoseconds(const ConvShape& shape) override {
-    const int64_t waves = CeilDivide(Tiles(shape), node_.multiprocessors);
-    const double vectors = operands_->channels == 8 ? 430 : 0;  // the copy engine takes a row at a time
-    const double step = std::max(row_.columns == 256 ? 620.0 : row_.columns == 128 ? 310.0 : 210.0, vectors);
-    const double tile = row_.columns == 256 ? 3000 : 400;
-    return 4000 + waves * (tile + steps_ * step);
+    const ConvSpec& spec = node_.spec;
+    const int64_t cells = Cells(shape);
+    const int64_t rounds = CeilDivide(cells, Clusters());
+    const double copies = row_.block_m * (kStep / problem_.box_columns - 1) * kBoxRow;
+    const double products =
+        CeilDivide(CeilDivide(spec.K, kStep), row_.splits) * std::max<double>(row_.step_ns, copies);
+    const double end = row_.tile_ns * (spec.has_residual ? kCostlyEnd : 1);
+    const double tiles = row_.turns ? rounds * std::max(products, end / 2) + end : rounds * (products + end);
+    const double elements = 1.0 * shape.batch * shape.in_rows * shape.in_columns * spec.channels +
+                            1.0 * shape.Pixels() * spec.N * (spec.has_residual ? 2 : 1) +
+                            1.0 * spec.N * spec.K;
+    return row_.fixed_ns + std::max(tiles, 2 * elements / kBytes) + 0.05 * tiles;
   }
 
   void Launch(const ConvCall& call) override {
     const ConvSpec& s = node_.spec;
     const ConvShape& shape = call.shape;
     const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
-    int shift = 3;
-    while (int64_t{1} << shift < operands_->channels) ++shift;
-    const ConvParameters parameters{operands_->blocks.data(),
-                                    operands_->weight->scale.data(),
-                                    node_.bias,
-                                    call.residual,
-                                    narrow(shape.Pixels()),
-                                    narrow(s.N),
-                                    narrow(s.GroupOutputs()),
-                                    narrow(steps_),
-                                    narrow(operands_->block_count),
-                                    shift,
-                                    narrow(shape.out_rows),
-                                    narrow(shape.out_columns),
-                                    narrow(s.rows.stride),
-                                    narrow(s.columns.stride),
-                                    narrow(-s.rows.pad_begin),
-                                    narrow(-s.columns.pad_begin),
-                                    narrow(Tiles(shape)),
-                                    narrow(group_tiles_ * s.group),
-                                    narrow(group_tiles_),
-                                    EpilogueArguments(s)};
-    const TensorMap x = ImageMap(call), y = Map(call.y, shape.Pixels(), s.N, kStoreRows);
-    const auto blocks = std::min<int64_t>(Tiles(shape), node_.multiprocessors);
-    void* arguments[] = {const_cast<TensorMap*>(&x), const_cast<TensorMap*>(&weight_map_),
-                         const_cast<TensorMap*>(&y), const_cast<ConvParameters*>(&parameters)};
-    node_.driver.Launch(kernel_, static_cast<unsigned>(blocks), 1, row_.image.threads,
-                        row_.image.shared_bytes, call.stream, arguments);
+    HopperProblem problem = problem_;
+    problem.x = ImageMap(call);
+    problem.SetOutput(s, node_.driver, shape.Pixels(), call.y, call.residual,
+                      row_.splits == 1 && EndsInBoxes(s, row_.type));
+    const Windows windows{operands_->blocks.data(), narrow(operands_->count),  narrow(s.GroupOutputs()),
+                          narrow(shape.out_rows),   narrow(shape.out_columns), narrow(s.rows.stride),
+                          narrow(s.columns.stride), narrow(-s.rows.pad_begin), narrow(-s.columns.pad_begin)};
+    const int64_t cells = Cells(shape);
+    const int64_t clusters = row_.splits > 1 ? cells : std::min(cells, Clusters());
+    void* arguments[] = {&problem, const_cast<Windows*>(&windows)};
+    node_.driver.Launch(kernel_, static_cast<unsigned>(clusters * ClusterSize()), ClusterSize(),
+                        row_.image.threads, row_.image.shared_bytes, call.stream, arguments, true);
   }
 
  private:
-  int64_t Tiles(const ConvShape& shape) const {
-    return CeilDivide(shape.Pixels(), kTileRows) * group_tiles_ * node_.spec.group;
+  unsigned ClusterSize() const { return (row_.pair ? 2 : 1) * row_.splits; }
+  int64_t Clusters() const {  // that run at once
+    // clusters of more than two do not fill every part of the GPU that they must not leave
+    const int64_t usable = ClusterSize() > 2 ? node_.multiprocessors * 9 / 10 : node_.multiprocessors;
+    return std::max<int64_t>(1, usable * row_.blocks_per_multiprocessor / ClusterSize());
+  }
+  int64_t Cells(const ConvShape& shape) const {
+    return CeilDivide(shape.Pixels(), row_.block_m * (row_.pair == kPairRows ? 2 : 1)) *
+           CeilDivide(node_.spec.N, row_.block_n * (row_.pair == kPairColumns ? 2 : 1));
   }
 
   // A matrix that is read or written in boxes of 64 columns.
   TensorMap Map(const void* data, int64_t rows, int64_t columns, int box_rows) const {
     return node_.driver.EncodeMatrix(data, map_type_, 2, rows, columns, columns, box_rows, kStep,
-                                     kSwizzle128Bytes);
+                                     SwizzleOf(2 * kStep));
   }
 
   TensorMap ImageMap(const ConvCall& call) const {
@@ -154,38 +187,35 @@ class HopperConv : public ConvKernel {
     const auto last = [](const Axis& a) { return static_cast<int>(a.pad_end - (a.kernel - 1) * a.dilation); };
     const uint64_t sizes[] = {static_cast<uint64_t>(shape.batch), static_cast<uint64_t>(shape.in_rows),
                               static_cast<uint64_t>(shape.in_columns), static_cast<uint64_t>(s.channels)};
-    const int swizzle = operands_->channels == 64   ? 3
-                        : operands_->channels == 32 ? 2
-                                                    : operands_->channels == 16;
+    const int rows = row_.pair == kPairColumns ? row_.block_m / 2 : row_.block_m;
     return node_.driver.EncodeIm2col(
         call.x, map_type_, sizes,
         {static_cast<int>(-s.rows.pad_begin), static_cast<int>(-s.columns.pad_begin)},
         {last(s.rows), last(s.columns)},
         {static_cast<uint32_t>(s.rows.stride), static_cast<uint32_t>(s.columns.stride)},
-        static_cast<uint32_t>(operands_->channels), kTileRows, swizzle);
+        static_cast<uint32_t>(operands_->channels), rows, SwizzleOf(2 * problem_.box_columns));
   }
 
-  const ConvNode& node_;
-  const ConvHopperImage& row_;
-  CUkernel kernel_;
   std::shared_ptr<const SharedOperands> operands_;
+  const ConvNode& node_;
+  const HopperImage& row_;
+  CUkernel kernel_;
   int map_type_;
-  int64_t steps_, group_tiles_;
-  TensorMap weight_map_;
+  HopperProblem problem_;  // what does not change between runs
 };
 
 }  // namespace
 
 void HopperConvKernels(const ConvNode& node, ConvKernels& kernels) {
   if (!Serves(node.spec)) return;
-  const int architecture = kConvHopperImages.ArchitectureFor(node.capability);
+  const int architecture = kHopperConvImages.ArchitectureFor(node.capability);
   std::shared_ptr<const SharedOperands> operands;
-  for (const ConvHopperImage& row : kConvHopperImages) {
-    if (row.image.architecture != architecture || node.capability != 90 || row.x_type != node.spec.x_type)
-      continue;
-    if (!node.Admits(row.image.name)) continue;
+  for (const HopperImage& row : kHopperConvImages) {
+    // machine code for sm_90a runs nowhere else
+    if (row.image.architecture != architecture || architecture != node.capability) continue;
+    if (row.type != node.spec.x_type || !node.Admits(row.image.name)) continue;
     if (operands == nullptr) operands = std::make_shared<SharedOperands>(node);
-    kernels.push_back(std::make_unique<HopperConv>(node, row, operands));
+    if (Serves(operands->node.spec, row)) kernels.push_back(std::make_unique<HopperConv>(row, operands));
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include <limits>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "conv_spec.h"
@@ -31,20 +32,30 @@ struct ConvNode {
 
   mutable std::shared_ptr<const Weight16> weight16 = nullptr;  // see SharedWeight16
 
-  // Whether a kernel of that name is to be prepared: the node may ask for a single one.
-  bool Admits(const char* kernel) const { return spec.kernel.empty() || spec.kernel == kernel; }
+  // Whether a kernel of that name is to be prepared: the node may ask for a single one, or for those whose
+  // names begin with a word or several.
+  bool Admits(const std::string& kernel) const {
+    return spec.kernel.empty() || (kernel + '_').rfind(spec.kernel + '_', 0) == 0;
+  }
 };
 
-// W in 16 bits, which tensor cores multiply, and what is left of its scale.
+// W in 16 bits, which tensor cores multiply, and what is left of its scale. Where a row's values leave
+// float16's range, a power of two moves into its scale: what then still underflows is under 2^-38 of the
+// row's largest value. Values of more bits than X's type are rounded to it (half under bfloat16, deft16q). X
+// must be float16 or bfloat16.
+struct HostWeight16 {
+  std::vector<uint16_t> values;  // (N, K) of X's type
+  std::vector<float> scale;      // (N,)
+};
+HostWeight16 RoundedWeight16(const ConvNode& node);
+
+// The same in device memory.
 struct Weight16 {
   DeviceBuffer values;  // (N, K) of X's type
   DeviceBuffer scale;   // (N,) float32
   bool scaled;          // whether any scale is not 1
 };
 
-// Where a row's values leave float16's range, a power of two moves into its scale: what then still underflows
-// is under 2^-38 of the row's largest value. Values of more bits than X's type are rounded to it (half under
-// bfloat16, deft16q). X must be float16 or bfloat16.
 // Made once a node, while its kernels are made.
 std::shared_ptr<const Weight16> SharedWeight16(const ConvNode& node);
 
@@ -85,6 +96,8 @@ using ConvKernels = std::vector<std::unique_ptr<ConvKernel>>;
 // The families; each appends its kernels that can serve `node`, loaded and ready. Throws CudaError.
 void CudnnConvKernels(const ConvNode& node, ConvKernels& kernels);
 void HopperConvKernels(const ConvNode& node, ConvKernels& kernels);
+void FewChannelsConvKernels(const ConvNode& node, ConvKernels& kernels);
+void DepthwiseConvKernels(const ConvNode& node, ConvKernels& kernels);
 void DirectConvKernels(const ConvNode& node, ConvKernels& kernels);
 
 }  // namespace deftonnx

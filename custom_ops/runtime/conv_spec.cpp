@@ -22,11 +22,12 @@ void CheckFeatures(const ConvSpec& spec) {
 
 }  // namespace
 
-ConvSpec ReadConvSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y) {
+ConvSpec ReadConvAttributes(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType weight,
+                            ElementType y) {
   ConvSpec spec{};
   spec.op = "DeftConv";
   spec.x_type = x;
-  spec.weight_type = WeightType(ort, info);
+  spec.weight_type = weight;
   spec.y_type = y;
   const NodeReader reader(ort, info, spec);
   reader.ReadPacked();
@@ -36,7 +37,12 @@ ConvSpec ReadConvSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, 
   const Window window = ReadWindow(reader, spec);
   spec.image_axes = window.image_axes, spec.rows = window.rows, spec.columns = window.columns;
   CheckFeatures(spec);
-  reader.CheckConstants(spec.group * spec.KeptBlocks());
+  return spec;
+}
+
+ConvSpec ReadConvSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y) {
+  ConvSpec spec = ReadConvAttributes(ort, info, x, WeightType(ort, info), y);
+  NodeReader(ort, info, spec).CheckConstants(spec.group * spec.KeptBlocks());
   return spec;
 }
 
@@ -85,6 +91,15 @@ std::string TimingKey(const ConvSpec& spec, const ConvShape& shape) {
   return key.str();
 }
 
+ConvShape ShapeOf(const ConvSpec& spec, int64_t batch, int64_t in_rows, int64_t in_columns) {
+  const ConvShape shape{batch, in_rows, in_columns, spec.rows.OutputSize(in_rows),
+                        spec.columns.OutputSize(in_columns)};
+  if (shape.out_rows < 1 || shape.out_columns < 1) {
+    Refuse(spec, "images of " + ShapeText({in_rows, in_columns}) + " are smaller than the filter");
+  }
+  return shape;
+}
+
 ConvInputs ReadInputs(const ConvSpec& spec, const Ort& ort, const OrtKernelContext* context) {
   const Tensor x = ort.Input(context, kInputX);
   const size_t rank = static_cast<size_t>(spec.image_axes) + 2;
@@ -93,14 +108,8 @@ ConvInputs ReadInputs(const ConvSpec& spec, const Ort& ort, const OrtKernelConte
                      " axes, the last of " + std::to_string(spec.channels) + " channels");
   }
   const bool flat = spec.image_axes == 1;
-  ConvInputs inputs{
-      {x.shape[0], flat ? 1 : x.shape[1], flat ? x.shape[1] : x.shape[2], 0, 0}, x.data, nullptr, {}};
-  ConvShape& shape = inputs.shape;
-  shape.out_rows = spec.rows.OutputSize(shape.in_rows);
-  shape.out_columns = spec.columns.OutputSize(shape.in_columns);
-  if (shape.out_rows < 1 || shape.out_columns < 1) {
-    Refuse(spec, "X of shape " + ShapeText(x.shape) + " is smaller than the filter");
-  }
+  const ConvShape shape = ShapeOf(spec, x.shape[0], flat ? 1 : x.shape[1], flat ? x.shape[1] : x.shape[2]);
+  ConvInputs inputs{shape, x.data, nullptr, {}};
   inputs.y_shape = {shape.batch};
   if (!flat) inputs.y_shape.push_back(shape.out_rows);
   inputs.y_shape.insert(inputs.y_shape.end(), {shape.out_columns, spec.N});

@@ -25,6 +25,10 @@ struct ConvSpec : PackedNode {
 // Reads and checks the node's attributes and the shapes of its constant inputs. Throws InvalidNode.
 ConvSpec ReadConvSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y);
 
+// The attributes alone, of a node whose constant inputs are not there. Throws InvalidNode.
+ConvSpec ReadConvAttributes(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType weight,
+                            ElementType y);
+
 // Checks the kept block numbers. Throws InvalidNode.
 void CheckKept(const ConvSpec& spec, const int32_t* kept, size_t count);
 
@@ -50,6 +54,9 @@ struct ConvShape {
 // Equal for nodes and shapes that the same kernels serve in the same time: all but the values and the kept
 // blocks.
 std::string TimingKey(const ConvSpec& spec, const ConvShape& shape);
+
+// The shape for images of X of that size. Throws InvalidNode if the filter does not fit in.
+ConvShape ShapeOf(const ConvSpec& spec, int64_t batch, int64_t in_rows, int64_t in_columns);
 
 // The inputs of one run that are not constant.
 struct ConvInputs {

@@ -26,23 +26,27 @@ float RowFactor(const float* row, int64_t K) {
 
 }  // namespace
 
-std::shared_ptr<const Weight16> SharedWeight16(const ConvNode& node) {
-  if (node.weight16 != nullptr) return node.weight16;
+HostWeight16 RoundedWeight16(const ConvNode& node) {
   const ConvSpec& spec = node.spec;
   const bool half = spec.x_type == ElementType::kFloat16;
-  std::vector<uint16_t> values(node.weight.size());
-  std::vector<float> scale = node.scale;
+  HostWeight16 rounded{std::vector<uint16_t>(node.weight.size()), node.scale};
   for (int64_t n = 0; n < spec.N; ++n) {
     const float* row = &node.weight[n * spec.K];
     const float factor = half ? RowFactor(row, spec.K) : 1;
-    scale[n] /= factor;
+    rounded.scale[n] /= factor;
     for (int64_t k = 0; k < spec.K; ++k) {
-      values[n * spec.K + k] = half ? FloatToHalf(row[k] * factor) : FloatToBfloat16(row[k]);
+      rounded.values[n * spec.K + k] = half ? FloatToHalf(row[k] * factor) : FloatToBfloat16(row[k]);
     }
   }
-  const bool scaled = std::any_of(scale.begin(), scale.end(), [](float s) { return s != 1; });
+  return rounded;
+}
+
+std::shared_ptr<const Weight16> SharedWeight16(const ConvNode& node) {
+  if (node.weight16 != nullptr) return node.weight16;
+  const HostWeight16 rounded = RoundedWeight16(node);
+  const bool scaled = std::any_of(rounded.scale.begin(), rounded.scale.end(), [](float s) { return s != 1; });
   node.weight16 = std::make_shared<const Weight16>(
-      Weight16{DeviceBuffer(node.driver, values), DeviceBuffer(node.driver, scale), scaled});
+      Weight16{DeviceBuffer(node.driver, rounded.values), DeviceBuffer(node.driver, rounded.scale), scaled});
   return node.weight16;
 }
 

@@ -11,9 +11,10 @@
 namespace deftonnx {
 namespace {
 
-constexpr void (*kFamilies[])(const ConvNode&, ConvKernels&) = {CudnnConvKernels, HopperConvKernels,
-                                                                DirectConvKernels};
+constexpr void (*kFamilies[])(const ConvNode&, ConvKernels&) = {
+    CudnnConvKernels, HopperConvKernels, FewChannelsConvKernels, DepthwiseConvKernels, DirectConvKernels};
 constexpr double kClose = 3;  // estimates within this factor of the least are measured
+constexpr size_t kMostMeasured = 12;
 constexpr int kRepeats = 3;
 constexpr int64_t kMostPixels = std::numeric_limits<int32_t>::max() - 1024;
 
@@ -57,11 +58,29 @@ ConvNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const ConvSpec& spe
 
 }  // namespace
 
+ConvKernels ConvKernelsFor(const ConvNode& node) {
+  ConvKernels kernels;
+  for (auto family : kFamilies) family(node, kernels);
+  return kernels;
+}
+
+std::vector<size_t> MeasuredAmong(const std::vector<double>& times) {
+  std::vector<size_t> order;
+  for (size_t i = 0; i < times.size(); ++i) {
+    if (times[i] != kConvRefused) order.push_back(i);
+  }
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return times[a] < times[b]; });
+  const auto far = [&](size_t i) { return times[i] > kClose * times[order[0]]; };
+  order.erase(std::find_if(order.begin(), order.end(), far), order.end());
+  if (order.size() > kMostMeasured) order.resize(kMostMeasured);
+  return order;
+}
+
 CudaConv::CudaConv(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y)
     : ort_(ort),
       node_(ReadNode(ort, info, ReadConvSpec(ort, info, x, y))),
       scratch_(ort.DeviceAllocator(info)) {
-  for (auto family : kFamilies) family(node_, kernels_);
+  kernels_ = ConvKernelsFor(node_);
   node_.weight = {};
   if (!kernels_.empty()) return;
   ort_.Release(scratch_);
@@ -111,14 +130,9 @@ ConvKernel& CudaConv::Choose(const ConvCall& call) {
   }
   std::vector<double> times;
   for (const auto& kernel : kernels_) times.push_back(kernel->Nanoseconds(call.shape));
-  const size_t guess = std::min_element(times.begin(), times.end()) - times.begin();
-  if (times[guess] == kConvRefused) {
-    Refuse(node_.spec, "no kernel '" + node_.spec.kernel + "' for images of this size");
-  }
-  std::vector<size_t> close;
-  for (size_t i = 0; i < times.size(); ++i) {
-    if (times[i] <= kClose * times[guess]) close.push_back(i);
-  }
+  const std::vector<size_t> close = MeasuredAmong(times);
+  if (close.empty()) Refuse(node_.spec, "no kernel '" + node_.spec.kernel + "' for images of this size");
+  const size_t guess = close[0];
   // nothing can be measured while a graph is captured: the estimate serves, and the next run decides
   if (close.size() > 1 && node_.driver.IsCapturing(call.stream)) return *kernels_[guess];
   ConvKernel* best = kernels_[close.size() > 1 ? Measure(call, close, guess) : guess].get();

@@ -7,6 +7,13 @@
 
 namespace deftonnx {
 
+// The kernels of all families that can serve the node. Throws CudaError.
+ConvKernels ConvKernelsFor(const ConvNode& node);
+
+// Of kernels that estimate such times, those to measure, the least estimate first: the rest is not close to
+// it, or there are enough. None if all refuse.
+std::vector<size_t> MeasuredAmong(const std::vector<double>& times);
+
 class CudaConv {
  public:
   // Loads the kernels that may serve this node; Compute only chooses one and launches.

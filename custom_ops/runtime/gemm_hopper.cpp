@@ -73,7 +73,7 @@ class HopperKernel : public GemmKernel {
     HopperProblem problem = problem_;
     const int rows = row_.pair == kPairColumns ? row_.block_m / 2 : row_.block_m;
     problem.x = Map(call.x, call.M, spec.features, rows, problem.box_columns, 2 * problem.box_columns);
-    problem.SetOutput(node_, call, row_.splits == 1 && EndsInRegisters(spec, call.residual, row_.type));
+    problem.SetOutput(node_, call, row_.splits == 1 && EndsInBoxes(spec, row_.type));
     const int64_t cells = Cells(call.M);
     const int64_t clusters = row_.splits > 1 ? cells : std::min(cells, Clusters());
     void* arguments[] = {&problem};

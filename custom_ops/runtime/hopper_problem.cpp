@@ -11,37 +11,42 @@ bool Aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) 
 
 }  // namespace
 
-HopperProblem::HopperProblem(const GemmNode& node) : HopperProblem{} {
-  const Activation& activation = node.spec.activation;
-  scale = node.scale;
-  bias = node.bias;
-  N = static_cast<int32_t>(node.spec.N);
-  curve = activation.curve;
-  gated = activation.gated;
-  slope = activation.slope;
-  offset = activation.offset;
-  low = activation.low;
-  high = activation.high;
-  y_type = TypeCode(node.spec.y_type);
+HopperProblem::HopperProblem(const PackedNode& node, const void* scales, const void* biases)
+    : HopperProblem{} {
+  scale = scales;
+  bias = biases;
+  N = static_cast<int32_t>(node.N);
+  curve = node.activation.curve;
+  gated = node.activation.gated;
+  slope = node.activation.slope;
+  offset = node.activation.offset;
+  low = node.activation.low;
+  high = node.activation.high;
+  y_type = TypeCode(node.y_type);
 }
 
-void HopperProblem::SetOutput(const GemmNode& node, const GemmCall& call, bool boxes) {
-  const GemmSpec& spec = node.spec;
-  M = static_cast<int32_t>(call.M);
-  y_start = call.y;
-  residual = call.residual;
-  vectors = spec.N % kVector == 0 && Aligned(call.y) && Aligned(call.residual);
+void HopperProblem::SetOutput(const PackedNode& node, const CudaDriver& driver, int64_t rows, void* to,
+                              const void* added, bool boxes) {
+  M = static_cast<int32_t>(rows);
+  y_start = to;
+  residual = added;
+  vectors = node.N % kVector == 0 && Aligned(to) && Aligned(added);
   by_box = vectors && boxes;
   if (!by_box) return;
-  const int type = spec.y_type == ElementType::kFloat16 ? kMapFloat16 : kMapBfloat16;
-  y = node.driver.EncodeMatrix(call.y, type, 2, call.M, spec.N, spec.N, 16, 64, SwizzleOf(128));
+  const int type = node.y_type == ElementType::kFloat16 ? kMapFloat16 : kMapBfloat16;
+  y = driver.EncodeMatrix(to, type, 2, rows, node.N, node.N, 16, 64, SwizzleOf(128));
 }
 
-bool EndsInRegisters(const GemmSpec& spec, const void* residual, ElementType type) {
-  const Activation& activation = spec.activation;
-  if (residual != nullptr || spec.y_type != type) return false;
+bool EndsInRegisters(const PackedNode& node, const void* residual, ElementType type) {
+  const Activation& activation = node.activation;
+  if (residual != nullptr || node.y_type != type) return false;
   if (activation.curve == Activation::kLinear) return !activation.gated;
   return activation.curve == Activation::kSigmoid || activation.curve == Activation::kErf;
+}
+
+bool EndsInBoxes(const PackedNode& node, ElementType type) {
+  if (node.has_residual && node.activation.curve != Activation::kLinear) return false;
+  return EndsInRegisters(node, nullptr, type);
 }
 
 }  // namespace deftonnx

@@ -23,12 +23,17 @@ struct HopperProblem {
   int32_t K, features, block_shift, box_columns, pair, splits, group, by_box;
 
   HopperProblem() = default;
-  // With scale, bias, N and the activation of `node`.
-  explicit HopperProblem(const GemmNode& node);
+  // With N and the activation of `node`; scale and bias in device memory.
+  HopperProblem(const PackedNode& node, const void* scale, const void* bias);
+  explicit HopperProblem(const GemmNode& node) : HopperProblem(node.spec, node.scale, node.bias) {}
 
   // Sets what the end of a tile needs to know of `call`; boxes: Y may leave in boxes of 16 rows and 64
   // columns.
-  void SetOutput(const GemmNode& node, const GemmCall& call, bool boxes);
+  void SetOutput(const GemmNode& node, const GemmCall& call, bool boxes) {
+    SetOutput(node.spec, node.driver, call.M, call.y, call.residual, boxes);
+  }
+  void SetOutput(const PackedNode& node, const CudaDriver& driver, int64_t rows, void* to, const void* added,
+                 bool boxes);
 };
 static_assert(sizeof(HopperProblem) == 512 && offsetof(HopperProblem, kept) == 456 &&
               offsetof(HopperProblem, by_box) == 492);
@@ -43,6 +48,9 @@ inline int SwizzleOf(int row_bytes) {
 
 // Whether a node's Y of type `type` can be finished in registers and leave in boxes: Finish of
 // kernels/hopper_epilogue.cuh.
-bool EndsInRegisters(const GemmSpec& spec, const void* residual, ElementType type);
+bool EndsInRegisters(const PackedNode& node, const void* residual, ElementType type);
+
+// The same for kernels that take a residual there: kernels/hopper_residual.cuh.
+bool EndsInBoxes(const PackedNode& node, ElementType type);
 
 }  // namespace deftonnx

@@ -18,7 +18,7 @@ Attributes
     kernel_shape, strides, pads, dilations, group: as of Conv.
     block: channels of a kept block, a power of two that divides channels / group; 0 when all are kept.
     activation, with alpha and beta: see activation.py. output_type: TensorProto element type.
-    compute: "auto", or the name of the one CUDA kernel to use.
+    compute: "auto", the name of the one CUDA kernel to use, or what the names of several begin with.
 """
 
 from __future__ import annotations

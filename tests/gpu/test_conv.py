@@ -1,5 +1,6 @@
 """DeftConv on the GPU against float64 arithmetic on the same unpacked operands."""
 
+import dataclasses
 import threading
 
 import ml_dtypes
@@ -37,7 +38,20 @@ LAYERS = {
     "1d_odd": ((17,), 5, 6, Window.of((4,), pads=(1, 2))),
     "many_tiles": ((56, 57), 64, 200, SAME),
 }
-HOPPER_TILES = ("128x256", "128x128", "128x64")
+# tile, how two blocks share, into how many parts K is split
+HOPPER = (
+    *("128x256", "128x256_rows", "128x256_columns", "128x192", "128x192_columns", "192x128", "192x128_rows"),
+    *("128x128_turns", "128x128_turns_rows", "128x128_turns_columns", "128x64_turns"),
+    *("64x128", "64x128_split2", "64x128_split4", "64x64", "64x64_split2", "64x64_split4", "64x64_split8"),
+)
+
+
+def hopper_serves(kernel, window, features, outputs):
+    """Whether a kernel of HOPPER serves a layer: a tile has outputs of one group, every part of K a step."""
+    tile, *sharing = kernel.split("_")
+    splits = next((int(word.removeprefix("split")) for word in sharing if word.startswith("split")), 1)
+    columns = int(tile.split("x")[1]) * (2 if "columns" in sharing else 1)
+    return splits <= -(-features // 64) and (window.group == 1 or outputs // window.group % columns == 0)
 
 
 def check(Y, expected, dtype):
@@ -65,12 +79,14 @@ def test_layers(options, layer, dtype):
         check(Y, reference(X, packed, bias, window), dtype)
 
 
-@pytest.mark.parametrize("kernel", ["cudnn", "direct", *(f"hopper_{tile}" for tile in HOPPER_TILES)])
+@pytest.mark.parametrize("kernel", ["cudnn", "direct", *(f"hopper_{name}" for name in HOPPER)])
 @pytest.mark.parametrize("dtype", HALVES, ids=name_of)
 @pytest.mark.parametrize("layer", ["1x1", "3x3", "asymmetric", "groups", "many_tiles", "1d"])
 def test_each_kernel(options, layer, dtype, kernel):
     window = LAYERS[layer][-1]
     X, packed, bias, _ = conv_case(7, *LAYERS[layer], "deft16", dtype, batch=9)
+    if kernel.startswith("hopper") and not hopper_serves(kernel.removeprefix("hopper_"), window, packed.K, packed.N):
+        pytest.skip("does not serve such a layer")
     residual = np.random.default_rng(8).standard_normal((9, *output_image(window, X.shape[1:-1]), packed.N))
     epilogue = {"residual": residual.astype(dtype), "activation": "relu"}
     compute = kernel if kernel == "cudnn" else f"{prefix(dtype)}_{kernel}"
@@ -120,11 +136,85 @@ def test_elimination(options, block, dtype, density):
         check(Y, reference(X, packed, bias, window, kept=kept, block=block), dtype)
 
 
-@pytest.mark.parametrize("tile", HOPPER_TILES)
+FEW_CHANNELS = {
+    "first": LAYERS["first"],
+    "odd_steps": ((61, 50), 3, 64, SAME),
+    "grey": ((28, 28), 1, 72, Window.of((5, 5), pads=(2, 2, 2, 2))),
+    "four": ((33, 35), 4, 32, Window.of((3, 3), strides=(2, 2), pads=(1, 0, 1, 0), dilations=(1, 2))),
+    "twelve": ((20, 9), 12, 136, Window.of((3, 2), strides=(1, 3), dilations=(2, 1))),
+    "1d": ((300,), 5, 16, Window.of((9,), strides=(2,), pads=(4, 4))),
+}
+
+
+@pytest.mark.parametrize("layer", FEW_CHANNELS)
+@pytest.mark.parametrize("dtype", HALVES, ids=name_of)
+@pytest.mark.parametrize("block", [0, 1])
+def test_few_channels(options, layer, dtype, block):
+    *shape, window = FEW_CHANNELS[layer]
+    X, packed, bias, kept = conv_case(20, *shape, window, "deft16", dtype, batch=3, block=block)
+    added = np.random.default_rng(21).standard_normal((3, *output_image(window, X.shape[1:-1]), packed.N))
+    for epilogue in ({"activation": "relu"}, {"activation": "gelu", "residual": added.astype(dtype)}):
+        model = conv_model(
+            X, packed, bias, window, kept=kept, block=block, compute=f"{prefix(dtype)}_few_channels", **epilogue
+        )
+        Y = run_gemm(model, X, epilogue.get("residual"), options, CUDA)
+        check(Y, reference(X, packed, bias, window, kept=kept, block=block, **epilogue), dtype)
+
+
+# the kernel's name, channels (and groups), window without its groups
+DEPTHWISE = {
+    "3": (48, Window.of((3, 3), pads=(1, 1, 1, 1))),
+    "3_stride2": (8, Window.of((3, 3), strides=(2, 2), pads=(0, 1, 1, 0))),
+    "5": (72, Window.of((2, 5), dilations=(2, 1), pads=(1, 2, 1, 2))),
+    "5_stride2": (16, Window.of((5, 5), strides=(1, 2), pads=(2, 2, 2, 2))),
+    "7": (24, Window.of((7, 7), pads=(3, 3, 3, 3))),
+    "any": (40, Window.of((3, 4), strides=(2, 3), pads=(1, 2, 0, 1), dilations=(1, 2))),
+}
+
+
+@pytest.mark.parametrize("kernel", DEPTHWISE)
+@pytest.mark.parametrize("dtype", HALVES, ids=name_of)
+def test_depthwise(options, kernel, dtype):
+    channels, shape = DEPTHWISE[kernel]
+    window = dataclasses.replace(shape, group=channels)
+    X, packed, bias, _ = conv_case(22, (13, 22), channels, channels, window, "deft8:4", dtype, batch=3)
+    added = np.random.default_rng(23).standard_normal((3, *output_image(window, X.shape[1:-1]), packed.N))
+    for epilogue in ({"activation": "hard_swish"}, {"activation": "relu", "residual": added.astype(dtype)}):
+        compute = f"{prefix(dtype)}_depthwise_{kernel}"
+        model = conv_model(X, packed, bias, window, compute=compute, **epilogue)
+        Y = run_gemm(model, X, epilogue.get("residual"), options, CUDA)
+        check(Y, reference(X, packed, bias, window, **epilogue), dtype)
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "group"), [(128, 128, 32), (64, 128, 4), (32, 48, 4), (24, 24, 3), (16, 32, 16)]
+)
+@pytest.mark.parametrize("dtype", HALVES, ids=name_of)
+def test_groups_taken_together(options, channels, outputs, group, dtype):
+    window = dataclasses.replace(SAME, group=group)
+    X, packed, bias, _ = conv_case(24, (14, 13), channels, outputs, window, "deft16", dtype, batch=3)
+    model = conv_model(X, packed, bias, window, compute=f"{prefix(dtype)}_hopper_64x64", activation="relu")
+    Y = run_gemm(model, X, None, options, CUDA)
+    check(Y, reference(X, packed, bias, window, activation="relu"), dtype)
+
+
+@pytest.mark.parametrize("kernel", [name for name in HOPPER if "split" not in name])
+@pytest.mark.parametrize("activation", ["none", "hard_sigmoid", "gelu"])
+def test_each_kernel_adds_a_residual(options, kernel, activation):
+    dtype, window = HALVES[len(kernel) % 2], Window.of((1, 1))
+    X, packed, bias, _ = conv_case(25, (29, 31), 64, 408, window, "deft16", dtype, batch=7)
+    added = np.random.default_rng(26).standard_normal((7, 29, 31, packed.N)).astype(dtype)
+    epilogue = {"residual": added, "activation": activation, "alpha": 0.2, "beta": 0.5}
+    model = conv_model(X, packed, bias, window, compute=f"{prefix(dtype)}_hopper_{kernel}", **epilogue)
+    Y = run_gemm(model, X, added, options, CUDA)
+    check(Y, reference(X, packed, bias, window, **epilogue), dtype)
+
+
+@pytest.mark.parametrize("kernel", HOPPER)
 @pytest.mark.parametrize("block", [8, 16, 32, 64])
-def test_each_tile_for_kept_blocks(options, tile, block):
-    X, packed, bias, kept = conv_case(14, (28, 27), 192, 328, SAME, "half", np.float16, batch=41, block=block)
-    model = conv_model(X, packed, bias, SAME, kept=kept, block=block, compute=f"fp16_hopper_{tile}")
+def test_each_kernel_for_kept_blocks(options, kernel, block):
+    X, packed, bias, kept = conv_case(14, (14, 27), 192, 328, SAME, "half", np.float16, batch=11, block=block)
+    model = conv_model(X, packed, bias, SAME, kept=kept, block=block, compute=f"fp16_hopper_{kernel}")
     Y = run_gemm(model, X, None, options, CUDA)
     check(Y, reference(X, packed, bias, SAME, kept=kept, block=block), np.float16)
 

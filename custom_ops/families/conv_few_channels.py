@@ -1,0 +1,28 @@
+"""The convolution of images of few channels, kernels/conv_few_channels.cu."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import compile_cuda
+from images import ARCHITECTURES, Image, Row, Table, element_type
+
+TABLE = Table("conv_few_channels.h", "ConvFewChannelsImage", "kConvFewChannelsImages")
+_SOURCE = "conv_few_channels.cu"
+_THREADS = 256
+_SHARED_BYTES = 99 * 1024  # the most that every architecture gives a block; a launch asks for what it needs
+
+
+def rows(architectures: list[int] | None, cache: Path, each: Callable[..., Any]) -> list[Row]:
+    """Compile the kernels and return their rows."""
+    codes = compile_cuda.compile_for(architectures or ARCHITECTURES, _SOURCE, cache, each)
+    return [
+        Row(
+            Image(f"{x_type}_few_channels", x_type, architecture, code, _SHARED_BYTES, _THREADS),
+            (element_type(x_type),),
+        )
+        for architecture, code in codes.items()
+        for x_type in ("fp16", "bf16")
+    ]
