@@ -1,9 +1,8 @@
 #include "choice_op.h"
 
-#include <cstring>
-#include <exception>
 #include <sstream>
 
+#include "choice_kernel.h"
 #include "error.h"
 #include "half_weight.h"
 #include "kernel_choice.h"
@@ -59,8 +58,7 @@ class ChoiceKernel {
               << choice_.Nanoseconds(*kernel, M[i]) << '\n';
       }
     }
-    const std::string text = lines.str();
-    std::memcpy(ort_.Output(context, 0, {static_cast<int64_t>(text.size())}), text.data(), text.size());
+    PutText(ort_, context, lines.str());
   }
 
  private:
@@ -69,54 +67,10 @@ class ChoiceKernel {
   KernelChoice choice_;
 };
 
-template <class Body>
-OrtStatus* AsStatus(const Ort& ort, Body body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const std::exception& error) {
-    return ort.CreateStatus(ErrorCode::kInvalidArgument, error.what());
-  }
-}
-
-OrtCustomOp MakeOp() {
-  OrtCustomOp op{};
-  op.version = kApiVersion;
-  op.GetName = [](const OrtCustomOp*) { return "DeftGemmChoice"; };
-  op.GetExecutionProviderType = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
-  op.GetInputType = [](const OrtCustomOp*, size_t i) {
-    return i == 0 ? ElementType::kInt64 : ElementType::kInt32;
-  };
-  op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 2; };
-  op.GetOutputType = [](const OrtCustomOp*, size_t) { return ElementType::kUint8; };
-  op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
-  op.KernelDestroy = [](void* kernel) { delete static_cast<ChoiceKernel*>(kernel); };
-  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t i) -> int {
-    return i == 0 ? kRequired : kOptional;
-  };
-  op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) -> int { return kRequired; };
-  op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };
-  op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
-  op.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 1; };
-  op.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
-  op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
-  op.CreateKernelV2 = [](const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
-    const Ort ort(api);
-    return AsStatus(ort, [&] { *kernel = new ChoiceKernel(ort, info); });
-  };
-  op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
-    const auto* state = static_cast<const ChoiceKernel*>(kernel);
-    return AsStatus(state->ort(), [&] { state->Compute(context); });
-  };
-  op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
-  op.GetEndVersion = [](const OrtCustomOp*) { return 1; };
-  return op;
-}
-
 }  // namespace
 
 OrtCustomOp* ChoiceOp() {
-  static OrtCustomOp op = MakeOp();
+  static OrtCustomOp op = MakeChoiceOp<ChoiceKernel>("DeftGemmChoice");
   return &op;
 }
 

@@ -16,4 +16,13 @@ namespace deftonnx {
 // The operator to register; it lives as long as the library.
 OrtCustomOp* ChoiceOp();
 
+// ai.deftonnx::DeftConvChoice, the same for a DeftConv node: which kernels would be measured at the first run
+// of a shape. cuDNN is among them whether it is installed or not.
+//
+// Input: images (count, 3) int64: batch, rows, columns of X.
+// Output: uint8 text, a line for each shape and kernel, the least estimate first:
+//   index of the shape <tab> kernel <tab> its own estimate in nanoseconds
+// Attributes: those of DeftConv, and x_type, w_type, has_residual, capability, multiprocessors.
+OrtCustomOp* ConvChoiceOp();
+
 }  // namespace deftonnx

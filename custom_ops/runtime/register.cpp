@@ -26,6 +26,7 @@ OrtStatus* Register(const Ort& ort, OrtSessionOptions* options) {
     std::vector<OrtCustomOp*> ops = PackedOps();
     for (OrtCustomOp* op : PoolOps()) ops.push_back(op);
     ops.push_back(ChoiceOp());
+    ops.push_back(ConvChoiceOp());
     if (OrtStatus* status = ort.CreateDomain(kDomain, ops, &domain)) return status;
   }
   if (OrtStatus* status = ort.AddDomain(options, domain)) return status;

@@ -13,6 +13,7 @@ from deftonnx import model_file
 from deftonnx.errors import UnsupportedError
 from deftonnx.formats.operator_function import DOMAIN, base_name
 from deftonnx.runtime import cuda
+from deftonnx.runtime.conv_nodes import conv_nodes
 from deftonnx.runtime.cuda import Device
 from deftonnx.runtime.environment import environment
 from deftonnx.runtime.gemm_nodes import gemm_nodes
@@ -45,7 +46,7 @@ def examine_machine(gpu: str | None = None) -> dict[str, Any]:
 
 
 def examine_model(path: Path, batch: int | None, sizes: Mapping[str, int], gpu: str | None = None) -> dict[str, Any]:
-    """What a CUDA session would make of the model: kernels of DeftGemm nodes, copies, the CPU's nodes, CUDA graph.
+    """What a CUDA session would make of the model: kernels of its nodes, copies, the CPU's nodes, CUDA graph.
 
     What needs a GPU is None where there is none, and `unknown` says why. Raises what model_file.read raises.
     """
@@ -62,6 +63,7 @@ def examine_model(path: Path, batch: int | None, sizes: Mapping[str, int], gpu: 
         "nodes": len(nodes),
         "deft_nodes": dict(Counter(base_name(node.op_type) for node in nodes if node.domain == DOMAIN)),
         "gemms": [vars(node) for node in gemm_nodes(proto, batch, sizes, device, library)],
+        "convs": [vars(node) for node in conv_nodes(proto, batch, sizes, device, library)],
         "memcpy": None,
         "on_cpu": None,
         "cuda_graph": None,

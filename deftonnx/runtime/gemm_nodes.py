@@ -10,12 +10,13 @@ import onnx
 from onnx import TensorProto, helper
 
 from deftonnx.errors import UnsupportedError
+from deftonnx.formats.conv_function import is_conv
 from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.model_file import bodies
 from deftonnx.runtime.cuda import Device
 from deftonnx.runtime.kernel_choice import kernels_for
 
-_TYPE_NAMES: dict[int, str] = {
+TYPE_NAMES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
     TensorProto.BFLOAT16: "bfloat16",
@@ -44,7 +45,7 @@ def gemm_nodes(
     `batch` and `sizes` are the lengths of free axes of the inputs, as in made_up_inputs. Without a device or a library
     there are no kernels.
     """
-    shapes = _inferred(model, batch, sizes)
+    shapes = inferred(model, batch, sizes)
     weights = {t.name: t.data_type for graph in bodies(model.graph) for t in graph.initializer}
     found = []
     for graph in bodies(model.graph):
@@ -84,7 +85,7 @@ def _describe(
     return GemmNode(
         name=node.name or node.output[0],
         format=attributes.get("format", b"").decode(errors="replace"),
-        x_type=_TYPE_NAMES.get(x_type, str(x_type)),
+        x_type=TYPE_NAMES.get(x_type, str(x_type)),
         M=M,
         K=attributes.get("K", 0),
         N=attributes.get("N", 0),
@@ -100,18 +101,19 @@ def _rows(x: onnx.TypeProto.Tensor) -> int | None:
     return math.prod(d.dim_value for d in leading) if all(d.HasField("dim_value") for d in leading) else None
 
 
-def _inferred(model: onnx.ModelProto, batch: int | None, sizes: Mapping[str, int]) -> dict[str, onnx.TypeProto.Tensor]:
+def inferred(model: onnx.ModelProto, batch: int | None, sizes: Mapping[str, int]) -> dict[str, onnx.TypeProto.Tensor]:
     """The types and shapes of all tensors, by name, with the inputs' free axes filled in.
 
-    Shape inference does not see through what a DeftGemm's body computes shapes with: MatMul stands in for it.
+    Shape inference does not see through what bodies of packed operators compute shapes with: a MatMul stands in for
+    DeftGemm, a Conv between transposes for DeftConv.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for graph in bodies(copy.graph):
         del graph.value_info[:]
-        for node in graph.node:
-            if is_gemm(node.domain, node.op_type):
-                _stand_in(copy, node)
+        nodes = [stand_in for node in graph.node for stand_in in _stand_ins(copy, node)]
+        del graph.node[:]
+        graph.node.extend(nodes)
     for value in copy.graph.input:
         for axis, d in enumerate(value.type.tensor_type.shape.dim):
             if d.HasField("dim_value"):
@@ -134,9 +136,29 @@ def _inferred(model: onnx.ModelProto, batch: int | None, sizes: Mapping[str, int
     return {v.name: v.type.tensor_type for v in values}
 
 
-def _stand_in(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
+def _stand_ins(model: onnx.ModelProto, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Standard nodes whose output has the type and shape of the node's; their weights become inputs of the model."""
+    if is_conv(node.domain, node.op_type):
+        return _transposed_conv(model, node)
+    if not is_gemm(node.domain, node.op_type):
+        return [node]
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    name = f"{node.output[0]} of a MatMul of that shape"
+    weight = f"{node.output[0]} of a MatMul of that shape"
     shape = (attributes.get("features", 1), attributes.get("N", 1))
-    model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-    node.CopyFrom(helper.make_node("MatMul", [node.input[0], name], [node.output[0]], name=node.name))
+    model.graph.input.append(helper.make_tensor_value_info(weight, TensorProto.FLOAT, shape))
+    return [helper.make_node("MatMul", [node.input[0], weight], [node.output[0]], name=node.name)]
+
+
+def _transposed_conv(model: onnx.ModelProto, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    window = {name: attributes[name] for name in ("kernel_shape", "strides", "pads", "dilations", "group")}
+    axes = range(1, 1 + len(window["kernel_shape"]))
+    shape = (attributes["N"], attributes["channels"] // window["group"], *window["kernel_shape"])
+    x, weight, y = (f"{node.output[0]} of a Conv's {part}" for part in ("X", "W", "Y"))
+    model.graph.input.append(helper.make_tensor_value_info(weight, TensorProto.FLOAT, shape))
+    last = len(axes) + 1
+    return [
+        helper.make_node("Transpose", [node.input[0]], [x], perm=[0, last, *axes]),
+        helper.make_node("Conv", [x, weight], [y], name=node.name, **window),
+        helper.make_node("Transpose", [y], [node.output[0]], perm=[0, *(axis + 1 for axis in axes), 1]),
+    ]

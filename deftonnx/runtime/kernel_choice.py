@@ -1,9 +1,10 @@
-"""Which kernel the operator library would run for a DeftGemm node on a GPU, which need not be there."""
+"""Which kernels the operator library would run for a node on a GPU, which need not be there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,23 +36,42 @@ def kernels_for(
     `x_type` and `w_type` are element types of X and W; kept blocks are not looked at. Raises UnsupportedError with the
     library's own words if it refuses the node. `severity`: the least that ONNX Runtime logs.
     """
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    question = helper.make_node(
-        "DeftGemmChoice",
-        ["M"],
-        ["lines"],
-        name=node.name,
-        domain=_DOMAIN,
-        **attributes,
-        x_type=x_type,
-        w_type=w_type,
-        capability=device.capability,
-        multiprocessors=device.multiprocessors,
-    )
+    extra = {"x_type": x_type, "w_type": w_type}
+    found = [_timed(line) for line in _answer("DeftGemmChoice", node, extra, np.array(rows), device, library, severity)]
+    return sorted(found, key=lambda kernel: (kernel.M, kernel.time))
+
+
+def conv_kernels_for(
+    node: onnx.NodeProto, x_type: int, w_type: int, image: Sequence[int], device: Device, library: str
+) -> list[tuple[str, float]]:
+    """Return the kernels that a DeftConv `node` would measure at the first run of a shape, with estimated nanoseconds.
+
+    The least estimate comes first; cuDNN counts as installed. `image`: batch, rows and columns of X. Raises
+    UnsupportedError with the library's own words if it refuses the node or the shape.
+    """
+    has_residual = int(len(node.input) > 5 and bool(node.input[5]))
+    extra = {"x_type": x_type, "w_type": w_type, "has_residual": has_residual}
+    lines = _answer("DeftConvChoice", node, extra, np.array([image]), device, library, 4)
+    return [(kernel, float(time)) for _, kernel, time in (line.split("\t") for line in lines)]
+
+
+def _answer(
+    operator: str,
+    node: onnx.NodeProto,
+    extra: Mapping[str, int],
+    sizes: np.ndarray,
+    device: Device,
+    library: str,
+    severity: int,
+) -> list[str]:
+    """The lines that one of the library's operators for such questions answers for `node`."""
+    attributes: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    attributes |= {**extra, "capability": device.capability, "multiprocessors": device.multiprocessors}
+    question = helper.make_node(operator, ["sizes"], ["lines"], name=node.name, domain=_DOMAIN, **attributes)
     graph = helper.make_graph(
         [question],
         "choice",
-        [helper.make_tensor_value_info("M", TensorProto.INT64, ["count"])],
+        [helper.make_tensor_value_info("sizes", TensorProto.INT64, [None] * sizes.ndim)],
         [helper.make_tensor_value_info("lines", TensorProto.UINT8, ["bytes"])],
     )
     domains = [helper.make_opsetid("", 17), helper.make_opsetid(_DOMAIN, 1)]
@@ -64,11 +84,10 @@ def kernels_for(
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
-        (text,) = session.run(None, {"M": np.array(rows, np.int64)})
+        (text,) = session.run(None, {"sizes": sizes.astype(np.int64)})
     except Exception as error:
         raise UnsupportedError(reason(error).removeprefix("Exception during initialization: ")) from error
-    found = [_timed(line) for line in bytes(text).decode().splitlines()]
-    return sorted(found, key=lambda kernel: (kernel.M, kernel.time))
+    return bytes(text).decode().splitlines()
 
 
 def _timed(line: str) -> TimedKernel:

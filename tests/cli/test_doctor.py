@@ -1,15 +1,18 @@
 """`deftonnx doctor`: what it finds here, and what it says where there is nothing to find."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from gemm_model import gemm_model
-from onnx import parser
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from deftonnx.formats import pack_weight
+from deftonnx.formats.conv_function import Window, attach_conv_functions, conv_attributes, conv_node
+from deftonnx.formats.gemm_function import weight_tensors
 from deftonnx.runtime import cuda, library
 from deftonnx.runtime.manifest import read_manifest
 from deftonnx.version import __version__
@@ -72,6 +75,41 @@ def test_a_file_that_is_no_library(run, folder, monkeypatch):
     monkeypatch.setattr(library, "__file__", str(folder / "library.py"))
     (folder / "libdeftonnx_ops.so").write_bytes(b"no library")
     assert "not an operator library" in examine(run)["library"]["problem"]
+
+
+@pytest.fixture
+def convolutions(folder):
+    """convolutions.onnx: X (batch, 14, 14, 64), a DeftConv and after it one of stride 2."""
+    window = Window.of((3, 3), pads=(1, 1, 1, 1))
+    nodes, tensors = [], []
+    for i, (channels, strides) in enumerate(((64, (1, 1)), (128, (2, 2)))):
+        packed = pack_weight(np.zeros((9 * channels, 128), np.float32), "half")
+        tensors += [*weight_tensors(packed, f"W{i}")]
+        attributes = conv_attributes(
+            packed, replace(window, strides=strides), channels, output_type=TensorProto.FLOAT16
+        )
+        names = [f"Y{i - 1}" if i else "X", f"W{i}", f"W{i}_scale", "bias"]
+        nodes.append(conv_node(names, f"Y{i}", attributes, f"conv{i}"))
+    tensors.append(numpy_helper.from_array(np.zeros(128, np.float32), "bias"))
+    X = helper.make_tensor_value_info("X", TensorProto.FLOAT16, ["batch", 14, 14, 64])
+    Y = helper.make_tensor_value_info("Y1", TensorProto.FLOAT16, ["batch", 7, 7, 128])
+    graph = helper.make_graph(nodes, "convolutions", [X], [Y], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.save(attach_conv_functions(model), folder / "convolutions.onnx")
+
+
+def test_kernels_of_convolutions(run, folder, convolutions, built):
+    first, second = examine(run, "convolutions.onnx", "--gpu", "h200", "--batch", "64")["model"]["convs"]
+    assert (first["image"], second["image"]) == ([64, 14, 14], [64, 14, 14])
+    assert (first["K"], second["N"]) == (576, 128)
+    for node in (first, second):
+        assert node["reason"] is None
+        assert {name.split("_")[0] for name in node["kernels"]} == {"cudnn", "fp16"}
+    assert "fp16_hopper" in run("doctor", "convolutions.onnx", "--gpu", "h200", "--batch", "64").stdout.replace(
+        "\n", ""
+    )
+    for node in examine(run, "convolutions.onnx", "--gpu", "a100")["model"]["convs"]:
+        assert not any("hopper" in name for name in node["kernels"])
 
 
 def test_the_kernel_depends_on_the_rows(run, folder, packed, built):
