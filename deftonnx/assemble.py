@@ -28,7 +28,7 @@ from deftonnx.precision import Narrowed, to_sixteen_bits
 from deftonnx.report.report import LayerRow
 from deftonnx.rewrite.absorb import absorb
 from deftonnx.rewrite.channels_last import to_channels_last
-from deftonnx.rewrite.eliminate import eliminate
+from deftonnx.rewrite.eliminate import eliminate, walks_channels
 from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.fuse import fuse
 from deftonnx.rewrite.narrow import chains, narrow
@@ -94,8 +94,9 @@ def assemble(
         pass
     formats, unpacked = choose_formats(graph, layers, settings, plan, batches, judge)
     in_kernel = _in_kernel(layers, formats, settings)
-    rows = {x.name: _row(x, kept[x.name], x.name in in_kernel, sizes[x.name]) for x in layers}
-    eliminate(graph, [layer for layer in layers if layer.name not in in_kernel])
+    walked = _walked(layers, settings)
+    rows = {x.name: _row(x, kept[x.name], x.name in in_kernel | walked, sizes[x.name]) for x in layers}
+    eliminate(graph, [layer for layer in layers if layer.name not in in_kernel], walked)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     if formats:
         verify(expected, finish(graph, origin, {}), probe)
@@ -185,6 +186,13 @@ def _in_kernel(layers: list[LinearLayer], formats: list[FormatChoice], settings:
     """Packed layers whose kept features are blocks that a CUDA kernel walks, so that they need no Gather."""
     packed = {choice.layer.name for choice in formats}
     return {layer.name for layer in layers if layer.name in packed and walked_block(layer, settings)}
+
+
+def _walked(layers: list[LinearLayer], settings: Settings) -> set[str]:
+    """Convolutions whose kept blocks of channels a CUDA kernel walks, so that they need no Gather."""
+    if settings.target != "cuda" or settings.precision == "keep" or settings.format == FP32 or settings.portable:
+        return set()
+    return {layer.name for layer in layers if walks_channels(layer)}
 
 
 def _form(layer: LinearLayer) -> str:

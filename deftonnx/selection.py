@@ -129,10 +129,12 @@ def _choose(
     head_size = _head_size(layer)
     if wanted == HEAD:
         wanted = f"{HEAD}:{head_size}" if head_size else "auto"
+    pays = False
     if wanted == "auto":
         verdict = _judged(layer, settings, opset, density, absorbed and head_size is None, judge)
         if verdict.reason is not None:
             return verdict.reason
+        pays = verdict.granularity is not None
         wanted = verdict.granularity or _automatic(layer, settings, opset)
     granularity = Granularity.parse(wanted).fit(layer.taps, layer.channels)
     choice = Choice(
@@ -160,7 +162,7 @@ def _choose(
     if head_size is not None and not granularity.name.startswith(HEAD):
         absorbed = False  # an attention drops whole heads alone
     explicit = settings.granularity not in ("auto", HEAD) or (entry is not None and entry.granularity is not None)
-    if not kept_conv and not absorbed and not explicit:
+    if not kept_conv and not absorbed and not explicit and not pays:
         return _unpaid(layer, layers, choice) or choice
     return choice
 

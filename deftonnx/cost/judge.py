@@ -121,7 +121,7 @@ class Judge:
         form = packed if packable else self._stock
         if layer.taps == 1 and absorbed:
             return self._shrunk(layer, work, form, density)
-        if not isinstance(work, Convolution) or layer.taps == 1 or not packable:
+        if not isinstance(work, Convolution) or not packable:
             return None
         names = {g.name: g.width for g in (Granularity.parse(w).fit(layer.taps, layer.channels) for w in WIDTHS)}
         forms = {name: replace(form, density=density, block=width) for name, width in names.items() if width > 1}

@@ -47,7 +47,7 @@ class Size:
 @dataclass
 class LayerRow:
     """One layer before and after. `form` says how its elimination is written: absorbed by the producer, Gather, Slice,
-    KeptConv, 'kept blocks' where a DeftGemm's kernel walks them, 'fewer outputs' where only its readers were reduced,
+    KeptConv, 'kept blocks' where a kernel of ours walks them, 'fewer outputs' where only its readers were reduced,
     or 'all kept' where it was only packed. `format` is that of a packed weight, `format_error` what packing costs on
     the calibration rows, measured as `error` is. The bytes are those of the layer's weights and biases, `output_type`
     is that of a packed layer's outputs. `us_before` are the microseconds, by batch size, of all of the layer by ONNX

@@ -6,6 +6,7 @@ convolution that keeps different channels at different taps: a KeptConv with its
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from deftonnx.rewrite import functions
 
 Array = np.ndarray[Any, Any]
 WIDTHS = (64, 32, 16, 8, 1)
+NARROWEST = 8
+"""Channels of a block that a CUDA kernel walks, at least."""
 
 
 def reorder(kept: Array, K: int) -> Array:
@@ -36,15 +39,18 @@ def reorder(kept: Array, K: int) -> Array:
     return order
 
 
-def eliminate(graph: gs.Graph, layers: list[LinearLayer]) -> bool:
-    """Shrink every layer whose `kept` is not everything. The graph computes the same afterwards, to rounding."""
+def eliminate(graph: gs.Graph, layers: list[LinearLayer], walked: Collection[str] = ()) -> bool:
+    """Shrink every layer whose `kept` is not everything. The graph computes the same afterwards, to rounding.
+
+    The convolutions named in `walked` become KeptConv also where a Gather could take the channels that they keep.
+    """
     gathers: dict[tuple[Any, ...], gs.Variable] = {}
     changed = False
     for layer in layers:
         if layer.kept.all():
             continue
         changed = True
-        if keeps_whole_channels(layer):
+        if keeps_whole_channels(layer) and layer.name not in walked:
             _truncate(graph, layer, gathers)
         else:
             assert isinstance(layer, ConvLayer)
@@ -55,6 +61,11 @@ def eliminate(graph: gs.Graph, layers: list[LinearLayer]) -> bool:
 def keeps_whole_channels(layer: LinearLayer) -> bool:
     """True where every tap keeps the same channels, so that standard operators can express the elimination."""
     return bool((layer.kept == layer.kept[:, :1]).all())
+
+
+def walks_channels(layer: LinearLayer) -> bool:
+    """True for a convolution whose kept channels are blocks that a CUDA kernel can walk."""
+    return isinstance(layer, ConvLayer) and not layer.kept.all() and _made_of_blocks(layer.kept, NARROWEST)
 
 
 def _truncate(graph: gs.Graph, layer: LinearLayer, gathers: dict[tuple[Any, ...], gs.Variable]) -> None:

@@ -114,6 +114,34 @@ def test_the_finest_granularity_that_is_fast(optimised, slower: Sequence[int], g
         assert "at density 0.5 it would take" in entry.reason
 
 
+@pytest.mark.parametrize(("slower", "block"), [((), 8), ((8,), 32), ((8, 32, 64), None)])
+def test_channels_that_nobody_absorbs_are_walked(monkeypatch, slower: Sequence[int], block: int | None) -> None:
+    """Nothing is absorbed through the Softmax, and a Gather would cost more than the small convolution saves."""
+    proto = model("""g (float[N,64,6,6] x) => (float[N,32,6,6] y) <float[64,64,1,1] k, float[32,64,1,1] l> {
+        [a] a = Conv (x, k) s = Softmax <axis=1> (a) [b] y = Conv (s, l) }""")
+    monkeypatch.setattr(cuda, "obstacle", lambda: None)
+    monkeypatch.setattr(cuda, "devices", lambda: [GPUS["h200"]])
+    clock = FakeClock({Convolution: 5e-6}, slower)
+    monkeypatch.setattr(gpu_clock, "GpuClock", lambda budget: clock)
+    feed = {"x": np.random.default_rng(0).standard_normal((40, 64, 6, 6)).astype(np.float32)}
+    options = {"preset": "dense16", "density": 0.5, "keep_last": False, "measure": False}
+    result = deftonnx.optimize(proto, calib_data=feed, **options)
+    row = next(row for row in result.report.layers if row.name == "b")
+    blocks = [
+        {a.name: a.i for a in node.attribute}["block"]
+        for node in result.model.graph.node
+        if node.op_type.startswith("DeftConv")
+    ]
+    assert "Gather" not in [node.op_type for node in result.model.graph.node]
+    if block is None:
+        assert blocks == [0, 0]
+        assert row.granularity is None
+    else:
+        assert blocks[0] == 0
+        assert blocks[1] >= block
+        assert (row.form, row.kept) == ("kept blocks", 32)
+
+
 def test_equal_layers_are_asked_about_once(optimised) -> None:
     clock = FakeClock({Product: 5e-6, Convolution: 5e-6})
     optimised(clock, preset="dense16")
