@@ -151,22 +151,24 @@ class Builder:
         channels, *spatial = shape
         if min(spatial) < 2:
             return
-        ceil = self.chance(0.3)
-        y = self.add(
-            self.pick(["MaxPool", "AveragePool"]),
-            [x],
-            kernel_shape=[2] * len(spatial),
-            strides=[2] * len(spatial),
-            ceil_mode=int(ceil),
-        )
-        self.images[y] = (channels, *[-(-s // 2) if ceil else s // 2 for s in spatial])
+        ceil, op = self.chance(0.3), self.pick(["MaxPool", "AveragePool"])
+        kernel, stride, pad = self.pick([(2, 2, 0), (2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 1, 0)])
+        room = [s + 2 * pad - kernel for s in spatial]
+        counts = [-(-r // stride) + 1 if ceil else r // stride + 1 for r in room]
+        counts = [n - ((n - 1) * stride >= s + pad) for n, s in zip(counts, spatial, strict=True)]
+        attributes: dict[str, Any] = {"count_include_pad": 1} if op == "AveragePool" and self.chance(0.4) else {}
+        if pad:
+            attributes["pads"] = [pad] * 2 * len(spatial)
+        each = {"kernel_shape": [kernel] * len(spatial), "strides": [stride] * len(spatial)}
+        y = self.add(op, [x], **each, ceil_mode=int(ceil), **attributes)
+        self.images[y] = (channels, *counts)
 
     def image_elementwise(self, x: str, shape: Shape) -> None:
         """An operator that leaves the shape alone."""
         channels, *spatial = shape
         ones = [1] * len(spatial)
         kind = self.pick(
-            ["unary", "prelu", "constant", "scalar", "bn", "in", "lrn", "softmax", "dropout", "clip", "where"]
+            ["unary", "prelu", "constant", "scalar", "bn", "in", "lrn", "energy", "softmax", "dropout", "clip", "where"]
         )
         if kind == "prelu":
             y = self.add("PRelu", [x, self.weight(channels, *ones)])
@@ -180,7 +182,14 @@ class Builder:
         elif kind == "in" and int(np.prod(spatial)) > 1:
             y = self.add("InstanceNormalization", [x, self.weight(channels), self.weight(channels)])
         elif kind == "lrn" and len(spatial) == 2:
-            y = self.add("LRN", [x], size=3)
+            y = self.add("LRN", [x], size=self.pick([3, 5]), alpha=0.4, beta=0.6)
+        elif kind == "energy":  # a normalisation over the image, as exporters write it
+            size = {"kernel_shape": [3] * len(spatial), "pads": [1] * 2 * len(spatial), "count_include_pad": 1}
+            mean = self.add("AveragePool", [self.add("Mul", [x, x])], **size)
+            base = self.add(
+                "Add", [self.add("Mul", [mean, self.constant(0.5, np.float32)]), self.constant(1.0, np.float32)]
+            )
+            y = self.add("Div", [x, self.add("Pow", [base, self.constant(0.75, np.float32)])])
         elif kind == "softmax":
             y = self.add("Softmax", [x], axis=self.pick([1, len(shape)]))
         elif kind == "dropout":
@@ -391,6 +400,18 @@ class Builder:
             y = self.activation(x)
         self.features[y] = (width,)
 
+    def layer_norm(self, x: str, width: int) -> str:
+        """Layer normalisation over the last axis, written out.
+
+        With a Reciprocal: ONNX Runtime 1.31 fuses the form with a Div even where x is cast from bfloat16, and fails.
+        """
+        centred = self.add("Sub", [x, self.integers("ReduceMean", x, "axes", [-1], 18)])
+        square = self.add("Mul", [centred, centred])
+        variance = self.integers("ReduceMean", square, "axes", [-1], 18)
+        root = self.add("Sqrt", [self.add("Add", [variance, self.constant(1e-5, np.float32)])])
+        y = self.add("Mul", [self.add("Mul", [centred, self.add("Reciprocal", [root])]), self.weight(width)])
+        return self.add("Add", [y, self.weight(width)]) if self.chance(0.8) else y
+
     def sequence_step(self, x: str, shape: Shape) -> None:
         """One step on a sequence."""
         length, width = shape
@@ -411,8 +432,10 @@ class Builder:
         elif kind == "add":
             other = self.like(self.sequences, lambda s: s == shape)
             y = self.add("Add", [x, other])
-        elif kind == "norm" and self.opset >= 17:
+        elif kind == "norm" and self.opset >= 17 and self.chance(0.5):
             y = self.add("LayerNormalization", [x, self.weight(width), self.weight(width)])
+        elif kind == "norm":
+            y = self.layer_norm(x, width)
         elif kind == "gelu":
             y = self.activation(x)
         elif kind == "token":

@@ -12,7 +12,6 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper, parser
 
 from deftonnx.layers import LinearLayer, find_layers
-from deftonnx.rewrite import functions
 from deftonnx.rewrite.absorb import absorb
 from deftonnx.rewrite.eliminate import eliminate
 from deftonnx.rewrite.normalise import export_model, import_model, normalise
@@ -93,9 +92,6 @@ def reduce(
             tensor.shape = tensor.dtype = None
     result = export_model(graph, like)
     del result.graph.value_info[:]
-    if any(node.op_type == "KeptConv" for node in result.graph.node):
-        result.functions.append(functions.kept_conv_function(graph.opset))
-        result.ir_version = max(result.ir_version, functions.OLDEST_IR)
     return result
 
 

@@ -15,6 +15,7 @@ from deftonnx.calibration.spool import Spool, Stored
 from deftonnx.errors import UnsupportedError
 from deftonnx.formats.conv_function import attach_conv_functions
 from deftonnx.formats.gemm_function import attach_gemm_functions
+from deftonnx.formats.layer_norm_function import attach_layer_norm_function
 
 Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]
@@ -102,7 +103,7 @@ def extract(graph: gs.Graph, nodes: list[gs.Node], sample: Feed, outputs: list[s
     functions = [OnnxExporter.export_function(f) for f in graph.functions]
     model = onnx.helper.make_model(part, opset_imports=opsets, functions=functions, ir_version=10)
     # under the names that their bodies have in this part
-    return attach_conv_functions(attach_gemm_functions(model))
+    return attach_layer_norm_function(attach_conv_functions(attach_gemm_functions(model)))
 
 
 def _session(model: onnx.ModelProto) -> ort.InferenceSession:

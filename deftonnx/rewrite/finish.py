@@ -8,7 +8,6 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import dtype_to_onnx
 
-from deftonnx.rewrite import functions
 from deftonnx.rewrite.normalise import export_model
 
 
@@ -22,7 +21,6 @@ def finish(graph: gs.Graph, origin: onnx.ModelProto, metadata: dict[str, str]) -
     _set_types(model.graph.input, graph.inputs)
     _set_types(model.graph.output, graph.outputs)
     del model.graph.value_info[:]
-    functions.attach_functions(model, graph.opset)
     entries = {entry.key: entry.value for entry in model.metadata_props} | metadata
     del model.metadata_props[:]
     for key, value in entries.items():

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, helper, parser
+from onnx import parser
 
 from deftonnx.formats.conv_function import attach_conv_functions
 from deftonnx.formats.gemm_function import attach_gemm_functions
+from deftonnx.formats.layer_norm_function import attach_layer_norm_function
 from deftonnx.formats.pool_function import attach_pool_functions
 
 KEPT_CONV = "KeptConv"
@@ -33,8 +34,6 @@ OLDEST_OPSET = 12
 """Constants made from attributes came with opset 12."""
 OLDEST_IR = 8
 """Model-local functions came with IR version 8."""
-_LAYER_NORM = "LayerNormalization"
-_LAYER_NORM_OPSET = 17
 
 _CONV_BODY = """
 <opset_import: [ "" : {opset}, "{domain}" : {version} ], domain: "{domain}">
@@ -63,41 +62,18 @@ def kept_conv_function(opset: int) -> onnx.FunctionProto:
     return parser.parse_function(_CONV_BODY.format(opset=opset, domain=DOMAIN, version=VERSION))
 
 
-def layer_norm_function() -> onnx.FunctionProto:
-    """LayerNormalization for models of opsets that lack it: a function may import a newer one."""
-    node = helper.make_node(_LAYER_NORM, ["X", "scale", "bias"], ["Y"])
-    for name, kind in (("axis", AttributeProto.INT), ("epsilon", AttributeProto.FLOAT)):
-        node.attribute.append(AttributeProto(name=name, ref_attr_name=name, type=kind))
-    opsets = [helper.make_opsetid("", _LAYER_NORM_OPSET)]
-    inputs, attributes = ["X", "scale", "bias"], ["axis", "epsilon"]
-    return helper.make_function(DOMAIN, _LAYER_NORM, inputs, ["Y"], [node], opsets, attributes)
-
-
-def _attach_layer_norm(model: onnx.ModelProto, opset: int) -> None:
-    """Let LayerNormalization nodes, which have three inputs, call the function where `opset` has no such operator."""
-    nodes = [node for node in model.graph.node if node.op_type == _LAYER_NORM and node.domain in ("", DOMAIN)]
-    if not nodes or opset >= _LAYER_NORM_OPSET:
-        return
-    for node in nodes:
-        node.domain = DOMAIN
-    model.functions.append(layer_norm_function())
-    if all(o.domain != DOMAIN for o in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
-    model.ir_version = max(model.ir_version, OLDEST_IR)
-
-
 def attach_functions(model: onnx.ModelProto, opset: int) -> None:
     """Give the custom nodes of `model` their function bodies, in place, instead of those it has; to be called last.
 
     `opset` is that of the standard operators.
     """
-    others = [f for f in model.functions if (f.domain, f.name) not in ((DOMAIN, KEPT_CONV), (DOMAIN, _LAYER_NORM))]
+    others = [f for f in model.functions if (f.domain, f.name) != (DOMAIN, KEPT_CONV)]
     del model.functions[:]
     model.functions.extend(others)
     if any((node.domain, node.op_type) == (DOMAIN, KEPT_CONV) for node in model.graph.node):
         model.functions.append(kept_conv_function(opset))
         model.ir_version = max(model.ir_version, OLDEST_IR)
-    _attach_layer_norm(model, opset)
+    attach_layer_norm_function(model)
     attach_gemm_functions(model)
     attach_conv_functions(model)
     attach_pool_functions(model)

@@ -2,7 +2,8 @@
 
 Before opset 17 exporters write (x − mean) / √(mean((x − mean)²) + epsilon) · scale + bias, with Pow or Mul for the
 square and Div, or Mul by a Reciprocal, for the division. In 16 bits the square would overflow and epsilon vanish; the
-operator computes in float32. A model of an older opset carries it as a function (rewrite/functions.py).
+operator computes in float32. A model of an older opset carries it as a function of ours that stays in float32
+(formats/layer_norm_function.py), where it does not become a SkipLayerNormalization.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
+from deftonnx.formats.layer_norm_function import OPERATOR, STANDARD_OPSET
+from deftonnx.formats.operator_function import DOMAIN
 from deftonnx.layers.linear import Array, is_standard, unused_name
 from deftonnx.rewrite.absorb.parameters import integers
 from deftonnx.rewrite.reserved import Reserved
 
-OPERATOR = "LayerNormalization"
+_OLDEST_FUNCTION = 13
+"""The oldest opset whose nodes the function's body is made of."""
 
 
 @dataclass
@@ -32,17 +37,28 @@ class _Norm:
 
 def fuse_layer_norms(graph: gs.Graph) -> bool:
     """Rewrite in place where shapes are known; True if anything changed."""
+    if graph.opset < _OLDEST_FUNCTION:
+        return False
     reserved = Reserved(graph)
     found = [norm for node in graph.nodes if (norm := _match(node, reserved)) is not None]
     for norm in found:
         norm.y.inputs.clear()
         name = unused_name(f"{norm.y.name}/layer_norm")
         constants = [gs.Constant(f"{name}/{part}", getattr(norm, part)) for part in ("scale", "bias")]
-        attributes = {"axis": -1, "epsilon": norm.epsilon}
-        graph.nodes.append(gs.Node(OPERATOR, name, attributes, [norm.x, *constants], [norm.y]))
+        own = graph.opset < STANDARD_OPSET
+        attributes = {"epsilon": norm.epsilon} if own else {"axis": -1, "epsilon": norm.epsilon}
+        inputs, domain = [norm.x, *constants], DOMAIN if own else None
+        graph.nodes.append(gs.Node(OPERATOR, name, attributes, inputs, [norm.y], domain=domain))
     if found:
+        _import_domain(graph)
         graph.cleanup(remove_unused_graph_inputs=False).toposort()
     return bool(found)
+
+
+def _import_domain(graph: gs.Graph) -> None:
+    domains = list(graph.import_domains or [])
+    if graph.opset < STANDARD_OPSET and all(domain.domain != DOMAIN for domain in domains):
+        graph.import_domains = [*domains, onnx.helper.make_opsetid(DOMAIN, 1)]
 
 
 def _match(node: gs.Node, reserved: Reserved) -> _Norm | None:

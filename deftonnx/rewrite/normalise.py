@@ -62,10 +62,12 @@ def import_model(model: onnx.ModelProto) -> gs.Graph:
 
 
 def export_model(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
-    """`graph` as a model with the inputs, outputs, functions, metadata and documentation of `like`."""
+    """`graph` as a model with the inputs, outputs, functions, metadata and documentation of `like`; our own nodes have
+    their functions."""
     with quiet():
         model = gs.export_onnx(graph, do_type_check=False)
     restore(model, like)
+    attach_functions(model, graph.opset)
     return model
 
 

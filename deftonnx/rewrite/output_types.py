@@ -12,19 +12,27 @@ import onnx_graphsurgeon as gs
 from deftonnx.layers.linear import unused_name
 from deftonnx.rewrite.fuse import is_deft_gemm
 
-_KEPT = 4
+_KEPT, _RESIDUAL = 4, 5
 
 
-def tell_output_types(graph: gs.Graph) -> bool:
-    """Add the constants to the nodes of `graph` that need them, in place; returns whether there were any."""
-    needing = [node for node in graph.nodes if is_deft_gemm(node) and _needs_one(node)]
-    for node in needing:
-        if len(node.inputs) == _KEPT:
-            node.inputs.append(gs.Constant(unused_name(f"{node.name}/kept_blocks"), np.zeros(0, np.int32)))
-        zero = np.zeros((), node.outputs[0].dtype)
-        node.inputs.append(gs.Constant(unused_name(f"{node.name}/no_residual"), zero))
-    return bool(needing)
+def tell_output_types(graph: gs.Graph) -> None:
+    """Add the constants to the nodes of `graph` that need them, and take them from the others, in place."""
+    for node in graph.nodes:
+        if not is_deft_gemm(node) or has_residual(node):
+            continue
+        node.inputs = node.inputs[:_RESIDUAL]
+        if node.inputs[0].dtype != node.outputs[0].dtype:
+            tell_output_type(node)
 
 
-def _needs_one(node: gs.Node) -> bool:
-    return len(node.inputs) <= _KEPT + 1 and node.inputs[0].dtype != node.outputs[0].dtype
+def has_residual(node: gs.Node) -> bool:
+    """True where a DeftGemm adds a tensor to its product."""
+    return len(node.inputs) > _RESIDUAL and not isinstance(node.inputs[_RESIDUAL], gs.Constant)
+
+
+def tell_output_type(node: gs.Node) -> None:
+    """Give a DeftGemm without a residual the constant that stands for none, in the type of its output."""
+    if len(node.inputs) == _KEPT:
+        node.inputs.append(gs.Constant(unused_name(f"{node.name}/kept_blocks"), np.zeros(0, np.int32)))
+    zero = gs.Constant(unused_name(f"{node.name}/no_residual"), np.zeros((), node.outputs[0].dtype))
+    node.inputs = [*node.inputs[:_RESIDUAL], zero]

@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from deftonnx.formats.layer_norm_function import OPERATOR as LAYER_NORM
+from deftonnx.formats.operator_function import DOMAIN
 from deftonnx.layers.linear import is_standard, unused_name
 from deftonnx.rewrite.fuse import is_deft_gemm
 
@@ -37,7 +39,9 @@ def fuse_skip_norms(graph: gs.Graph) -> bool:
 
 def _product_before(norm: gs.Node) -> gs.Node | None:
     """The DeftGemm with a residual whose sum `norm` normalises along its last axis."""
-    if norm.op != "LayerNormalization" or not is_standard(norm) or len(norm.inputs) != 3 or len(norm.outputs) != 1:
+    if norm.op != LAYER_NORM or not (is_standard(norm) or norm.domain == DOMAIN) or len(norm.inputs) != 3:
+        return None
+    if len(norm.outputs) != 1:
         return None
     x = norm.inputs[0]
     if len(x.inputs) != 1 or not is_deft_gemm(x.inputs[0]) or x.shape is None or len(x.shape) not in _RANKS:

@@ -263,5 +263,5 @@ def test_packed_weights_behind_a_region(format_name):
     assert count(result.model, "DeftConv") == count(result.model, "DeftPool") == count(result.model, "DeftGemm") == 2
     assert count(result.model, "Transpose") == (format_name == "deft16q")  # two features a code are not permuted
     assert count(result.model, "Slice") == (format_name == "deft16q")
-    assert count(result.model, "Cast") == 2
+    assert count(result.model, "Cast") == 1  # the last product writes float32
     assert distance(result.model, proto, feed) <= (0.15 if format_name.startswith("deft8") else TOLERANCE)

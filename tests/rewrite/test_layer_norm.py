@@ -1,6 +1,7 @@
 """Layer normalisation in the forms that exporters write becomes one operator, and other things do not."""
 
 import numpy as np
+import onnx
 import pytest
 from exported import exported, feeds
 from models import feed_for, model
@@ -70,6 +71,7 @@ def test_forms(form, opset):
     result = fused(proto)
     assert ops(result) == ["LayerNormalization"]
     assert result.opset_import[0].version == opset
+    onnx.checker.check_model(result)
     feed = feed_for(proto, N=3)
     np.testing.assert_allclose(outputs(result, feed)[0], outputs(proto, feed)[0], rtol=1e-4, atol=1e-5)
     assert ops(fused(result)) == ["LayerNormalization"]

@@ -109,9 +109,9 @@ def test_convolutions_beyond_float16_are_bfloat16():
     )
     types = {n.name: attributes(n)["output_type"] for n in result.model.graph.node if n.domain == "ai.deftonnx"}
     assert list(types.values()).count(TensorProto.BFLOAT16) >= 3
-    assert TensorProto.FLOAT not in types.values()
+    assert list(types.values()).count(TensorProto.FLOAT) == 1  # of the last product
     for node in result.model.graph.node:
-        if node.op_type.startswith(("DeftConv", "DeftGemm")):
+        if node.op_type.startswith("DeftConv"):
             assert attributes(node)["format"] == (b"deft16" if types[node.name] == TensorProto.BFLOAT16 else b"half")
     assert len(ops(result.model, "Cast")) <= 3
     assert {row.output_type for row in result.report.layers} >= {"bfloat16"}
@@ -123,9 +123,27 @@ def test_products_beyond_float16_are_bfloat16_and_what_has_no_kernel_is_float32(
         "a = MatMul (x, w) b = Mul (a, s) c = MatMul (b, v) d = Softmax (c) y = MatMul (d, u) }",
         s=np.full(16, 1e6),
     )
-    types = {n.name: attributes(n)["output_type"] for n in result.model.graph.node if n.domain == "ai.deftonnx"}
-    assert sorted(types.values()) == [TensorProto.FLOAT16, TensorProto.FLOAT16, TensorProto.BFLOAT16]
+    formats = [attributes(n)["format"] for n in result.model.graph.node if n.domain == "ai.deftonnx"]
+    assert sorted(formats) == [b"deft16", b"half", b"half"]  # as their inputs are bfloat16 or float16
     assert not [r for r in result.report.left_in_float32 if r.op in ("MatMul", "DeftGemm")]
+
+
+def test_products_write_float32_where_it_is_read():
+    proto = model(
+        "g (float[N,16] x) => (float[N,16] y, float[N,16] z) <float[16,16] w, float[16,16] v, float[16,16] u> {"
+        "a = MatMul (x, w) b = Relu (a) y = MatMul (b, v) c = MatMul (b, u) d = Sinh (c) z = Add (d, b) }"
+    )
+    feed = {"x": RNG.standard_normal((3, 16)).astype(np.float32)}
+    for io_types in ("keep", "float16"):
+        result = deftonnx.optimize(proto, calib_data=feed, preset="dense16", io_types=io_types, measure=False)
+        nodes = [n for n in result.model.graph.node if n.domain == "ai.deftonnx"]
+        types = [attributes(n)["output_type"] for n in nodes]
+        wide = [TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.FLOAT]
+        assert types == (wide if io_types == "keep" else [TensorProto.FLOAT16, TensorProto.FLOAT16, TensorProto.FLOAT])
+        given = {"x": feed["x"].astype(np.float16 if io_types == "float16" else np.float32)}
+        for name, value in run(result.model, given).items():
+            expected = run(proto, feed)[name]
+            assert np.linalg.norm(value.astype(np.float64) - expected) <= TOLERANCE * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("masked", [-3.4e38, -np.inf, -1e9])

@@ -13,12 +13,15 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.layers.linear import unused_name
+from deftonnx.rewrite.output_types import has_residual, tell_output_type
 from deftonnx.rewrite.regions.assign import (
     HALF_LIMIT,
     Assignment,
     changing_inputs,
     changing_outputs,
+    is_float,
 )
 from deftonnx.rewrite.regions.kernels import BFLOAT16, FLOAT16, OWN, kernel
 from deftonnx.rewrite.regions.repack import to_deft16
@@ -76,8 +79,11 @@ class _Conversion:
             for node in nodes
             if (spec := kernel(node)) is not None
         }
+        last = {id(node) for node in nodes if id(node) in self.kinds and self._writes_float32(node, reads)}
         for node in nodes:
-            if id(node) in self.kinds:
+            if id(node) in last:
+                tell_output_type(node)
+            elif id(node) in self.kinds:
                 self._make_outputs(node, self.kinds[id(node)])
         for node in nodes:
             own = self.kinds.get(id(node), "float32")
@@ -87,10 +93,19 @@ class _Conversion:
                 inputs[i] = self._as(tensor, wanted, (id(node), id(tensor)) in self.masks)
             if any(a is not b for a, b in zip(inputs, node.inputs, strict=True)):
                 node.inputs = inputs
-            if own != "float32" and node.domain == OWN:
+            if own != "float32" and node.domain == OWN and id(node) not in last:
                 node.attrs["output_type"] = TYPES[own][1]
             if own == BFLOAT16 and node.domain == OWN:
                 to_deft16(node, self.repacked)
+
+    def _writes_float32(self, node: gs.Node, reads: dict[int, set[int]]) -> bool:
+        """True for a DeftGemm whose output is read in float32 alone: it needs no Cast behind it."""
+        if not is_gemm(node.domain, node.op) or has_residual(node):
+            return False
+        y = node.outputs[0]
+        return is_float(y) and not any(
+            t is y and i in reads.get(id(user), ()) for user in y.outputs for i, t in enumerate(user.inputs)
+        )
 
     def _make_outputs(self, node: gs.Node, kind: str) -> None:
         """Give `node` 16-bit outputs; a tensor that must stay float32 is cast from its stand-in."""
