@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from deftonnx.calibration.activations import first_line
+from deftonnx.calibration.activations import first_line, session_options
 from deftonnx.calibration.readers import Feed, users_code
 from deftonnx.errors import UnsupportedError, UsageError
 
@@ -57,8 +57,7 @@ def session(model: onnx.ModelProto, name: str = "the model", *, runs_often: bool
 
     One that does not run often leaves its weights as they are: to reorder them takes longer than it saves.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = session_options()
     options.add_session_config_entry("session.disable_prepacking", "0" if runs_often else "1")
     try:
         shell, weights = _apart(model)

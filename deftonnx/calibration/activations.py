@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -107,13 +108,21 @@ def extract(graph: gs.Graph, nodes: list[gs.Node], sample: Feed, outputs: list[s
 
 
 def _session(model: onnx.ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = session_options()
     try:
         providers = ["CPUExecutionProvider"]
         return ort.InferenceSession(model.SerializeToString(), options, providers=providers, enable_fallback=0)
     except Exception as error:
         raise UnsupportedError(f"ONNX Runtime cannot run part of the model on the CPU: {first_line(error)}") from error
+
+
+def session_options() -> ort.SessionOptions:
+    """Options of a session on the CPU: quiet, with as many threads as OMP_NUM_THREADS says, where it is set."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+        options.intra_op_num_threads = int(threads)
+    return options
 
 
 def first_line(error: BaseException) -> str:
