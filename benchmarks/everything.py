@@ -123,7 +123,7 @@ def measure(name: str, results: Path, seconds: float) -> None:
                 content = merged(json.loads(kept.read_text(encoding="utf-8")), content)
             results.mkdir(parents=True, exist_ok=True)
             kept.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    state = "done" if complete else "stopped" if measured else "nothing measured"
+    state = "nothing measured" if not measured else "done" if complete else "stopped"
     print(f"== {name}: {state} after {time.monotonic() - started:.0f} s", flush=True)
 
 

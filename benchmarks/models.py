@@ -17,6 +17,7 @@ import concurrent.futures
 import gc
 import json
 import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -29,7 +30,8 @@ import onnx
 import torch  # before onnxruntime: it brings the CUDA libraries into the process
 
 import onnxruntime as ort  # isort: skip
-from networks import NETWORKS, export, module, sample
+from deftonnx.cli.allocation import keep_freed_memory
+from networks import BATCH_AXIS, NETWORKS, export, module, sample
 from record import write
 
 import deftonnx
@@ -37,6 +39,9 @@ from deftonnx.runtime.session import register_if_built
 
 ROUNDS = 9
 ROUND_SECONDS = 0.02
+PROCESSES = max(1, (os.cpu_count() or 2) - 2)
+SHARED_CORES = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "2"}
+"""What keeps processes that prepare models side by side from taking all cores each."""
 COMPILED = "torch.compile fp16"
 VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
     "ort fp32": ("fp32", {"use_tf32": "0"}),
@@ -56,19 +61,18 @@ OPTIMIZED: dict[str, dict[str, Any]] = {
 """Options beside --preset dense16. The weights are random, so that no choice of features is better than another."""
 
 
-def prepare(name: str, folder: Path, forms: set[str]) -> None:
-    """Write the model in `forms` into `folder`, where they are not there yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    plain = folder / f"{name}.fp32.onnx"
-    if not plain.exists():
-        export(name, plain)
-    for form in forms & set(OPTIMIZED):
-        if not (folder / f"{name}.{form}.onnx").exists():
-            _optimize(name, form, folder)
+def prepare(name: str, form: str, folder: Path) -> None:
+    """Write the model in one form into `folder`."""
+    keep_freed_memory()
     try:
-        _stock(name, plain, folder, forms)
+        if form == "fp32":
+            export(name, folder / f"{name}.fp32.onnx")
+        elif form in OPTIMIZED:
+            _optimize(name, form, folder)
+        else:
+            _stock(name, form, folder)
     except Exception as error:
-        print(f"  {name}: ONNX Runtime's own tools fail: {str(error).splitlines()[0][:150]}", flush=True)
+        print(f"  {name}, {form}: {str(error).splitlines()[0][:150]}", flush=True)
 
 
 def _optimize(name: str, form: str, folder: Path) -> None:
@@ -88,20 +92,19 @@ def _optimize(name: str, form: str, folder: Path) -> None:
     (folder / f"{name}.{form}.json").write_text(json.dumps(about))
 
 
-def _stock(name: str, plain: Path, folder: Path, forms: set[str]) -> None:
+def _stock(name: str, form: str, folder: Path) -> None:
     """ONNX Runtime's own tools: its float16 converter, and its optimizer for transformers."""
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    network, plain, path = NETWORKS[name], folder / f"{name}.fp32.onnx", folder / f"{name}.{form}.onnx"
+    if form == "fp16":
+        from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    half = folder / f"{name}.fp16.onnx"
-    if "fp16" in forms and not half.exists():
-        onnx.save(convert_float_to_float16(onnx.load(plain), keep_io_types=True), half)
-    network, tuned = NETWORKS[name], folder / f"{name}.tuned.onnx"
-    if "tuned" in forms and network.family is not None and not tuned.exists():
+        onnx.save(convert_float_to_float16(onnx.load(plain), keep_io_types=True), path)
+    else:
         from onnxruntime.transformers.optimizer import optimize_model
 
         made = optimize_model(str(plain), network.family, **network.heads, opt_level=0, use_gpu=True)
         made.convert_float_to_float16(keep_io_types=True)
-        made.save_model_to_file(str(tuned))
+        made.save_model_to_file(str(path))
 
 
 def _providers(choice: dict[str, str]) -> list[Any]:
@@ -115,6 +118,8 @@ class Runner:
     def __init__(self, path: Path, options: dict[str, str], inputs: dict[str, np.ndarray], graph: bool) -> None:
         settings = ort.SessionOptions()
         settings.log_severity_level = 4
+        # the batch is known, as in a model exported for it: shapes are folded, so that most models can be captured
+        settings.add_free_dimension_override_by_name(BATCH_AXIS, len(next(iter(inputs.values()))))
         register_if_built(settings)
         choice = {**options, "enable_cuda_graph": "1" if graph else "0"}
         started = time.perf_counter()
@@ -234,33 +239,33 @@ def measure(name: str, batch: int, folder: Path, variants: list[str], with_compi
 
 
 def _prepare_all(options: argparse.Namespace) -> None:
-    """What is not there yet: every model in a process of its own, and so torch.compile for every model."""
-    forms = {VARIANTS[variant][0] for variant in options.variants} | {"fp32"}
-    missing = [name for name in options.models if not _complete(name, options.folder, forms)]
-    warm = options.models if options.prepare and options.compile else []
-    if not missing and not warm:
+    """What is not there yet, every file in a process of its own; beside it torch.compile, which takes as long."""
+    options.folder.mkdir(parents=True, exist_ok=True)
+    missing = [(name, form) for name in options.models for form in _forms(name, options.variants)]
+    missing = [(name, form) for name, form in missing if not (options.folder / f"{name}.{form}.onnx").exists()]
+    if not missing and not options.prepare:
         return
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(len(missing) + len(warm), spawn) as pool:
-        tasks = [pool.submit(prepare, name, options.folder, forms) for name in missing]
-        tasks += [pool.submit(_warm, name, options.batches) for name in warm]
-        for task in tasks:
-            task.result()
+    os.environ |= SHARED_CORES
+    with concurrent.futures.ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
+        plain = [pool.submit(prepare, name, form, options.folder) for name, form in missing if form == "fp32"]
+        concurrent.futures.wait(plain)
+        tasks = [pool.submit(prepare, name, form, options.folder) for name, form in missing if form != "fp32"]
+        warm = [(name, batch) for name in options.models for batch in options.batches if options.compile]
+        concurrent.futures.wait([*tasks, *(pool.submit(_warm, name, batch) for name, batch in warm)])
 
 
-def _complete(name: str, folder: Path, forms: set[str]) -> bool:
-    """Whether the model is there in all `forms` that it has."""
-    has = forms - (set() if NETWORKS[name].family else {"tuned"})
-    return all((folder / f"{name}.{form}.onnx").exists() for form in has)
+def _forms(name: str, variants: list[str]) -> set[str]:
+    """The forms that these variants of a model need."""
+    forms = {VARIANTS[variant][0] for variant in variants} | {"fp32"}
+    return forms - (set() if NETWORKS[name].family else {"tuned"})
 
 
-def _warm(name: str, batches: list[int]) -> None:
+def _warm(name: str, batch: int) -> None:
     """Fill torch.compile's cache on disk."""
-    for batch in batches:
-        try:
-            compiled(name, {key: value.numpy() for key, value in sample(name, batch).items()})
-        except Exception as error:
-            print(f"  {name} {batch}: torch.compile: {str(error).splitlines()[0][:150]}", flush=True)
+    try:
+        compiled(name, {key: value.numpy() for key, value in sample(name, batch).items()})
+    except Exception as error:
+        print(f"  {name} {batch}: torch.compile: {str(error).splitlines()[0][:150]}", flush=True)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 TOKENS = 128
 OPSET = 17
+BATCH_AXIS = "N"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,23 @@ def _bert() -> nn.Module:
     return Bert()
 
 
+class _AcrossChannels(torch.autograd.Function):
+    """Local response normalisation over 3 channels, as ONNX's LRN: PyTorch exports its own with an If."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.local_response_norm(x, 3, 5e-5, 0.75)
+
+    @staticmethod
+    def symbolic(g: Any, x: Any) -> Any:
+        return g.op("LRN", x, size_i=3, alpha_f=5e-5, beta_f=0.75).setType(x.type())
+
+
+class _Norm(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _AcrossChannels.apply(x)
+
+
 def _lenet() -> nn.Module:
     """LeNet-5 as Caffe has it."""
     return nn.Sequential(
@@ -57,7 +75,7 @@ def _lenet() -> nn.Module:
 
 def _cifarnet() -> nn.Module:
     """Caffe's cifar10_full."""
-    norm = nn.LocalResponseNorm(3, 5e-5, 0.75)
+    norm = _Norm()
     return nn.Sequential(
         *(nn.Conv2d(3, 32, 5, padding=2), nn.MaxPool2d(3, 2, ceil_mode=True), nn.ReLU(), norm),
         *(nn.Conv2d(32, 32, 5, padding=2), nn.ReLU(), nn.AvgPool2d(3, 2, ceil_mode=True), norm),
@@ -113,10 +131,10 @@ def export(name: str, path: Path) -> None:
     inputs = sample(name, 2)
     options: dict[str, Any] = {"input_names": list(inputs), "output_names": ["y"]}
     if name == "bert_base":
-        batch = torch.export.Dim("N", min=1, max=256)
+        batch = torch.export.Dim(BATCH_AXIS, min=1, max=256)
         shapes = tuple({0: batch} for _ in inputs)
         options.update(dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False)
     else:
-        axes = {key: {0: "N"} for key in (*inputs, "y")}
+        axes = {key: {0: BATCH_AXIS} for key in (*inputs, "y")}
         options.update(dynamic_axes=axes, dynamo=False, opset_version=OPSET)
     torch.onnx.export(module(name), tuple(inputs.values()), str(path), **options)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
+from deftonnx.cli.allocation import keep_freed_memory
 from deftonnx.cli.console import progress, warn
 from deftonnx.cli.selection_options import selection_options
 
@@ -143,6 +144,7 @@ def optimize(
     for path in (plan_out, report_path):
         if path is not None:
             model_file.check_writable(path, True)
+    keep_freed_memory()
     with progress(quiet) as callback:
         result = run(
             model,
