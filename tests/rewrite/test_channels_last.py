@@ -1,6 +1,7 @@
 """Convolution regions with channels last: which operators are inside, where transposes remain, and the same results."""
 
 import numpy as np
+import onnx
 import pytest
 from generator import Builder
 from models import feed_for, model
@@ -55,6 +56,40 @@ def test_residual_network(channels):
     assert count(result, "Transpose") == 1  # into the region
     assert count(result, "DeftPool") == 2
     assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
+
+
+PATCHES = """g (float[N,C,H,W] x) => (float[N,4] y) <float[OUTPUTS,C,KERNEL] w, float[OUTPUTS] b, float[4,OUTPUTS] v> {
+    a = Conv <strides=[STRIDES]> (x, w, b) p = GlobalAveragePool (a) q = Flatten (p) y = Gemm <transB=1> (q, v) }"""
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "strides", "outputs", "windows"),
+    [
+        ((3, 16, 24), (4, 8), (4, 8), 16, True),
+        ((3, 16, 24), (8, 8), (8, 8), 12, True),  # output channels to fill
+        ((1, 8, 8), (4, 4), (4, 4), 16, True),
+        ((3, 18, 24), (4, 8), (4, 8), 16, False),  # a rest of the image
+        ((3, 16, 24), (4, 8), (4, 4), 16, False),  # windows overlap
+        ((3, 15, 15), (3, 3), (3, 3), 16, False),  # 27 features
+        ((8, 16, 24), (4, 8), (4, 8), 16, False),  # whole loads of channels as it is
+        ((3, "H", "W"), (4, 8), (4, 8), 16, False),
+    ],
+)
+def test_windows_side_by_side(image, kernel, strides, outputs, windows):
+    text = PATCHES.replace("C,H,W", ",".join(map(str, image))).replace(
+        "C,KERNEL", f"{image[0]},{kernel[0]},{kernel[1]}"
+    )
+    text = text.replace("OUTPUTS", str(outputs)).replace("STRIDES", f"{strides[0]},{strides[1]}")
+    proto = model(text)
+    result, made = rewritten(proto)
+    (attributes,) = ({a.name: onnx.helper.get_attribute_value(a) for a in n.attribute} for n in made_nodes(result))
+    assert (list(attributes["kernel_shape"]) == [1, 1]) == windows
+    assert len(made) == 1
+    assert distance(result, proto, feed_for(proto, N=3, H=16, W=24)) <= 2e-3
+
+
+def made_nodes(proto):
+    return [node for node in proto.graph.node if node.op_type.startswith("DeftConv")]
 
 
 def test_dense16_end_to_end():

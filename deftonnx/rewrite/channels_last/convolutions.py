@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 
 from deftonnx.layers.linear import is_standard, unused_name
 from deftonnx.rewrite import packed_conv
+from deftonnx.rewrite.channels_last import patches
 from deftonnx.rewrite.channels_last.region import ALIGNMENT, Region
 from deftonnx.rewrite.functions import KEPT_CONV
 
@@ -38,14 +39,20 @@ def convert(region: Region, node: gs.Node, format_name: str) -> gs.Node:
     """Replace `node`, which pays, by a DeftConv with weights packed as `format_name`."""
     x, y = node.inputs[0], node.outputs[0]
     image = [size if isinstance(size, int) else 0 for size in list(x.shape)[2:]]
-    source, extra, conv = region.last(x), 0, node
-    if _can_be_filled(node):
+    extra, conv = 0, node
+    if node.op == "Conv" and not region.holds(x) and patches.is_patches(node, ALIGNMENT):
+        source, conv = patches.windows(region.graph, node)
+        extra, image = -y.shape[1] % ALIGNMENT, list(source.shape)[1:-1]
+        conv = _wider(conv, 0, extra)
+    elif _can_be_filled(node):
         extra = -y.shape[1] % ALIGNMENT
         source, missing = region.filled(x)
         if not missing and x.shape[1] % ALIGNMENT:
             missing = -x.shape[1] % ALIGNMENT
             source = _fill(region, source, missing, node.name)
         conv = _wider(node, missing, extra)
+    else:
+        source = region.last(x)
     result = region.outputs(y, extra)
     made = packed_conv.deft_conv(conv, format_name, source, result, image=image if all(image) else None)
     region.graph.nodes.append(made)
