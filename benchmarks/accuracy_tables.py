@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SHOWN_FORMATS = ("half", "deft16", "deft8:auto")
+SHOWN_FORMATS = ("half", "deft16", "deft8:auto", "fp8")
 FORMATS = ROOT / "benchmarks" / "results" / "cpu" / "format_accuracy.json"
 ACCURACY = ROOT / "benchmarks" / "results" / "cpu" / "accuracy.json"
 

@@ -22,7 +22,7 @@ from deftonnx import evaluation, model_file
 
 MODELS = ("lenet5_mnist", "alexnet_flowers5", "vit_cifar10")
 """Those whose weights are mostly in MatMul and Gemm layers, which are what is packed."""
-FORMATS = ("half", "deft16", "deft16q", "deft8:auto", "deft8:4")
+FORMATS = ("half", "deft16", "deft16q", "deft8:auto", "deft8:4", "fp8")
 SAMPLES = 512
 
 
