@@ -1,13 +1,13 @@
 """Whole models on the GPU: ONNX Runtime's stock settings, torch.compile and `optimize --preset dense16`, side by side.
 
     python benchmarks/models.py --output benchmarks/results/<gpu>/models.json [--models resnet50 …] [--batches 64 1]
-        [--variants NAME …] [--folder DIR] [--prepare] [--no-compile] [--limit SECONDS]
+        [--variants NAME …] [--folder DIR] [--prepare] [--prepared] [--no-compile] [--limit SECONDS]
 
-Every model is exported on the spot (networks.py) and written in each form, all models side by side (--prepare does
-only that, into --folder, and fills torch.compile's cache). All variants of one batch size run in turn in one process,
-with inputs and outputs on the GPU and CUDA graphs on; a variant that cannot be captured runs without, and says so.
-Figures are milliseconds a run: median, least and most. The file is written after every model; with --limit no model
-is begun after so many seconds.
+Every model is exported on the spot (networks.py) and written in each form, all models side by side. --prepare does
+only that, into --folder, and fills torch.compile's cache; --prepared measures what is there. All variants of one batch
+size run in turn in one process, with inputs and outputs on the GPU and CUDA graphs on; a variant that cannot be
+captured runs without, and says so. Figures are milliseconds a run: median, least and most. The file is written after
+every model; with --limit no model is begun after so many seconds.
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ from record import write
 import deftonnx
 from deftonnx.runtime.session import register_if_built
 
-ROUNDS = 9
+ROUNDS = 7
 ROUND_SECONDS = 0.02
 PROCESSES = max(1, (os.cpu_count() or 2) - 2)
 SHARED_CORES = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "2"}
 """What keeps processes that prepare models side by side from taking all cores each."""
 COMPILED = "torch.compile fp16"
+LEAST_COMPILED = 64
+"""The batch from which on torch.compile is measured: it takes half a minute a network and batch."""
 VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
     "ort fp32": ("fp32", {"use_tf32": "0"}),
     "ort tf32": ("fp32", {}),
-    "ort tf32 nhwc": ("fp32", {"prefer_nhwc": "1"}),
     "ort fp16": ("fp16", {}),
     "ort fp16 nhwc": ("fp16", {"prefer_nhwc": "1"}),
     "ort transformers fp16": ("tuned", {}),
@@ -64,24 +65,28 @@ OPTIMIZED: dict[str, dict[str, Any]] = {
 def prepare(name: str, form: str, folder: Path) -> None:
     """Write the model in one form into `folder`."""
     keep_freed_memory()
+    path, part = folder / f"{name}.{form}.onnx", folder / f"{name}.{form}.part"
     try:
         if form == "fp32":
-            export(name, folder / f"{name}.fp32.onnx")
+            export(name, part)
         elif form in OPTIMIZED:
-            _optimize(name, form, folder)
+            _optimize(name, form, folder, part)
         else:
-            _stock(name, form, folder)
+            _stock(name, form, folder, part)
+        part.rename(path)
     except Exception as error:
         print(f"  {name}, {form}: {str(error).splitlines()[0][:150]}", flush=True)
 
 
-def _optimize(name: str, form: str, folder: Path) -> None:
+def _optimize(name: str, form: str, folder: Path, output: Path) -> None:
     """Our own tool; what became of the model goes into a JSON file beside it."""
     started = time.perf_counter()
     feed = {key: value.numpy() for key, value in sample(name, 4).items()}
     path = folder / f"{name}.fp32.onnx"
-    result = deftonnx.optimize(path, calib_data=feed, preset="dense16", measure=False, **OPTIMIZED[form])
-    result.save(folder / f"{name}.{form}.onnx")
+    # processes side by side disturb each other's measurements: a model of the GPU says what pays
+    options = {"preset": "dense16", "decide_by": "model", "measure": False, **OPTIMIZED[form]}
+    result = deftonnx.optimize(path, calib_data=feed, **options)
+    result.save(output)
     left = [f"{refusal.op} {refusal.name}: {refusal.reason}" for refusal in result.report.left_in_float32]
     ops: dict[str, int] = {}
     for node in result.model.graph.node:
@@ -92,19 +97,19 @@ def _optimize(name: str, form: str, folder: Path) -> None:
     (folder / f"{name}.{form}.json").write_text(json.dumps(about))
 
 
-def _stock(name: str, form: str, folder: Path) -> None:
+def _stock(name: str, form: str, folder: Path, output: Path) -> None:
     """ONNX Runtime's own tools: its float16 converter, and its optimizer for transformers."""
-    network, plain, path = NETWORKS[name], folder / f"{name}.fp32.onnx", folder / f"{name}.{form}.onnx"
+    network, plain = NETWORKS[name], folder / f"{name}.fp32.onnx"
     if form == "fp16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        onnx.save(convert_float_to_float16(onnx.load(plain), keep_io_types=True), path)
+        onnx.save(convert_float_to_float16(onnx.load(plain), keep_io_types=True), output)
     else:
         from onnxruntime.transformers.optimizer import optimize_model
 
         made = optimize_model(str(plain), network.family, **network.heads, opt_level=0, use_gpu=True)
         made.convert_float_to_float16(keep_io_types=True)
-        made.save_model_to_file(str(path))
+        made.save_model_to_file(str(output))
 
 
 def _providers(choice: dict[str, str]) -> list[Any]:
@@ -243,15 +248,24 @@ def _prepare_all(options: argparse.Namespace) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     missing = [(name, form) for name in options.models for form in _forms(name, options.variants)]
     missing = [(name, form) for name, form in missing if not (options.folder / f"{name}.{form}.onnx").exists()]
+    warm = [(name, batch) for name in options.models for batch in options.batches if _compiles(options, batch)]
     if not missing and not options.prepare:
         return
     os.environ |= SHARED_CORES
     with concurrent.futures.ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
-        plain = [pool.submit(prepare, name, form, options.folder) for name, form in missing if form == "fp32"]
-        concurrent.futures.wait(plain)
-        tasks = [pool.submit(prepare, name, form, options.folder) for name, form in missing if form != "fp32"]
-        warm = [(name, batch) for name in options.models for batch in options.batches if options.compile]
-        concurrent.futures.wait([*tasks, *(pool.submit(_warm, name, batch) for name, batch in warm)])
+        plain = {name: pool.submit(prepare, name, "fp32", options.folder) for name, form in missing if form == "fp32"}
+        compiling = [pool.submit(_warm, name, batch) for name, batch in warm]
+        rest = [(name, form) for name, form in missing if form != "fp32"]
+        tasks = [pool.submit(prepare, name, form, options.folder) for name, form in rest if name not in plain]
+        exported = {task: name for name, task in plain.items()}
+        for task in concurrent.futures.as_completed(exported):
+            own = [form for name, form in rest if name == exported[task]]
+            tasks += [pool.submit(prepare, exported[task], form, options.folder) for form in own]
+        concurrent.futures.wait([*compiling, *tasks])
+
+
+def _compiles(options: argparse.Namespace, batch: int) -> bool:
+    return bool(options.compile) and batch >= LEAST_COMPILED
 
 
 def _forms(name: str, variants: list[str]) -> set[str]:
@@ -278,10 +292,12 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/.models"))
     parser.add_argument("--prepare", action="store_true")
+    parser.add_argument("--prepared", action="store_true")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds after which no model is begun")
     options = parser.parse_args()
-    _prepare_all(options)
+    if not options.prepared:
+        _prepare_all(options)
     if options.prepare:
         return
     rows = []
@@ -290,7 +306,11 @@ def main() -> None:
             if time.perf_counter() - started > options.limit:
                 print(f"  {name} {batch}: no time left", flush=True)
                 continue
-            rows.append(measure(name, batch, options.folder, options.variants, options.compile))
+            try:
+                rows.append(measure(name, batch, options.folder, options.variants, _compiles(options, batch)))
+            except Exception as error:
+                print(f"  {name} {batch}: {str(error).splitlines()[0][:300]}", flush=True)
+                continue
             if options.output is not None:
                 device = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
                 write(options.output, {**device, "unit": "ms: median, least, most", "rows": rows})

@@ -23,8 +23,11 @@ SHARED = Path(os.environ.get("DEFTONNX_SHARED", "missing"))
 LIMIT = 2e-2
 AGREEMENT = {"float16": 0.995, "bfloat16": 0.985}
 FORMATS = ("half", "deft16", "deft16q", "deft8:auto")
-TYPES = {"float16": {"preset": "dense16"}, "bfloat16": {"target": "cuda", "io_types": "bfloat16"}}
-"""How to get activations of that type."""
+TYPES = {
+    "float16": {"preset": "dense16", "decide_by": "nothing"},
+    "bfloat16": {"target": "cuda", "io_types": "bfloat16", "decide_by": "nothing"},
+}
+"""How to get activations of that type, with our operators wherever they can be."""
 TRAINED = {
     "lenet5_mnist": "mnist",
     "cifarnet_full": "cifar10_mean_image",
