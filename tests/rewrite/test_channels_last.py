@@ -210,6 +210,16 @@ POOLING = {
         "c = Mul (a, a) d = AveragePool <kernel_shape=[1,1]> (c) e = Mul (d, k) f = Add (e, one) g = Pow (f, minus)"
         "b = Mul (a, g)"
     ),
+    "normalisation of channels written out": (
+        "c = Mul (a, a) d = Reshape (c, apart) e = Pad (d, amounts) f = AveragePool <kernel_shape=[5,1,1]> (e)"
+        "h = Squeeze (f, first) i = Reshape (h, whole) j = Mul (i, k) l = Add (j, one) m = Pow (l, k) b = Div (a, m)"
+    ),
+    "normalisation of channels with a choice": (
+        "c = Mul (a, a) d = Reshape (c, apart) e = Pad (d, amounts) f = AveragePool <kernel_shape=[5,1,1]> (e)"
+        "h = If (yes) <then_branch = t () => (float[P,C,Q,R] o) { o = Squeeze (f, first) },"
+        " else_branch = e () => (float[P,U,C,Q,R] p) { p = Identity (f) }>"
+        "i = Reshape (h, whole) j = Mul (i, k) l = Add (j, one) m = Pow (l, k) b = Div (a, m)"
+    ),
     "a division of something else": (
         "c = Mul (a, a) d = AveragePool <kernel_shape=[3,3], pads=[1,1,1,1]> (c) e = Mul (d, k)"
         "f = Add (one, e) g = Pow (f, k) b = Div (a, g)"
@@ -223,11 +233,17 @@ def test_pooling_between_convolutions(case, channels):
     text = POOLING[case]
     proto = model(
         f"""g (float[N,3,9,10] x) => (float[N,6,D,E] y) <float[{channels},3,3,3] w, float[{channels}] bias,
-        float[{channels},{channels},1,1] v, float[6,{channels},1,1] u, float k, float one, float minus> {{
+        float[{channels},{channels},1,1] v, float[6,{channels},1,1] u, float k, float one, float minus,
+        int64[5] apart, int64[10] amounts, int64[1] first, int64[4] whole, bool yes> {{
         a = Conv <pads=[1,1,1,1]> (x, w, bias) {text} y = Conv (b, u) }}""",
         k=np.array(0.75),
         one=np.array(1.0),
         minus=np.array(-0.5),
+        apart=np.array([-1, 1, channels, 9, 10]),
+        amounts=np.array([0, 0, 2, 0, 0, 0, 0, 2, 0, 0]),
+        first=np.array([1]),
+        whole=np.array([-1, channels, 9, 10]),
+        yes=np.array(True),
     )
     result, made = rewritten(proto)
     assert len(made) == 2 + (case == "squeeze and excite")
