@@ -14,6 +14,7 @@ from families import (
     conv_hopper,
     few_rows,
     hopper,
+    hopper_codes,
     hopper_fp8,
     pool,
     round_rows,
@@ -23,7 +24,7 @@ from families import (
 )
 
 FAMILIES = (
-    *(few_rows, stream, hopper, hopper_fp8, round_rows, tensor_core, simt),
+    *(few_rows, stream, hopper, hopper_codes, hopper_fp8, round_rows, tensor_core, simt),
     *(conv_hopper, conv_few_channels, conv_depthwise, conv_direct),
     pool,
 )

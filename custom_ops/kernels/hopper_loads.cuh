@@ -6,16 +6,17 @@
 
 namespace hopper {
 
-// Where an operand lies in a stage, and the rows of its tile.
+// Where an operand lies in a stage, the rows of its tile, and their bytes in a K step.
 template <class T>
 struct OfX {
   static constexpr bool kIsX = true;
-  static constexpr int kRows = T::kRows, kOffset = 0, kBytes = T::kXBytes;
+  static constexpr int kRows = T::kRows, kRowBytes = hopper::kRowBytes, kOffset = 0, kBytes = T::kXBytes;
 };
 template <class T>
 struct OfW {
   static constexpr bool kIsX = false;
-  static constexpr int kRows = T::kColumns, kOffset = T::kXBytes, kBytes = T::kWBytes;
+  static constexpr int kRows = T::kColumns, kRowBytes = hopper::kRowBytes, kOffset = T::kXBytes,
+                       kBytes = T::kWBytes;
 };
 
 template <bool SHARED>
@@ -34,7 +35,7 @@ template <class T, class Operand, bool SHARED>
 __device__ void load_all(const ptx::TensorMap& map, const Work<T>& work, uint32_t memory) {
   const int half = SHARED ? work.member * Operand::kRows / 2 : 0;
   const auto blocks = static_cast<uint16_t>(3 << work.first_rank);
-  const uint32_t to = memory + Operand::kOffset + half * kRowBytes;
+  const uint32_t to = memory + Operand::kOffset + half * Operand::kRowBytes;
   Ring<T::kStages> ring;
   for (int cell = work.index; cell < work.row_cells * work.column_cells; cell += work.count) {
     int row, column;

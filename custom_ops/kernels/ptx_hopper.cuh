@@ -244,6 +244,24 @@ __device__ inline void store_matrices(uint32_t shared, uint32_t a, uint32_t b, u
                : "memory");
 }
 
+// The same, each matrix transposed.
+__device__ inline void store_transposed(uint32_t shared, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(a),
+               "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+
+// Two bytes, the rest of the register zero.
+__device__ inline uint32_t load_two_bytes(uint32_t shared) {
+  uint16_t v;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(shared) : "memory");
+  return v;
+}
+
+__device__ inline void store_shared(uint32_t shared, float a) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared), "f"(a) : "memory");
+}
+
 __device__ inline void store_shared(uint32_t shared, float a, float b) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(a), "f"(b) : "memory");
 }

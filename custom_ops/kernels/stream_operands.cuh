@@ -31,15 +31,20 @@ struct Decoder {
     return Operand::rescale((shifted & magnitudes) | (signs & ~magnitudes), factor);
   }
 
+  // Codes 0 and 2 of a word, and codes 1 and 3.
+  __device__ void pairs(uint32_t word, uint32_t& even, uint32_t& odd) const {
+    const uint32_t odd_signs = word & signs;
+    even = pair(word * left, odd_signs * 256);
+    odd = pair(word >> shift, odd_signs);
+  }
+
   // of product j, from the 16 bytes that a thread holds of rows g and g + 8
   __device__ void left_operand(uint32_t (&a)[4], const uint4 (&piece)[2], int j) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const uint32_t words[4] = {piece[h].x, piece[h].y, piece[h].z, piece[h].w};
       if constexpr (CODE_BYTES == 1) {
-        const uint32_t word = words[j], odd_signs = word & signs;
-        a[h] = pair(word * left, odd_signs * 256);
-        a[h + 2] = pair(word >> shift, odd_signs);
+        pairs(words[j], a[h], a[h + 2]);
       } else {
         a[h] = words[j * 2];
         a[h + 2] = words[j * 2 + 1];

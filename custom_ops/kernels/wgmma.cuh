@@ -3,6 +3,9 @@
 //
 //   D (64, N) += A (64, 16) · B (N, 16)ᵀ     16-bit operands in shared memory, both with k running along rows
 //
+// A may be in registers instead: four pairs of neighbouring k, of row 16 (t / 32) + g and the row 8 below,
+// from k = 2 q on, and of the same rows from k = 2 q + 8 on. They must not change until the product is done.
+//
 // Thread t of the warpgroup, lane (g, q) = (t % 32 / 4, t % 4), holds of D, for each 8 columns j:
 //   d[4 j + 0, 1]  row 16 (t / 32) + g,      columns 8 j + 2 q, + 1
 //   d[4 j + 2, 3]  row 16 (t / 32) + g + 8,  the same columns
@@ -45,7 +48,8 @@ __device__ inline void settle(float (&d)[COUNT]) {
   for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// d = a · bᵀ if not `add`, else d + a · bᵀ. The element type and N are those of Element and d.
+// d = a · bᵀ if not `add`, else d + a · bᵀ. The element type and N are those of Element and d; a is a
+// descriptor or registers.
 template <class Element>
 struct Product;
 
@@ -83,21 +87,39 @@ struct Product;
                  : __VA_ARGS__                                                               \
                  : "l"(a), "l"(b), "r"(static_cast<int>(add)));                              \
   }
+// The same with A in registers.
+#define WGMMA_LEFT_FUNCTION(SHAPE_TYPES, COUNT, A0, A1, A2, A3, B, ADD, ...)                           \
+  static __device__ inline void add(float (&d)[COUNT], const uint32_t (&a)[4], uint64_t b, bool add) { \
+    asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %" #ADD                                           \
+                 ", 0;\n wgmma.mma_async.sync.aligned." SHAPE_TYPES " {" WGMMA_NAMES_##COUNT           \
+                 "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", p, 1, 1, 0;\n}"                \
+                 : __VA_ARGS__                                                                         \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));    \
+  }
 #define WGMMA_ALL_SHAPES(TYPES)                                                                    \
   WGMMA_FUNCTION("m64n64k16." TYPES, 32, 32, 33, 34, WGMMA_32(0))                                  \
   WGMMA_FUNCTION("m64n128k16." TYPES, 64, 64, 65, 66, WGMMA_32(0), WGMMA_32(32))                   \
   WGMMA_FUNCTION("m64n192k16." TYPES, 96, 96, 97, 98, WGMMA_32(0), WGMMA_32(32), WGMMA_32(64))     \
   WGMMA_FUNCTION("m64n256k16." TYPES, 128, 128, 129, 130, WGMMA_32(0), WGMMA_32(32), WGMMA_32(64), \
                  WGMMA_32(96))
+#define WGMMA_ALL_LEFT_SHAPES(TYPES)                                                                     \
+  WGMMA_LEFT_FUNCTION("m64n64k16." TYPES, 32, 32, 33, 34, 35, 36, 37, WGMMA_32(0))                       \
+  WGMMA_LEFT_FUNCTION("m64n128k16." TYPES, 64, 64, 65, 66, 67, 68, 69, WGMMA_32(0), WGMMA_32(32))        \
+  WGMMA_LEFT_FUNCTION("m64n192k16." TYPES, 96, 96, 97, 98, 99, 100, 101, WGMMA_32(0), WGMMA_32(32),      \
+                      WGMMA_32(64))                                                                      \
+  WGMMA_LEFT_FUNCTION("m64n256k16." TYPES, 128, 128, 129, 130, 131, 132, 133, WGMMA_32(0), WGMMA_32(32), \
+                      WGMMA_32(64), WGMMA_32(96))
 
 template <>
 struct Product<__half> {
   WGMMA_ALL_SHAPES("f32.f16.f16")
+  WGMMA_ALL_LEFT_SHAPES("f32.f16.f16")
 };
 
 template <>
 struct Product<__nv_bfloat16> {
   WGMMA_ALL_SHAPES("f32.bf16.bf16")
+  WGMMA_ALL_LEFT_SHAPES("f32.bf16.bf16")
 };
 
 }  // namespace wgmma

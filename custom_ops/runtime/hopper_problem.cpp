@@ -26,7 +26,7 @@ HopperProblem::HopperProblem(const PackedNode& node, const void* scales, const v
 }
 
 void HopperProblem::SetOutput(const PackedNode& node, const CudaDriver& driver, int64_t rows, void* to,
-                              const void* added, bool boxes) {
+                              const void* added, bool boxes, int box_rows) {
   M = static_cast<int32_t>(rows);
   y_start = to;
   residual = added;
@@ -34,7 +34,7 @@ void HopperProblem::SetOutput(const PackedNode& node, const CudaDriver& driver, 
   by_box = vectors && boxes;
   if (!by_box) return;
   const int type = node.y_type == ElementType::kFloat16 ? kMapFloat16 : kMapBfloat16;
-  y = driver.EncodeMatrix(to, type, 2, rows, node.N, node.N, 16, 64, SwizzleOf(128));
+  y = driver.EncodeMatrix(to, type, 2, rows, node.N, node.N, box_rows, 64, SwizzleOf(128));
 }
 
 bool EndsInRegisters(const PackedNode& node, const void* residual, ElementType type) {

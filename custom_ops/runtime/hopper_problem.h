@@ -27,19 +27,19 @@ struct HopperProblem {
   HopperProblem(const PackedNode& node, const void* scale, const void* bias);
   explicit HopperProblem(const GemmNode& node) : HopperProblem(node.spec, node.scale, node.bias) {}
 
-  // Sets what the end of a tile needs to know of `call`; boxes: Y may leave in boxes of 16 rows and 64
-  // columns.
-  void SetOutput(const GemmNode& node, const GemmCall& call, bool boxes) {
-    SetOutput(node.spec, node.driver, call.M, call.y, call.residual, boxes);
+  // Sets what the end of a tile needs to know of `call`; boxes: Y may leave in boxes of
+  // `box_rows` rows and 64 columns.
+  void SetOutput(const GemmNode& node, const GemmCall& call, bool boxes, int box_rows = 16) {
+    SetOutput(node.spec, node.driver, call.M, call.y, call.residual, boxes, box_rows);
   }
   void SetOutput(const PackedNode& node, const CudaDriver& driver, int64_t rows, void* to, const void* added,
-                 bool boxes);
+                 bool boxes, int box_rows = 16);
 };
 static_assert(sizeof(HopperProblem) == 512 && offsetof(HopperProblem, kept) == 456 &&
               offsetof(HopperProblem, by_box) == 492);
 
-// The driver's enumerators for tensor maps of 16-bit elements.
-constexpr int kMapFloat16 = 6, kMapBfloat16 = 9;
+// The driver's enumerators for the elements of tensor maps.
+constexpr int kMapUint8 = 0, kMapFloat16 = 6, kMapBfloat16 = 9;
 
 // The driver's enumerator for the swizzle of rows of so many bytes.
 inline int SwizzleOf(int row_bytes) {

@@ -6,6 +6,7 @@
 #include "error.h"
 #include "gemm_few_rows.h"
 #include "gemm_hopper.h"
+#include "gemm_hopper_codes.h"
 #include "gemm_hopper_fp8.h"
 #include "gemm_rounded.h"
 #include "gemm_simt.h"
@@ -17,8 +18,8 @@ namespace {
 
 // Every family that multiplies X as it is.
 const std::vector<GemmFamily>& Families() {
-  static const std::vector<GemmFamily> families = {StreamKernels, FewRowsKernels, HopperKernels,
-                                                   TensorCoreKernels, SimtKernels};
+  static const std::vector<GemmFamily> families = {StreamKernels,      FewRowsKernels,    HopperKernels,
+                                                   HopperCodesKernels, TensorCoreKernels, SimtKernels};
   return families;
 }
 

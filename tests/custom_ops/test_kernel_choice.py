@@ -116,6 +116,16 @@ def test_every_operand_is_served(manifest, operator_library, name, x_type, outpu
         assert len(names) == 2
 
 
+@pytest.mark.parametrize("x_type", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+@pytest.mark.parametrize("exponent_bits", range(1, 8))
+def test_codes_of_8_bits_are_unpacked_beside_the_multiply(manifest, operator_library, exponent_bits, x_type):
+    packed = pack_weight(np.zeros((4096, 512), np.float32), f"deft8:{exponent_bits}")
+    layer = gemm_node(["X", "W", "scale", "bias"], "Y", packed, name="layer", output_type=x_type)
+    found = kernels_for(layer, x_type, TensorProto.UINT8, [33, 128, 8192], H200, operator_library)
+    for M in (33, 128, 8192):
+        assert "_u8_hopper_" in next(k.kernel for k in found if k.M == M)
+
+
 def test_only_the_fp32_units_serve_below_sm_80(manifest, kernels):
     if 75 not in manifest.kernels:
         pytest.skip("the library was built without kernels for sm_75")

@@ -1,0 +1,98 @@
+"""kernels/gemm_hopper_codes.cu, in the tiles and ways of sharing work that tuning/sm90.json lists."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import compile_cuda
+from images import Image, Row, Table, element_type
+
+from families.hopper import TUNING
+
+TABLE = Table("gemm_hopper_codes.h", "HopperCodesImage", "kHopperCodesImages")
+_SOURCE, _TARGET, _ARCHITECTURE = "gemm_hopper_codes.cu", "90a", 90
+_X_BYTES, _W_BYTES = 128, 64  # of a row in a K step
+_UNIT_BYTES = 4096  # of a warp's part of the epilogue
+_BARRIER_BYTES = 8
+_CODES = {"shifted": "kShifted", "e4": "kE4", "e5": "kE5", "wide": "kWide"}
+# X's type, how codes are unpacked
+_OPERANDS = [("fp16", "shifted"), ("fp16", "e4"), ("fp16", "e5"), ("fp16", "wide"), ("bf16", "shifted")]
+
+
+@dataclass(frozen=True)
+class HopperCodes:
+    """One kernel and one way of sharing work; times in nanoseconds, see runtime/gemm_hopper_codes.h."""
+
+    type: str
+    codes: str  # of _CODES
+    tile: tuple[int, int]  # rows of X, output features
+    stages: int
+    pair: bool
+    splits: int
+    step_ns: float
+    tile_ns: float
+    fixed_ns: float
+
+    @property
+    def entry(self) -> str:
+        """The function's name in the machine code."""
+        return f"hopper_{self.type}_{self.codes}_{self.tile[0]}x{self.tile[1]}"
+
+    @property
+    def name(self) -> str:
+        """What users and result files call it."""
+        sharing = ("_columns" if self.pair else "") + (f"_split{self.splits}" if self.splits > 1 else "")
+        return f"{self.type}_u8_hopper_{self.tile[0]}x{self.tile[1]}{sharing}"
+
+    @property
+    def warpgroups(self) -> int:
+        """Warpgroups that multiply."""
+        return self.tile[1] // 64
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block: those that multiply and those that load."""
+        return 128 * self.warpgroups + (128 if self.warpgroups == 2 else 64)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory, as laid out in the kernel."""
+        stages = self.stages * (self.tile[0] * _X_BYTES + self.tile[1] * _W_BYTES)
+        return stages + 4 * self.warpgroups * _UNIT_BYTES + (2 * self.stages + 3) * _BARRIER_BYTES
+
+    @property
+    def blocks_per_multiprocessor(self) -> int:
+        """Blocks that the shared memory of a multiprocessor has room for, 1 KiB each lost to the system."""
+        return 228 * 1024 // (self.shared_bytes + 1024)
+
+
+def kernels(architectures: list[int] | None = None) -> list[HopperCodes]:
+    """Return the kernels, if their architecture is asked for."""
+    if architectures is not None and _ARCHITECTURE not in architectures:
+        return []
+    table = json.loads(TUNING.read_text())["gemm_hopper_codes"]
+    return [
+        HopperCodes(type=x_type, codes=codes, **row | {"tile": tuple(row["tile"])})
+        for row in table
+        for x_type, codes in _OPERANDS
+    ]
+
+
+def rows(architectures: list[int] | None, cache: Path, each: Callable[..., Any]) -> list[Row]:
+    """Compile the kernels and return their rows."""
+    members = kernels(architectures)
+    if not members:
+        return []
+    code = compile_cuda.compile_cached(_SOURCE, _TARGET, cache)
+    return [_row(kernel, code) for kernel in members]
+
+
+def _row(kernel: HopperCodes, code: bytes) -> Row:
+    image = Image(kernel.name, kernel.entry, _ARCHITECTURE, code, kernel.shared_bytes, kernel.threads)
+    operands = (element_type(kernel.type), f"HopperCodes::{_CODES[kernel.codes]}")
+    sharing = (str(kernel.pair).lower(), kernel.splits, kernel.blocks_per_multiprocessor)
+    return Row(image, (*operands, *kernel.tile, *sharing, kernel.step_ns, kernel.tile_ns, kernel.fixed_ns))

@@ -1,0 +1,156 @@
+#include "gemm_hopper_codes.h"
+
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <utility>
+
+#include "gemm_arguments.h"
+#include "hopper_problem.h"
+#include "kernel_cache.h"
+#include "wide_codes.h"
+
+namespace deftonnx {
+namespace {
+
+constexpr int kStepK = 64;
+constexpr int kVector = 8;  // features of 16 bytes
+constexpr int kPairColumns = 2;
+constexpr int kGroup = 8;     // row tiles that are walked together
+constexpr int kBoxRows = 64;  // of Y
+// How much longer the end of a tile takes with a residual or a curve than with a clamp.
+constexpr double kCostlyEnd = 2.5;
+// The copy engine takes so many ns for a row of a box, however narrow; half of X's come from the other block
+// where a pair shares them.
+constexpr double kBoxRow = 1.25, kSharedBoxRow = 1.1;
+constexpr double kWeightBytes = 2500;  // a nanosecond, of W from device memory
+// Of the time of a K step, what a block has when it is alone on a multiprocessor made for two.
+constexpr double kAlone = 0.8;
+
+// The kernels' argument: CodesProblem of kernels/gemm_hopper_codes.cu.
+struct CodesProblem {
+  HopperProblem problem;
+  const void* floors;
+  int32_t shift, factor;
+  float sum_factor;
+};
+
+bool Serves(const GemmSpec& spec) {
+  if (spec.format != Format::kDeft8 || spec.x_type == ElementType::kFloat) return false;
+  if (NeedsSumsApart(spec, spec.K)) return false;
+  return spec.features % kVector == 0 && (spec.block == 0 || spec.block >= kVector);
+}
+
+HopperCodes CodesOf(const GemmSpec& spec) {
+  if (spec.x_type == ElementType::kBfloat16 || spec.exponent_bits < 4) return HopperCodes::kShifted;
+  if (spec.exponent_bits > 5) return HopperCodes::kWide;
+  return spec.exponent_bits == 4 ? HopperCodes::kE4 : HopperCodes::kE5;
+}
+
+class HopperCodesKernel : public GemmKernel {
+ public:
+  // wide: of the node's weight, if the kernel is for such
+  HopperCodesKernel(const GemmNode& node, const HopperCodesImage& row, std::shared_ptr<const WideCodes> wide)
+      : node_(node),
+        row_(row),
+        wide_(std::move(wide)),
+        kernel_(LoadKernel(node.driver, row.image, node.device)),
+        argument_{HopperProblem(node), nullptr, 0, 0, 1} {
+    const GemmSpec& spec = node.spec;
+    HopperProblem& problem = argument_.problem;
+    problem.w = node.driver.EncodeMatrix(node.weight, kMapUint8, 1, spec.N, spec.padded_K, spec.padded_K,
+                                         row.block_n, kStepK, SwizzleOf(kStepK));
+    problem.kept = node.kept;
+    problem.K = static_cast<int32_t>(spec.K);
+    problem.features = static_cast<int32_t>(spec.features);
+    problem.block_shift = spec.block_shift;
+    const bool narrow = spec.block != 0;
+    problem.box_columns = narrow ? static_cast<int32_t>(std::min<int64_t>(spec.block, kStepK)) : kStepK;
+    problem.pair = row.pair ? kPairColumns : 0;
+    problem.splits = row.splits;
+    problem.group = kGroup;
+    SetDecoding();
+  }
+
+  const char* Name() const override { return row_.image.name; }
+
+  double Nanoseconds(int64_t M) const override {
+    const int64_t cells = Cells(M);
+    if (cells > std::numeric_limits<int32_t>::max() / 16) return kRefused;
+    const bool alone = row_.blocks_per_multiprocessor > 1 && cells * ClusterSize() <= node_.multiprocessors;
+    double step_ns = row_.step_ns * (alone ? kAlone : 1);
+    const double row_ns = row_.pair ? kSharedBoxRow : kBoxRow;
+    step_ns = std::max(step_ns, row_.block_m * (kStepK / argument_.problem.box_columns - 1) * row_ns);
+    const double product_ns = CeilDivide(CeilDivide(node_.spec.K, kStepK), row_.splits) * step_ns;
+    const bool costly = node_.spec.has_residual || node_.spec.activation.curve != Activation::kLinear;
+    const double end_ns = row_.tile_ns * (costly ? kCostlyEnd : 1);
+    const double tiles_ns = CeilDivide(cells, Clusters()) * (product_ns + end_ns);
+    const double weight_ns = static_cast<double>(node_.spec.N) * node_.spec.K / kWeightBytes;
+    return row_.fixed_ns + std::max(tiles_ns, weight_ns);
+  }
+
+  void Launch(const GemmCall& call) const override {
+    const GemmSpec& spec = node_.spec;
+    CodesProblem argument = argument_;
+    HopperProblem& problem = argument.problem;
+    const int rows = row_.pair ? row_.block_m / 2 : row_.block_m;
+    const int type = row_.type == ElementType::kFloat16 ? kMapFloat16 : kMapBfloat16;
+    problem.x = node_.driver.EncodeMatrix(call.x, type, 2, call.M, spec.features, spec.features, rows,
+                                          problem.box_columns, SwizzleOf(2 * problem.box_columns));
+    const bool boxes = row_.splits == 1 && EndsInRegisters(spec, call.residual, row_.type);
+    problem.SetOutput(node_, call, boxes, kBoxRows);
+    const int64_t cells = Cells(call.M);
+    const int64_t clusters = row_.splits > 1 ? cells : std::min(cells, Clusters());
+    void* arguments[] = {&argument};
+    node_.driver.Launch(kernel_, static_cast<unsigned>(clusters * ClusterSize()), ClusterSize(),
+                        row_.image.threads, row_.image.shared_bytes, call.stream, arguments, true);
+  }
+
+ private:
+  void SetDecoding() {
+    const Decoding decoding = Decoding::ForTensorCores(node_.spec, 1);
+    argument_.shift = decoding.shift;
+    argument_.factor = decoding.factor;
+    if (row_.codes == HopperCodes::kShifted) argument_.sum_factor = decoding.accumulator_scale;
+    if (row_.codes != HopperCodes::kWide) return;
+    argument_.problem.scale = wide_->scale.data();
+    argument_.floors = wide_->floors.data();
+    argument_.shift = WideCodes::Shift(node_.spec.exponent_bits);
+  }
+
+  unsigned ClusterSize() const { return (row_.pair ? 2 : 1) * row_.splits; }
+  int64_t Clusters() const {  // that run at once
+    // clusters of more than two do not fill every part of the GPU that they must not leave
+    const int64_t usable = ClusterSize() > 2 ? node_.multiprocessors * 9 / 10 : node_.multiprocessors;
+    return std::max<int64_t>(1, usable * row_.blocks_per_multiprocessor / ClusterSize());
+  }
+  int64_t Cells(int64_t M) const {
+    return CeilDivide(M, row_.block_m) * CeilDivide(node_.spec.N, row_.block_n * (row_.pair ? 2 : 1));
+  }
+
+  const GemmNode& node_;
+  const HopperCodesImage& row_;
+  std::shared_ptr<const WideCodes> wide_;
+  CUkernel kernel_;
+  CodesProblem argument_;  // what does not change between runs
+};
+
+}  // namespace
+
+void HopperCodesKernels(const GemmNode& node, GemmKernels& kernels) {
+  const GemmSpec& spec = node.spec;
+  if (!Serves(spec)) return;
+  const int architecture = kHopperCodesImages.ArchitectureFor(node.capability);
+  if (architecture != node.capability) return;  // machine code for sm_90a runs nowhere else
+  const HopperCodes codes = CodesOf(spec);
+  const std::shared_ptr<const WideCodes> wide = codes == HopperCodes::kWide ? WideCodes::Make(node) : nullptr;
+  if (codes == HopperCodes::kWide && wide == nullptr) return;
+  const int64_t steps = CeilDivide(spec.K, kStepK);
+  for (const HopperCodesImage& row : kHopperCodesImages) {
+    if (row.image.architecture != architecture || row.type != spec.x_type || row.codes != codes) continue;
+    if (row.splits > steps || !node.Admits(row.image.name)) continue;
+    kernels.push_back(std::make_unique<HopperCodesKernel>(node, row, wide));
+  }
+}
+
+}  // namespace deftonnx

@@ -1,0 +1,136 @@
+"""kernels/gemm_hopper_codes.cu by kernel name: tile edges, every E, epilogues, kept blocks, repeated runs."""
+
+import ml_dtypes
+import numpy as np
+import onnxruntime
+import pytest
+from gemm_model import gemm_model, ort_value, reference, run_gemm
+from test_gemm import CUDA, case, check, gpu_capability
+
+from deftonnx.formats.packed import PackedWeight
+
+X_TYPES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+TILES = {
+    "256x128": (256, 128), "256x128_columns": (256, 256), "192x128": (192, 128), "128x64": (128, 64), "64x64": (64, 64),
+}  # fmt: skip
+SPLITS = [(128, 64, 2), (64, 64, 2), (64, 64, 4)]
+
+
+@pytest.fixture(autouse=True)
+def hopper(options):
+    if gpu_capability() != (9, 0):
+        pytest.skip("these kernels are for compute capability 9.0 alone")
+
+
+def run(options, kernel, shape, prefix="fp16", exponent_bits=4, features=None, index=None, **attributes):
+    """Run one node by the kernel of that name and compare."""
+    dtype = X_TYPES[prefix]
+    X, packed, bias = case(shape, f"deft8:{exponent_bits}", dtype, features)
+    residual = None
+    if attributes.pop("with_residual", False):
+        residual = np.random.default_rng(1).standard_normal((shape[0], shape[2])).astype(dtype)
+    epilogue = {k: v for k, v in attributes.items() if k in ("activation", "alpha", "beta")}
+    extra = {"features": features} if features else {}
+    name = f"{prefix}_u8_hopper_{kernel}"
+    model = gemm_model(X, packed, bias, compute=name, residual=residual, **extra, **attributes)
+    Y = run_gemm(model, X, residual, options, CUDA)
+    seen = X if index is None else X[:, index]
+    check(Y, reference(seen, packed, bias, residual=residual, **epilogue), attributes.get("output_dtype", dtype))
+
+
+@pytest.mark.parametrize("prefix", X_TYPES)
+@pytest.mark.parametrize("kernel", TILES)
+def test_edges_of_tiles(options, kernel, prefix):
+    rows, columns = TILES[kernel]
+    for shape in [
+        (1, 8, 1), (rows, 64, columns), (rows + 1, 72, columns + 8), (rows - 1, 448, 2 * columns - 3),
+        (2 * rows + 5, 1032, 3 * columns), (13 * rows, 72, 11 * columns + 16),
+    ]:  # fmt: skip
+        run(options, kernel, shape, prefix, activation="relu")
+
+
+@pytest.mark.parametrize("kernel", TILES)
+@pytest.mark.parametrize("exponent_bits", range(1, 8))
+def test_every_format(options, kernel, exponent_bits):
+    for prefix in X_TYPES:
+        run(options, kernel, (140, 520, 264), prefix, exponent_bits)
+
+
+@pytest.mark.parametrize("prefix", X_TYPES)
+@pytest.mark.parametrize("exponent_bits", range(1, 8))
+def test_every_code(options, exponent_bits, prefix):
+    """Output feature n has the single weight of code n: Y is the weight, rounded."""
+    largest_code = {4: 0x7E, 5: 0x7B}.get(exponent_bits, 0x7F)  # what beyond is never packed
+    magnitudes = np.minimum(np.arange(256) & 0x7F, largest_code)
+    codes = np.diag(magnitudes | np.arange(256) & 0x80).astype(np.uint8)
+    bias = (1 << exponent_bits - 1) - 1
+    largest = 2.0 ** ((1 << exponent_bits) - 1 - bias)
+    packed = PackedWeight(f"deft8:{exponent_bits}", codes, np.full(256, 1 / largest, np.float32), 256)
+    X = np.ones((70, 256), X_TYPES[prefix])
+    model = gemm_model(
+        X, packed, np.zeros(256, np.float32), output_dtype=np.float32, compute=f"{prefix}_u8_hopper_64x64"
+    )
+    Y = run_gemm(model, X, None, options, CUDA)
+    assert np.array_equal(Y, reference(X, packed, np.zeros(256)).astype(np.float32))
+
+
+@pytest.mark.parametrize(("rows", "columns", "splits"), SPLITS)
+def test_shared_out_K(options, rows, columns, splits):
+    kernel = f"{rows}x{columns}_split{splits}"
+    for shape in [(1, 512, 8), (rows + 1, 520, columns + 5), (2 * rows, 4096, 4 * columns), (3, 1000, 1000)]:
+        run(options, kernel, shape, exponent_bits=7, activation="gelu")
+        run(options, kernel, shape, "bf16", with_residual=True)
+
+
+@pytest.mark.parametrize("kernel", ["256x128", "192x128", "64x64"])
+@pytest.mark.parametrize("activation", ["none", "clip", "gelu", "tanh", "silu", "hard_swish", "leaky_relu"])
+def test_epilogues(options, kernel, activation):
+    epilogue = {"activation": activation, "alpha": -0.2, "beta": 0.5}
+    for output in (np.float16, np.float32, ml_dtypes.bfloat16):
+        run(options, kernel, (150, 200, 168), output_dtype=output, **epilogue)
+    run(options, kernel, (150, 200, 168), with_residual=True, **epilogue)
+
+
+@pytest.mark.parametrize("block", [8, 16, 32, 64, 256])
+@pytest.mark.parametrize("kernel", ["256x128_columns", "192x128", "64x64_split2"])
+def test_kept_blocks(options, kernel, block):
+    for features, M in ((2048, 300), (1000, 70), (2056, 131)):
+        blocks = -(-features // block)
+        kept = np.sort(np.random.default_rng(block).permutation(blocks)[: max(1, blocks // 2)])
+        index = np.concatenate([np.arange(b * block, min(b * block + block, features)) for b in kept])
+        if index.size <= 64 and "split" in kernel:
+            continue
+        run(options, kernel, (M, index.size, 528), "bf16", 4, features, index, block=block, kept=kept.tolist())
+
+
+@pytest.mark.parametrize("exponent_bits", [6, 7])
+def test_wide_rows_take_another_kernel(options, exponent_bits):
+    """One weight is 2^30 times the others, which are all that X multiplies: nothing may be lost."""
+    K, N = 512, 96
+    shift, largest = 7 - exponent_bits, (1 << exponent_bits) - 1
+    codes = np.full((N, K), largest - 30 << shift, np.uint8)
+    codes[:, 0] = largest << shift
+    packed = PackedWeight(f"deft8:{exponent_bits}", codes, np.full(N, 1e-9, np.float32), K)
+    X = np.random.default_rng(4).standard_normal((70, K)).astype(np.float16)
+    X[:, 0] = 0
+    bias = np.zeros(N, np.float32)
+    Y = run_gemm(gemm_model(X, packed, bias, output_dtype=np.float32), X, None, options, CUDA)
+    check(Y, reference(X, packed, bias), np.float32)
+    with pytest.raises(Exception, match="no kernel"):
+        run_gemm(gemm_model(X, packed, bias, compute="fp16_u8_hopper_64x64"), X, None, options, CUDA)
+
+
+@pytest.mark.parametrize("kernel", ["256x128_columns", "192x128", "128x64_split2", "64x64_split4"])
+def test_repeated_runs_are_equal(options, kernel):
+    X, packed, bias = case((500, 2048, 1000), "deft8:6", np.float16)
+    model = gemm_model(X, packed, bias, compute=f"fp16_u8_hopper_{kernel}", activation="silu")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, list(CUDA))
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("X", ort_value(X))
+    first = None
+    for _ in range(100):
+        binding.bind_output("Y", "cuda")
+        session.run_with_iobinding(binding)
+        Y = binding.get_outputs()[0].numpy()
+        first = Y if first is None else first
+        assert np.array_equal(Y, first)
