@@ -57,9 +57,10 @@ VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
 """By name: the form of the model, and options of the CUDA provider."""
 OPTIMIZED: dict[str, dict[str, Any]] = {
     "dense16": {},
-    "density0.5": {"density": 0.5, "criterion": "magnitude", "refit": "none"},
+    "density0.5": {"density": 0.5, "granularity": "block:32", "criterion": "magnitude", "refit": "none"},
 }
-"""Options beside --preset dense16. The weights are random, so that no choice of features is better than another."""
+"""Options beside --preset dense16. The weights are random, so that no choice of features is better than another; blocks
+need no Gather anywhere."""
 
 
 def prepare(name: str, form: str, folder: Path) -> None:
