@@ -29,18 +29,27 @@ def drop_unwritable(graph: gs.Graph) -> None:
     for node in _nodes([graph]):
         for name, value in list(node.attrs.items()):
             if isinstance(value, gs.Constant) and isinstance(value._values, LazyValues):
-                tensor = onnx.TensorProto()
-                tensor.CopyFrom(value._values.tensor)  # exporting renames it
-                node.attrs[name] = gs.Constant(value.name, LazyValues(tensor))
+                node.attrs[name] = gs.Constant(value.name, _copied(value._values))
             if not isinstance(value, list) or value:
                 continue
             del node.attrs[name]
             if node.op == "Constant" and name in EMPTY:
                 node.attrs["value"] = gs.Constant("", np.zeros(0, dtype=EMPTY[name]))
+    for body in graph.subgraphs(recursive=True):
+        for constant in {id(t): t for node in body.nodes for t in node.inputs if isinstance(t, gs.Constant)}.values():
+            if isinstance(constant._values, LazyValues):
+                constant._values = _copied(constant._values)
     for part in [graph, *graph.subgraphs(recursive=True)]:
         for tensor in (*part.inputs, *part.outputs, *part.tensors().values()):
             if isinstance(tensor, gs.Variable) and tensor.type not in (None, "tensor_type"):
                 tensor.dtype = tensor.shape = None
+
+
+def _copied(values: LazyValues) -> LazyValues:
+    """The same, of a tensor of our own: exporting renames it."""
+    tensor = onnx.TensorProto()
+    tensor.CopyFrom(values.tensor)
+    return LazyValues(tensor)
 
 
 def _nodes(graphs: Iterable[gs.Graph]) -> Iterable[gs.Node]:

@@ -422,3 +422,18 @@ def test_a_large_weight_that_is_transposed_at_run_time() -> None:
         )
     )
     assert "Transpose" in operators(normalised(inside))
+
+
+def test_the_model_is_left_as_it_was_where_a_body_reads_its_constants():
+    proto = model(
+        """g (float[N,3] x) => (float[N,3] y) <int64[1] axis, bool yes> { s = Unsqueeze (x, axis)
+        h = If (yes) <then_branch = t () => (float[N,3] o) { o = Squeeze (s, axis) },
+                      else_branch = e () => (float[N,1,3] p) { p = Identity (s) }> y = Abs (h) }""",
+        axis=np.array([1]),
+        yes=np.array(True),
+    )
+    before = proto.SerializeToString()
+    graph = import_model(proto)
+    normalise(graph)
+    export_model(graph, proto)
+    assert proto.SerializeToString() == before

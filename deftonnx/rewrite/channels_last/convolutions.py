@@ -1,7 +1,8 @@
 """From a Conv or KeptConv to a DeftConv between tensors with channels last.
 
-Loads bring 8 channels of 16 bits. Where a convolution has fewer, or no multiple of them, its weight gets zeros: input
-channels that it ignores, and output channels that nobody reads.
+Loads bring 8 channels of 16 bits. Where a convolution has no multiple of them, its weight gets zeros: input channels
+that it ignores, and output channels that nobody reads. Small filters of such images, such as those of three colours,
+have a kernel that takes the channels as they are.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from deftonnx.rewrite import packed_conv
 from deftonnx.rewrite.channels_last import patches
 from deftonnx.rewrite.channels_last.region import ALIGNMENT, Region
 from deftonnx.rewrite.functions import KEPT_CONV
+
+SMALL_FILTER = 1024
+"""Features of a filter for images of few channels: custom_ops/runtime/conv_few_channels.cpp."""
 
 
 def pays(node: gs.Node, opset: int) -> bool:
@@ -47,7 +51,7 @@ def convert(region: Region, node: gs.Node, format_name: str) -> gs.Node:
     elif _can_be_filled(node):
         extra = -y.shape[1] % ALIGNMENT
         source, missing = region.filled(x)
-        if not missing and x.shape[1] % ALIGNMENT:
+        if not missing and x.shape[1] % ALIGNMENT and int(np.prod(node.inputs[1].shape[1:])) > SMALL_FILTER:
             missing = -x.shape[1] % ALIGNMENT
             source = _fill(region, source, missing, node.name)
         conv = _wider(node, missing, extra)

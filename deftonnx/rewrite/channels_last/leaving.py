@@ -89,19 +89,25 @@ def _is_flat(node: gs.Node, features: int) -> bool:
     if node.op == "Squeeze":
         axes = integers(node, "axes", 1)
         return axes is not None and sorted(axis % len(x.shape) for axis in axes) == list(range(2, len(x.shape)))
-    target = integers(node, "shape", 1)
-    if target is None or len(target) != 2 or node.attrs.get("allowzero", 0):
+    target = _target(node)
+    if target is None or len(target) != 2:
         return False
     batch = x.shape[0]
     whole = target[1] in (-1, features)
     return target == [-1, features] or (whole and target[0] in (0, *([batch] if isinstance(batch, int) else [])))
 
 
+def _target(node: gs.Node) -> list[int] | None:
+    """The constant target of a Reshape, in which a 0 copies."""
+    target = integers(node, "shape", 1)
+    return None if target is not None and 0 in target and node.attrs.get("allowzero", 0) else target
+
+
 def _joins_pixels(node: gs.Node) -> bool:
     """True where a Reshape makes (batch, channels, pixels) of (batch, channels, …)."""
     x, y = node.inputs[0], node.outputs[0]
-    target = integers(node, "shape", 1)
-    if target is not None and len(target) == 3 and not node.attrs.get("allowzero", 0):
+    target = _target(node)
+    if target is not None and len(target) == 3:
         sizes = list(x.shape)[1:]
         channels = isinstance(sizes[0], int) and target[1] in (0, sizes[0])
         pixels = int(np.prod(sizes[1:])) if all(isinstance(size, int) for size in sizes) else None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from deftonnx.formats.operator_function import DOMAIN, OLDEST_OPSET
@@ -21,15 +19,15 @@ from deftonnx.formats.pool_function import (
 from deftonnx.layers.linear import unused_name
 from deftonnx.rewrite.absorb.parameters import integers
 from deftonnx.rewrite.channels_last.moves import Move
+from deftonnx.rewrite.channels_last.normalisation import window_of
 from deftonnx.rewrite.channels_last.region import Region
-from deftonnx.rewrite.packed_conv import same_pads
 
 _IMAGE_AXES = (1, 2)
 
 
 def pool(region: Region, node: gs.Node) -> None:
     """MaxPool and AveragePool."""
-    window = _window(node)
+    window = window_of(node)
     if window is None or not _fits(region, node):
         return
     kind = MAX
@@ -80,65 +78,10 @@ def normalise(region: Region, node: gs.Node) -> None:
         _replace(region, node, pool_attributes(NORMALISE, [1, 1], size=attrs["size"], **numbers))
 
 
-def written_out(node: gs.Node) -> dict[str, Any] | None:
-    """The attributes of the DeftPool that stands for `node`, if that is the end of a normalisation.
-
-    Exporters write x / (bias + alpha * AveragePool(x * x))^beta, or x times the power -beta. To be asked before
-    anything is moved.
-    """
-    if node.op not in ("Div", "Mul") or node.inputs[0].shape is None or (found := _match_scaling(node)) is None:
-        return None
-    pooling, numbers = found
-    window = _window(pooling)
-    if window is None or any(k % 2 == 0 for k in window["kernel_shape"]):
-        return None
-    half = [k // 2 for k in window["kernel_shape"]]
-    ones = [1] * len(half)
-    counted = pooling.attrs.get("count_include_pad", 0) or not any(half)
-    if not counted or window["pads"] != half * 2 or window["strides"] != ones or window["dilations"] != ones:
-        return None
-    return pool_attributes(NORMALISE, **window, **numbers) if len(half) in _IMAGE_AXES else None
-
-
 def scale(region: Region, node: gs.Node, attributes: dict[str, Any]) -> None:
     """The end of a normalisation that `written_out` knows."""
     if _fits(region, node):
         _replace(region, node, attributes)
-
-
-def _match_scaling(node: gs.Node) -> tuple[gs.Node, dict[str, Any]] | None:
-    """The AveragePool in a normalisation that `node` ends, and its numbers."""
-    x, factor = node.inputs
-    power = _maker(factor, "Pow")
-    exponent = None if power is None else _number(power.inputs[1])
-    if power is None or exponent is None:
-        return None
-    numbers: dict[str, Any] = {"beta": exponent if node.op == "Div" else -exponent}
-    at = power.inputs[0]
-    for name, op in (("bias", "Add"), ("alpha", "Mul")):
-        if (step := _maker(at, op)) is None:
-            return None
-        values = [_number(t) for t in step.inputs]
-        number = next((value for value in values if value is not None), None)
-        if number is None:
-            return None
-        numbers[name], at = number, step.inputs[values.index(None)]
-    pooling = _maker(at, "AveragePool")
-    square = None if pooling is None else _maker(pooling.inputs[0], "Mul")
-    if pooling is None or square is None or not all(t is x for t in square.inputs):
-        return None
-    return pooling, numbers
-
-
-def _maker(tensor: gs.Tensor, op: str) -> gs.Node | None:
-    """The node that makes `tensor`, if it is such a one."""
-    return tensor.inputs[0] if len(tensor.inputs) == 1 and tensor.inputs[0].op == op else None
-
-
-def _number(tensor: gs.Tensor) -> float | None:
-    if isinstance(tensor, gs.Constant) and int(np.prod(tensor.shape)) == 1:
-        return float(tensor.values.reshape(()))
-    return None
 
 
 def _fits(region: Region, node: gs.Node) -> bool:
@@ -146,23 +89,6 @@ def _fits(region: Region, node: gs.Node) -> bool:
     alone = all(not t.name or not (t.outputs or t in region.reserved) for t in node.outputs[1:])
     known = y.shape is not None and len(node.inputs[0].shape) - 2 in _IMAGE_AXES
     return bool(alone and known and region.graph.opset >= OLDEST_OPSET)
-
-
-def _window(node: gs.Node) -> dict[str, Any] | None:
-    """The attributes of the window of a pooling, None where its padding is not known."""
-    kernel: list[int] = list(node.attrs["kernel_shape"])
-    ones = [1] * len(kernel)
-    strides, dilations = list(node.attrs.get("strides") or ones), list(node.attrs.get("dilations") or ones)
-    pads = list(node.attrs.get("pads") or [0] * 2 * len(kernel))
-    auto = node.attrs.get("auto_pad", "NOTSET")
-    image: Sequence[Any] = list(node.inputs[0].shape)[2:]
-    if auto == "VALID":
-        pads = [0] * 2 * len(kernel)
-    elif auto != "NOTSET":
-        if not all(isinstance(size, int) for size in image):
-            return None
-        pads = same_pads(auto, kernel, strides, dilations, image)
-    return {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations}
 
 
 def _replace(region: Region, node: gs.Node, attributes: dict[str, Any]) -> None:
