@@ -106,7 +106,7 @@ def _table(results: list[measuring.Latency], settings: measuring.Settings) -> Ta
             f"{min(x.round_medians):.4g} to {max(x.round_medians):.4g}",
             f"{x.speedup:.2f}×",
             f"{x.speedup_range[0]:.2f} to {x.speedup_range[1]:.2f}",
-            f"{x.session_s:.2f} s",
+            "" if x.session_s is None else f"{x.session_s:.2f} s",
             "" if x.gpu_bytes is None else f"{x.gpu_bytes / 2**20:.0f} MiB",
             "yes" if x.library else "",
         )

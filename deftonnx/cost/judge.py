@@ -206,7 +206,7 @@ class Judge:
         if self._gain(times[stock], times[form]) < PACKING_GAIN[how]:
             return self._sentence("packed", times[form], times[stock], how)
         found = self._model.kernel(work, form, self.batches[-1])
-        self.timings[name] = Timing(whole[self._stock], times[form], how, None if found is None else found.kernel)
+        self.timings[name] = Timing(whole[self._stock], times[form], how, None if found is None else found[0])
         return None
 
     def _times(self, work: Work, forms: Sequence[Form]) -> dict[Form, list[float]] | None:

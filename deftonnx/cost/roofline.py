@@ -1,7 +1,7 @@
 """Times of layers, estimated: the more of arithmetic and memory traffic, and what a kernel costs to start.
 
-The rates are those of the manufacturer's data sheets, without sparsity. DeftGemm's time is the library's own estimate
-where the library is there.
+The rates are those of the manufacturer's data sheets, without sparsity. The times of DeftGemm and DeftConv are
+the library's own estimates where the library is there.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from onnx import TensorProto
 
-from deftonnx.cost.trial import gemm_of
+from deftonnx.cost.trial import conv_of, gemm_of
 from deftonnx.cost.work import BYTES, DEFT, Convolution, Form, Product, Work, kept_features
 from deftonnx.errors import UnsupportedError
 from deftonnx.formats import get_format, weight_format
 from deftonnx.runtime.cuda import Device
-from deftonnx.runtime.kernel_choice import TimedKernel, kernels_for
+from deftonnx.runtime.kernel_choice import conv_kernels_for, kernels_for
 
 
 @dataclass(frozen=True)
@@ -64,22 +64,33 @@ class ModelClock:
 
     def __init__(self, device: Device, rates: Rates, library: str | None) -> None:
         self._device, self._rates, self._library = device, rates, library
+        self._kernels: dict[tuple[Work, Form, int], tuple[str, float] | None] = {}
 
     def seconds(self, work: Work, forms: Sequence[Form], batches: Sequence[int]) -> dict[Form, list[float]]:
         """Seconds of `work` in each of `forms`, one for each batch."""
         return {form: [self._time(work, form, batch) for batch in batches] for form in forms}
 
-    def kernel(self, work: Work, form: Form, batch: int) -> TimedKernel | None:
-        """The kernel that the library would run; None where it cannot say."""
-        if self._library is None or not isinstance(work, Product) or form.operator != DEFT:
+    def kernel(self, work: Work, form: Form, batch: int) -> tuple[str, float] | None:
+        """The kernel that the library would run, and its estimate in seconds; None where it cannot say."""
+        if self._library is None or form.operator != DEFT:
             return None
-        node = gemm_of(work, form)
+        if (work, form, batch) not in self._kernels:
+            self._kernels[work, form, batch] = self._ask(work, form, batch, self._library)
+        return self._kernels[work, form, batch]
+
+    def _ask(self, work: Work, form: Form, batch: int, library: str) -> tuple[str, float] | None:
         w_type = get_format(form.format).onnx_type
         try:
-            kernels = kernels_for(node, form.type, w_type, [batch * work.rows], self._device, self._library)
+            if isinstance(work, Product):
+                M = batch * work.rows
+                found = kernels_for(gemm_of(work, form), form.type, w_type, [M], self._device, library)
+                return (found[0].kernel, 1e-9 * found[0].time) if found else None
+            *rows, columns = work.image
+            image = (batch, *(rows or [1]), columns)
+            named = conv_kernels_for(conv_of(work, form), form.type, w_type, image, self._device, library)
+            return (named[0][0], 1e-9 * named[0][1]) if named else None
         except UnsupportedError:
             return None
-        return kernels[0] if kernels else None
 
     def _time(self, work: Work, form: Form, batch: int) -> float:
         size, K = BYTES[form.type], kept_features(work, form)
@@ -96,7 +107,7 @@ class ModelClock:
         gather = 2 * x / (self._rates.memory * 1e9) + KERNEL_SECONDS if form.gather else 0.0
         if form.operator == DEFT:
             found = self.kernel(work, form, batch)
-            return gather + (product if found is None else found.time * 1e-9) + KERNEL_SECONDS
+            return gather + (product if found is None else found[1]) + KERNEL_SECONDS
         # a Conv adds its bias inside, but tensor cores want channels last: X and Y are transposed
         passes = [2 * y] * int(work.activated)
         passes += [2 * y] if isinstance(work, Product) else [2 * x, 2 * y]

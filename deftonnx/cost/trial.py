@@ -60,19 +60,45 @@ def x_shape(work: Work, form: Form, batch: int) -> tuple[int, ...]:
 
 def gemm_of(work: Product, form: Form, y: str = "Y", x: str = "X") -> onnx.NodeProto:
     """The DeftGemm of `work` that makes `y` of `x`."""
-    K = kept_features(work, form)
-    # a node knows the sizes of its weight, not the weight
-    packed = PackedWeight(form.format, np.broadcast_to(np.uint8(0), (work.N, K)), np.zeros(work.N, np.float32), K)
+    packed = _sizes(work, form)
     return gemm_node(
-        [x, f"{y}_W", f"{y}_W_scale", f"{y}_bias", *([f"{y}_kept"] if form.block else [])],
+        _inputs(form, y, x),
         y,
         packed,
         name=y,
-        features=K if form.gather else work.K,
+        features=packed.K if form.gather else work.K,
         block=form.block,
-        activation="relu" if work.activated else "none",
+        activation=_activation(work),
         output_type=form.type,
     )
+
+
+def conv_of(work: Convolution, form: Form, y: str = "Y") -> onnx.NodeProto:
+    """The DeftConv of `work` that makes `y` of X."""
+    filled = _filled(work)
+    attributes = conv_attributes(
+        _sizes(filled, form),
+        work.window,
+        filled.channels,
+        block=form.block,
+        activation=_activation(work),
+        output_type=form.type,
+    )
+    return conv_node(_inputs(form, y, "X"), y, attributes, name=y)
+
+
+def _sizes(work: Work, form: Form) -> PackedWeight:
+    """A weight of the right sizes without values: a node does not know them."""
+    K = kept_features(work, form)
+    return PackedWeight(form.format, np.broadcast_to(np.uint8(0), (work.N, K)), np.zeros(work.N, np.float32), K)
+
+
+def _inputs(form: Form, y: str, x: str) -> list[str]:
+    return [x, f"{y}_W", f"{y}_W_scale", f"{y}_bias", *([f"{y}_kept"] if form.block else [])]
+
+
+def _activation(work: Work) -> str:
+    return "relu" if work.activated else "none"
 
 
 _Parts = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
@@ -132,16 +158,6 @@ def _filled(work: Convolution) -> Convolution:
 def _deft_convolution(dense: Convolution, form: Form, y: str) -> _Parts:
     work = _filled(dense)
     packed = _packed(kept_features(work, form), work.N, form.format)
-    inputs = ["X", f"{y}_W", f"{y}_W_scale", f"{y}_bias", *([f"{y}_kept"] if form.block else [])]
-    attributes = conv_attributes(
-        packed,
-        work.window,
-        work.channels,
-        block=form.block,
-        activation="relu" if work.activated else "none",
-        output_type=form.type,
-    )
-    node = conv_node(inputs, y, attributes, name=y)
     weights = _weights(packed, y)
     if form.block:
         blocks = work.features // form.block
@@ -150,7 +166,7 @@ def _deft_convolution(dense: Convolution, form: Form, y: str) -> _Parts:
             for group in range(work.window.group)
         ]
         weights.append(numpy_helper.from_array(np.concatenate(parts).astype(np.int32), f"{y}_kept"))
-    return [node], weights
+    return [conv_of(dense, form, y)], weights
 
 
 _BUILDERS: dict[tuple[type, bool], Callable[[Any, Form, str], _Parts]] = {

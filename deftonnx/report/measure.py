@@ -95,7 +95,7 @@ def measure_on_gpu(
             model_file.save(model, path)
         for batch in batches:
             inputs = {name: value.take(np.arange(batch) % len(value), axis=0) for name, value in feed.items()}
-            settings = bench.Settings("cuda", inputs=inputs, seconds=GPU_SECONDS)
+            settings = bench.Settings("cuda", inputs=inputs, seconds=GPU_SECONDS, footprint=False)
             old, new = (result.p50 for result in bench.bench(paths, settings, lambda text: None))
             report.gpu_ms[batch] = (old, new)
             if new > SLOWER * old:

@@ -45,6 +45,7 @@ class Settings:
     sizes: Mapping[str, int] = field(default_factory=dict)  # of free axes, by name
     inputs: Mapping[str, Array] | None = None
     seed: int = 0
+    footprint: bool = True  # whether to measure it
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Latency:
     speedup: float
     speedup_range: tuple[float, float]
     library: bool  # whether the operator library was registered
-    session_s: float  # to make the session
-    gpu_bytes: int | None  # device memory that it holds, see footprint
+    session_s: float | None  # to make the session, see footprint
+    gpu_bytes: int | None  # device memory that it holds
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -100,7 +101,7 @@ class _Candidate:
     model: str
     run: Run
     library: bool
-    footprint: Footprint
+    footprint: Footprint | None
 
 
 def _candidate(path: str, model: onnx.ModelProto, batch: int | None, settings: Settings) -> _Candidate:
@@ -127,7 +128,7 @@ def _candidate(path: str, model: onnx.ModelProto, batch: int | None, settings: S
         return run
 
     try:
-        needs = footprint(create, lambda session: bound(session)())
+        needs = footprint(create, lambda session: bound(session)()) if settings.footprint else None
         run = bound(create())
     except Exception as error:
         graph = " with a CUDA graph" if settings.cuda_graph else ""
@@ -217,8 +218,8 @@ def _measure(
                 speedup=float(overall[0][0] / p50),
                 speedup_range=(min(ratios), max(ratios)),
                 library=c.library,
-                session_s=c.footprint.session_s,
-                gpu_bytes=c.footprint.gpu_bytes,
+                session_s=None if c.footprint is None else c.footprint.session_s,
+                gpu_bytes=None if c.footprint is None else c.footprint.gpu_bytes,
             )
         )
     return results
