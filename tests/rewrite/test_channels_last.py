@@ -58,6 +58,23 @@ def test_residual_network(channels):
     assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
 
 
+@pytest.mark.parametrize(
+    ("image", "joined"),
+    [("3,70,64", True), ("4,64,64", True), ("2,8192", True), ("5,64,64", False), ("3,32,32", False), ("3,H,W", False)],
+)
+def test_large_images_of_few_channels_come_in_by_their_planes(image, joined):
+    channels, *axes = image.split(",")
+    proto = model(
+        f"""g (float[N,{image}] x) => (float[N,8,{",".join("PQ"[: len(axes)])}] y)
+        <float[8,{channels},{",".join("33"[: len(axes)])}] w> {{ y = Conv (x, w) }}"""
+    )
+    result, made = rewritten(proto)
+    assert len(made) == 1
+    assert (count(result, "Split"), count(result, "Concat")) == ((1, 1) if joined else (0, 0))
+    assert count(result, "Transpose") == 2 - joined
+    assert distance(result, proto, feed_for(proto, N=2, H=40, W=40)) <= 2e-3
+
+
 PATCHES = """g (float[N,C,H,W] x) => (float[N,4] y) <float[OUTPUTS,C,KERNEL] w, float[OUTPUTS] b, float[4,OUTPUTS] v> {
     a = Conv <strides=[STRIDES]> (x, w, b) p = GlobalAveragePool (a) q = Flatten (p) y = Gemm <transB=1> (q, v) }"""
 

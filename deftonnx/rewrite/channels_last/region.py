@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from deftonnx.layers.linear import unused_name
+from deftonnx.rewrite.channels_last import planes
 from deftonnx.rewrite.packed_conv import channels_first, channels_last
 from deftonnx.rewrite.reserved import Reserved
 
@@ -53,8 +54,11 @@ class Region:
         if maker is not None and maker.op == "Transpose" and maker.attrs.get("perm") == channels_first(axes):
             return maker.inputs[0]
         if id(tensor) not in self._transposed:
-            self._transposed[id(tensor)] = self._like(tensor)
-            self._transpose(tensor, self._transposed[id(tensor)], channels_last(axes))
+            self._transposed[id(tensor)] = result = self._like(tensor)
+            if planes.pays(tensor):
+                planes.join(self.graph, tensor, result)
+            else:
+                self._transpose(tensor, result, channels_last(axes))
         return self._transposed[id(tensor)]
 
     def filled(self, tensor: gs.Tensor) -> tuple[gs.Tensor, int]:
