@@ -66,6 +66,7 @@ PARTS = {
     "gemm_streaming": Part("gemm_speed.py", ("--part", "streaming"), 1),
     "gemm_elimination": Part("gemm_speed.py", ("--part", "elimination"), 1),
     "gemm_chains": Part("gemm_speed.py", ("--part", "chains"), 1),
+    "gemm_gelu": Part("gemm_speed.py", ("--part", "gelu"), 1),
     "gemm_fp8": Part("gemm_speed.py", ("--part", "fp8"), 1),
     "fission": Part("fission.py", (), 1),
 }

@@ -23,7 +23,7 @@ from deftonnx.formats import PackedWeight, get_format
 from deftonnx.formats.deft8 import Deft8
 from deftonnx.formats.deft16 import round_to_bfloat16
 from deftonnx.formats.fp8 import Fp8
-from deftonnx.formats.gemm_function import attach_gemm_functions, gemm_node, weight_tensors
+from deftonnx.formats.gemm_function import attach_gemm_functions, gemm_node
 from deftonnx.formats.packed import padded
 
 ONNX_TYPE = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
@@ -57,6 +57,14 @@ class Layers:
         return f"Y{node - 1}" if self.chained and node else f"X{node // self.count}"
 
 
+@dataclass(frozen=True)
+class LayersModel:
+    """A model without its large weights, and these beside it: copying them takes longer than all else."""
+
+    model: onnx.ModelProto
+    weights: dict[str, np.ndarray]  # by initializer, of the type that the model says
+
+
 def random_packed(name: str, K: int, N: int, seed: int) -> PackedWeight:
     """A weight of random codes, N(0, 1 / K) or about; made from a smaller random block, repeated."""
     rng = np.random.default_rng(seed)
@@ -79,7 +87,7 @@ def random_packed(name: str, K: int, N: int, seed: int) -> PackedWeight:
     return PackedWeight(name, np.resize(np.roll(codes, seed * 997), (N, row)), scale, K)
 
 
-def packed_model(layers: Layers, name: str, compute: str = "auto") -> onnx.ModelProto:
+def packed_model(layers: Layers, name: str, compute: str = "auto") -> LayersModel:
     """The layers as DeftGemm nodes in format `name`."""
     element = ONNX_TYPE[layers.dtype]
     features = layers.features or layers.K
@@ -89,7 +97,8 @@ def packed_model(layers: Layers, name: str, compute: str = "auto") -> onnx.Model
         initializers.append(numpy_helper.from_array(kept, "kept"))
     weights = [random_packed(name, layers.K, layers.N, i) for i in range(layers.count)]
     for i, packed in enumerate(weights):
-        initializers += weight_tensors(packed, f"W{i}")
+        initializers.append(_placeholder(f"W{i}", get_format(name).onnx_type, packed.codes))
+        initializers.append(numpy_helper.from_array(packed.scale, f"W{i}_scale"))
     for i in range(layers.nodes):
         packed, weight = weights[i % layers.count], f"W{i % layers.count}"
         inputs = [layers.source(i), weight, f"{weight}_scale", "bias", *(["kept"] if kept is not None else [])]
@@ -105,33 +114,41 @@ def packed_model(layers: Layers, name: str, compute: str = "auto") -> onnx.Model
                 **options,
             )
         )
-    return attach_gemm_functions(_model(layers, nodes, initializers, features))
+    model = attach_gemm_functions(_model(layers, nodes, initializers, features))
+    return LayersModel(model, {f"W{i}": packed.codes for i, packed in enumerate(weights)})
 
 
-def stock_model(layers: Layers) -> onnx.ModelProto:
+def stock_model(layers: Layers) -> LayersModel:
     """The layers as MatMul, Add and Relu or Gelu in `dtype`."""
     element = ONNX_TYPE[layers.dtype]
-    nodes, initializers = [], [_cast(np.full(layers.N, 0.1, np.float32), "bias", element)]
+    bias = TensorProto(name="bias", data_type=element, dims=[layers.N])
+    bias.raw_data = _cast(np.full(layers.N, 0.1, np.float32), element).tobytes()
+    nodes, initializers, weights = [], [bias], {}
     operator = {"relu": "Relu", "gelu": "Gelu", "none": "Identity"}[layers.activation]
     for i in range(layers.count):
         sample = np.random.default_rng(i).standard_normal(1 << 20).astype(np.float32) * layers.K**-0.5
-        initializers.append(_cast(np.resize(np.roll(sample, i * 997), (layers.K, layers.N)), f"W{i}", element))
+        weights[f"W{i}"] = np.resize(_cast(sample, element), (layers.K, layers.N))
+        initializers.append(_placeholder(f"W{i}", element, weights[f"W{i}"]))
     for i in range(layers.nodes):
         nodes.append(helper.make_node("MatMul", [layers.source(i), f"W{i % layers.count}"], [f"P{i}"]))
         nodes.append(helper.make_node("Add", [f"P{i}", "bias"], [f"Z{i}"]))
         nodes.append(helper.make_node(operator, [f"Z{i}"], [f"Y{i}"]))
-    return _model(layers, nodes, initializers, layers.K)
+    return LayersModel(_model(layers, nodes, initializers, layers.K), weights)
 
 
-def session_runner(model: onnx.ModelProto, layers: Layers, *, packed: bool, graph: bool) -> Callable[[], None]:
-    """Return a function that enqueues one run of `model` on the GPU, with inputs and outputs there."""
+def session_runner(built: LayersModel, layers: Layers, *, packed: bool, graph: bool) -> Callable[[], None]:
+    """Return a function that enqueues one run of the model on the GPU, with inputs and outputs there."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if packed:
         runtime.register(options)
     provider = ("CUDAExecutionProvider", {"enable_cuda_graph": str(int(graph)), "use_tf32": "1"})
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=[provider])
+    types = {tensor.name: tensor.data_type for tensor in built.model.graph.initializer}
+    as_value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type
+    values = [as_value(weight, types[name]) for name, weight in built.weights.items()]
+    options.add_external_initializers(list(built.weights), values)
+    session = ort.InferenceSession(built.model.SerializeToString(), options, providers=[provider])
     dtype, element = getattr(torch, layers.dtype), ONNX_TYPE[layers.dtype]
     binding = session.io_binding()
     inputs = []
@@ -166,11 +183,15 @@ def _model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def _cast(array: np.ndarray, name: str, element: int) -> TensorProto:
-    if element == TensorProto.FLOAT16:
-        return numpy_helper.from_array(array.astype(np.float16), name)
-    if element == TensorProto.FLOAT:
-        return numpy_helper.from_array(array, name)
-    tensor = TensorProto(name=name, data_type=element, dims=array.shape)
-    tensor.raw_data = round_to_bfloat16(array).tobytes()
+def _placeholder(name: str, element: int, weight: np.ndarray) -> TensorProto:
+    """An initializer whose values a session is given apart."""
+    tensor = TensorProto(name=name, data_type=element, dims=weight.shape, data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="given to the session")
     return tensor
+
+
+def _cast(values: np.ndarray, element: int) -> np.ndarray:
+    """float32 values as `element`; bfloat16 as its bits."""
+    if element == TensorProto.BFLOAT16:
+        return round_to_bfloat16(values)
+    return values.astype(np.float16) if element == TensorProto.FLOAT16 else values
