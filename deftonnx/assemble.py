@@ -34,6 +34,7 @@ from deftonnx.rewrite.fuse import fuse
 from deftonnx.rewrite.narrow import chains, narrow
 from deftonnx.rewrite.normalise import export_model, infer_shapes
 from deftonnx.rewrite.pack import decode, pack, pack_weights, round_activations
+from deftonnx.rewrite.packed_conv import encode
 from deftonnx.rewrite.regions.convert import join_casts
 from deftonnx.settings import AUTOMATIC, FP32, Settings
 
@@ -108,6 +109,11 @@ def assemble(
         convolutions, unpaid = _channels_last(graph, settings, plan, judge)
         settled = {*convolutions, *(refusal.name for refusal in unpaid)}
         unpacked = [refusal for refusal in unpacked if refusal.name not in settled] + unpaid
+        if convolutions:
+            verify(expected, finish(graph, origin, {}), probe)
+            for node in convolutions.values():
+                encode(node, "half" if settings.format in (*AUTOMATIC, FP8) else settings.format)
+            expected = evaluation.outputs(finish(graph, origin, {}), probe)
         narrowed = to_sixteen_bits(graph, origin, expected, batches or probe, probe)
     if settings.io_types != "keep":
         verify(expected, finish(graph, origin, {}), probe, rounding(settings))
@@ -209,7 +215,8 @@ def _form(layer: LinearLayer) -> str:
 def _channels_last(
     graph: gs.Graph, settings: Settings, plan: Plan | None, judge: Judge | None
 ) -> tuple[dict[str, gs.Node], list[Refusal]]:
-    """Make DeftConv nodes, where they may be and pay, in regions with channels last; and why others were left."""
+    """Make DeftConv nodes, where they may be and pay, in regions with channels last; and why others were left. Their
+    weights are fp32 yet."""
     if settings.target != "cuda" or settings.portable or settings.format == FP32:
         return {}, []
     infer_shapes(graph)
@@ -222,7 +229,7 @@ def _channels_last(
             refusals.append(Refusal(node.name, node.op, reason))
         return reason is None
 
-    made = to_channels_last(graph, "half" if settings.format in (*AUTOMATIC, FP8) else settings.format, pays)
+    made = to_channels_last(graph, FP32, pays)
     fuse(graph)
     return made, refusals
 

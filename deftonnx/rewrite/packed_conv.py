@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 from onnx_graphsurgeon.ir.tensor import LazyValues
@@ -118,6 +119,17 @@ def deft_conv(
         output_type=output_type,
     )
     return gs.Node(OPERATOR, unused_name(node.name), attributes, inputs, [y], domain=DOMAIN)
+
+
+def encode(node: gs.Node, format_name: str) -> None:
+    """Pack the weight of a DeftConv, which is fp32, as `format_name`, in place."""
+    tensor = node.inputs[1]._values.tensor
+    rows = onnx.numpy_helper.to_array(tensor).view(np.float32)  # (N, Kp)
+    packed = pack_weight(rows[:, : node.attrs["K"]].T, format_name)
+    codes, _ = weight_tensors(packed, unused_name(f"{node.name}/encoded"))
+    node.inputs[1] = gs.Constant(codes.name, LazyValues(codes))  # NumPy has no bfloat16
+    node.inputs[2] = gs.Constant(unused_name(f"{node.name}/encoded_scale"), packed.scale)
+    node.attrs["format"] = packed.format
 
 
 def _kernel(node: gs.Node) -> tuple[int, ...]:

@@ -191,6 +191,16 @@ def test_which_convolutions(attributes, weight, taken):
     assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
 
 
+@pytest.mark.parametrize("format_name", ["deft8:2", "deft8:4", "deft16", "deft16q"])
+def test_formats_that_round_are_no_mistake(format_name):
+    proto = residual(3)
+    feed = feed_for(proto, N=4)
+    result = deftonnx.optimize(proto, calib_data=feed, preset="dense16", format=format_name, measure=False)
+    formats = {a.s.decode() for n in result.model.graph.node for a in n.attribute if a.name == "format"}
+    assert formats == {format_name}
+    assert 1e-6 < distance(result.model, proto, feed) <= (0.3 if format_name.startswith("deft8") else TOLERANCE)
+
+
 @pytest.mark.parametrize(("size", "pads"), [(3, 0), (20, 1)])
 def test_only_large_filters_of_few_channels_are_filled_up(size, pads):
     text = f"g (float[N,3,24,24] x) => (float[N,8,H,W] y) <float[8,3,{size},{size}] w> {{ y = Conv (x, w) }}"
