@@ -37,7 +37,7 @@ OUTPUT_BYTES = 600e6  # of a candidate's layers together
 PARTS = ("dense", "eliminated")
 KEPT_BLOCKS = (64, 8)  # channels
 LEAST_FEATURES = 1000  # of a layer whose elimination is measured
-SIDE_BY_SIDE = {64: 3, 1: 16}  # layers of a run, by batch: what a run costs on the CPU must stay hidden
+SIDE_BY_SIDE = {64: 12, 1: 40}  # layers of a run, by batch: what a run costs on the CPU must stay hidden
 
 
 @dataclass(frozen=True)

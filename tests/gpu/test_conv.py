@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from conv_model import conv_case, conv_model, output_image, reference
+from covering import pairwise
 from gemm_model import DTYPES, ort_value, run_gemm, to_array
 
 from deftonnx.formats import FORMAT_NAMES
@@ -36,7 +37,7 @@ LAYERS = {
     "depthwise_strided": ((11, 9), 20, 40, Window.of((3, 3), strides=(2, 2), group=20)),
     "1d": ((50,), 64, 136, Window.of((7,), strides=(3,), pads=(3, 3), dilations=(2,))),
     "1d_odd": ((17,), 5, 6, Window.of((4,), pads=(1, 2))),
-    "many_tiles": ((56, 57), 64, 200, SAME),
+    "many_tiles": ((56, 57), 64, 72, SAME),
 }
 # tile, how two blocks share, into how many parts K is split
 HOPPER = (
@@ -61,7 +62,7 @@ def check(Y, expected, dtype):
 
 
 def prefix(dtype):
-    return "fp16" if dtype == np.float16 else "bf16"
+    return {np.float32: "fp32", np.float16: "fp16", ml_dtypes.bfloat16: "bf16"}[dtype]
 
 
 def name_of(dtype):
@@ -71,69 +72,115 @@ def name_of(dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_layers(options, layer, dtype):
-    window = LAYERS[layer][-1]
-    for batch in {"many_tiles": (12,), "3x3": (1, 5)}.get(layer, (3,)):
-        name = "half" if dtype == np.float16 else "deft16"
-        X, packed, bias, _ = conv_case(batch, *LAYERS[layer], name, dtype, batch=batch)
-        Y = run_gemm(conv_model(X, packed, bias, window), X, None, options, CUDA)
-        check(Y, reference(X, packed, bias, window), dtype)
+    name = "half" if dtype == np.float16 else "deft16"
+    run_case(options, 3, LAYERS[layer], dtype, name, compute="auto", batch=3)
 
 
-@pytest.mark.parametrize("kernel", ["cudnn", "direct", *(f"hopper_{name}" for name in HOPPER)])
-@pytest.mark.parametrize("dtype", HALVES, ids=name_of)
-@pytest.mark.parametrize("layer", ["1x1", "3x3", "asymmetric", "groups", "many_tiles", "1d"])
-def test_each_kernel(options, layer, dtype, kernel):
-    window = LAYERS[layer][-1]
-    X, packed, bias, _ = conv_case(7, *LAYERS[layer], "deft16", dtype, batch=9)
-    if kernel.startswith("hopper") and not hopper_serves(kernel.removeprefix("hopper_"), window, packed.K, packed.N):
-        pytest.skip("does not serve such a layer")
-    residual = np.random.default_rng(8).standard_normal((9, *output_image(window, X.shape[1:-1]), packed.N))
-    epilogue = {"residual": residual.astype(dtype), "activation": "relu"}
-    compute = kernel if kernel == "cudnn" else f"{prefix(dtype)}_{kernel}"
-    model = conv_model(X, packed, bias, window, compute=compute, **epilogue)
-    Y = run_gemm(model, X, epilogue["residual"], options, CUDA)
-    check(Y, reference(X, packed, bias, window, **epilogue), dtype)
+KERNEL_LAYERS = {
+    **{name: LAYERS[name] for name in ("1x1", "3x3", "asymmetric", "groups", "1d")},
+    "tiles": ((14, 27), 192, 328, SAME),
+}
+KERNEL_FACTORS = {
+    "kernel": ["cudnn", "direct", *(f"hopper_{name}" for name in HOPPER)],
+    "layer": list(KERNEL_LAYERS),
+    "dtype": HALVES,
+    "block": [0, 8, 16, 32, 64],
+    "activation": ["none", "relu", "clip", "gelu"],
+    "residual": [False, True],
+}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("name", FORMAT_NAMES)
-def test_formats(options, name, dtype):
-    for layer in ("3x3", "odd"):
-        window = LAYERS[layer][-1]
-        X, packed, bias, kept = conv_case(9, *LAYERS[layer], name, dtype)
-        Y = run_gemm(conv_model(X, packed, bias, window), X, None, options, CUDA)
-        check(Y, reference(X, packed, bias, window), dtype)
-        block = 32 if layer == "3x3" else 1
-        X, packed, bias, kept = conv_case(10, *LAYERS[layer], name, dtype, block=block)
-        Y = run_gemm(conv_model(X, packed, bias, window, kept=kept, block=block), X, None, options, CUDA)
-        check(Y, reference(X, packed, bias, window, kept=kept, block=block), dtype)
+def served(row):
+    """Whether a kernel serves a layer, and a layer has such blocks, as far as a row says."""
+    kernel, block = row.get("kernel", ""), row.get("block", 0)
+    if kernel == "cudnn" and (block or row.get("activation", "relu") != "relu"):
+        return False  # of its other activations it may have none for a layer
+    if "layer" not in row:
+        return True
+    _, channels, outputs, window = KERNEL_LAYERS[row["layer"]]
+    features = int(np.prod(window.kernel_shape)) * channels // window.group
+    if block and channels // window.group % block:
+        return False
+    name = kernel.removeprefix("hopper_")
+    return name not in HOPPER or hopper_serves(name, window, features // 2, outputs)  # half of them may be kept
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("block", [0, 16])
-def test_epilogue(options, activation, dtype, block):
-    for layer, with_residual in (("3x3", True), ("1x1", False)):
-        window = LAYERS[layer][-1]
-        X, packed, bias, kept = conv_case(11, *LAYERS[layer], "deft8:4", dtype, block=block)
-        shape = (2, *output_image(window, X.shape[1:-1]), packed.N)
-        residual = np.random.default_rng(12).standard_normal(shape).astype(dtype) if with_residual else None
-        epilogue = {"activation": activation, "alpha": 0.2, "beta": 0.5, "residual": residual}
-        model = conv_model(X, packed, bias, window, kept=kept, block=block, **epilogue)
-        Y = run_gemm(model, X, residual, options, CUDA)
-        check(Y, reference(X, packed, bias, window, kept=kept, block=block, **epilogue), dtype)
+def run_case(options, seed, layer, dtype, name, *, compute, block=0, density=0.5, residual=False, batch=2, **epilogue):
+    """Check one convolution by the kernel `compute`, whose name goes without the type."""
+    *shape, window = layer
+    sizes = {"batch": batch, "block": block, "density": density}
+    X, packed, bias, kept = conv_case(seed, *shape, window, name, dtype, **sizes)
+    if residual:
+        sample = np.random.default_rng(seed + 1).standard_normal((batch, *output_image(window, shape[0]), packed.N))
+        epilogue["residual"] = sample.astype(dtype)
+    kernel = compute if compute in ("auto", "cudnn") else f"{prefix(dtype)}_{compute}"
+    model = conv_model(X, packed, bias, window, kept=kept, block=block, compute=kernel, **epilogue)
+    Y = run_gemm(model, X, epilogue.get("residual"), options, CUDA)
+    check(Y, reference(X, packed, bias, window, kept=kept, block=block, **epilogue), dtype)
 
 
-@pytest.mark.parametrize("block", [1, 4, 8, 16, 32, 64])
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
-def test_elimination(options, block, dtype, density):
-    layers = {**LAYERS, "wide": ((14, 15), 256, 264, SAME), "1d_wide": ((40,), 128, 64, Window.of((5,), pads=(2, 2)))}
-    for layer in ("1x1_strided", "groups", "wide", "1d_wide"):
-        window = layers[layer][-1]
-        X, packed, bias, kept = conv_case(13, *layers[layer], "deft16", dtype, block=block, density=density)
-        Y = run_gemm(conv_model(X, packed, bias, window, kept=kept, block=block), X, None, options, CUDA)
-        check(Y, reference(X, packed, bias, window, kept=kept, block=block), dtype)
+def label(row):
+    return "-".join(name_of(row[k]) if k == "dtype" else str(row[k]) for k in sorted(row))
+
+
+@pytest.mark.parametrize("row", pairwise(KERNEL_FACTORS, served), ids=label)
+def test_each_kernel(options, row):
+    layer = KERNEL_LAYERS[row["layer"]]
+    options_of_row = {name: row[name] for name in ("block", "activation", "residual")}
+    numbers = {"alpha": -0.2, "beta": 0.5}
+    compute = row["kernel"]
+    run_case(options, 7, layer, row["dtype"], "deft16", compute=compute, batch=9, **options_of_row, **numbers)
+
+
+FORMAT_FACTORS = {"name": FORMAT_NAMES, "dtype": DTYPES, "layer": ["3x3", "odd"], "eliminated": [False, True]}
+
+
+@pytest.mark.parametrize("row", pairwise(FORMAT_FACTORS), ids=label)
+def test_formats(options, row):
+    block = (32 if row["layer"] == "3x3" else 1) if row["eliminated"] else 0
+    run_case(options, 9, LAYERS[row["layer"]], row["dtype"], row["name"], compute="auto", block=block)
+
+
+EPILOGUE_FACTORS = {
+    "activation": list(ACTIVATIONS),
+    "dtype": DTYPES,
+    "layer": ["1x1", "3x3"],
+    "block": [0, 16],
+    "residual": [False, True],
+    "kernel": ["auto", "direct", "hopper_64x64", "hopper_128x128_turns"],
+}
+
+
+def has_epilogue(row):
+    return row.get("kernel", "direct") in ("auto", "direct") or row.get("dtype") is not np.float32
+
+
+@pytest.mark.parametrize("row", pairwise(EPILOGUE_FACTORS, has_epilogue), ids=label)
+def test_epilogue(options, row):
+    options_of_row = {name: row[name] for name in ("activation", "block", "residual")}
+    numbers = {"alpha": 0.2, "beta": 0.5}
+    layer, compute = LAYERS[row["layer"]], row["kernel"]
+    run_case(options, 11, layer, row["dtype"], "deft8:4", compute=compute, **options_of_row, **numbers)
+
+
+ELIMINATED_LAYERS = {
+    "1x1_strided": LAYERS["1x1_strided"],
+    "groups": LAYERS["groups"],
+    "wide": ((14, 15), 256, 264, SAME),
+    "1d_wide": ((40,), 128, 64, Window.of((5,), pads=(2, 2))),
+}
+ELIMINATION_FACTORS = {
+    "block": [1, 4, 8, 16, 32, 64],
+    "dtype": DTYPES,
+    "density": [0.1, 0.5, 1.0],
+    "layer": list(ELIMINATED_LAYERS),
+}
+
+
+@pytest.mark.parametrize("row", pairwise(ELIMINATION_FACTORS), ids=label)
+def test_elimination(options, row):
+    sizes = {"block": row["block"], "density": row["density"]}
+    run_case(options, 13, ELIMINATED_LAYERS[row["layer"]], row["dtype"], "deft16", compute="auto", **sizes)
 
 
 FEW_CHANNELS = {
@@ -196,27 +243,6 @@ def test_groups_taken_together(options, channels, outputs, group, dtype):
     model = conv_model(X, packed, bias, window, compute=f"{prefix(dtype)}_hopper_64x64", activation="relu")
     Y = run_gemm(model, X, None, options, CUDA)
     check(Y, reference(X, packed, bias, window, activation="relu"), dtype)
-
-
-@pytest.mark.parametrize("kernel", [name for name in HOPPER if "split" not in name])
-@pytest.mark.parametrize("activation", ["none", "hard_sigmoid", "gelu"])
-def test_each_kernel_adds_a_residual(options, kernel, activation):
-    dtype, window = HALVES[len(kernel) % 2], Window.of((1, 1))
-    X, packed, bias, _ = conv_case(25, (29, 31), 64, 408, window, "deft16", dtype, batch=7)
-    added = np.random.default_rng(26).standard_normal((7, 29, 31, packed.N)).astype(dtype)
-    epilogue = {"residual": added, "activation": activation, "alpha": 0.2, "beta": 0.5}
-    model = conv_model(X, packed, bias, window, compute=f"{prefix(dtype)}_hopper_{kernel}", **epilogue)
-    Y = run_gemm(model, X, added, options, CUDA)
-    check(Y, reference(X, packed, bias, window, **epilogue), dtype)
-
-
-@pytest.mark.parametrize("kernel", HOPPER)
-@pytest.mark.parametrize("block", [8, 16, 32, 64])
-def test_each_kernel_for_kept_blocks(options, kernel, block):
-    X, packed, bias, kept = conv_case(14, (14, 27), 192, 328, SAME, "half", np.float16, batch=11, block=block)
-    model = conv_model(X, packed, bias, SAME, kept=kept, block=block, compute=f"fp16_hopper_{kernel}")
-    Y = run_gemm(model, X, None, options, CUDA)
-    check(Y, reference(X, packed, bias, SAME, kept=kept, block=block), np.float16)
 
 
 def test_weights_beyond_the_range_of_float16(options):
