@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import record
 import torch  # before onnxruntime: it brings the CUDA libraries into the process
 from gemm_sessions import random_packed
-from gemm_speed import Run, environment, head_commit, time_together
+from gemm_speed import Run, environment, time_together
 
 import numpy as np  # isort: skip
 import onnx  # isort: skip
@@ -289,7 +290,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.backends.cudnn.benchmark = True
     result: dict[str, Any] = {
-        "environment": environment(arguments.commit or head_commit()),
+        "environment": environment(arguments.commit or record.commit()),
         "unit": "microseconds a layer: median, least, greatest",
         "rows": [],
     }

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import gemm_speed
+import record
 import torch
 from gemm_sessions import Layers, packed_model, session_runner
 
@@ -105,7 +106,7 @@ def main() -> None:
         torch.cuda.synchronize()
         return
     result = {
-        "environment": gemm_speed.environment(arguments.commit or gemm_speed.head_commit()),
+        "environment": gemm_speed.environment(arguments.commit or record.commit()),
         "unit": "microseconds: median, least, greatest; square layers with ReLU",
         "fission": measure(),
     }

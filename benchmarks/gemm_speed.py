@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import record
 import torch  # before onnxruntime: it brings the CUDA libraries into the process
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -277,12 +278,6 @@ def _show(row: dict[str, Any]) -> None:
     print(row["shape"], row.get("cuda_graph", ""), {k: v[0] for k, v in row["us"].items()}, flush=True)
 
 
-def head_commit() -> str:
-    """The commit of this checkout, if it is one."""
-    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-
-
 def environment(commit: str) -> dict[str, str]:
     """What a figure depends on."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -305,7 +300,7 @@ def main() -> None:
     parser.add_argument("--commit", help="what was built, where this is no checkout")
     arguments = parser.parse_args()
     result: dict[str, Any] = {
-        "environment": environment(arguments.commit or head_commit()),
+        "environment": environment(arguments.commit or record.commit()),
         "unit": "microseconds a layer: median, least, greatest",
     }
     for part in arguments.part or PARTS:

@@ -22,6 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import record
+
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("memcheck", "racecheck")
 PROCESSES = max(1, (os.cpu_count() or 2) - 2)
@@ -103,8 +105,7 @@ def main() -> None:
     parser.add_argument("--commit", default="", help="what was built, where this is no checkout")
     parser.add_argument("--output", type=Path, default=Path("gpu_tests.json"))
     arguments = parser.parse_args()
-    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    commit = arguments.commit or subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    commit = arguments.commit or record.commit()
     head = {"date": datetime.now(UTC).date().isoformat(), "commit": commit, "command": "python benchmarks/gpu_tests.py"}
     result = {**head, **environment(), **run_tests(arguments.limit), **coverage()}
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -30,11 +30,11 @@ import onnx
 import torch  # before onnxruntime: it brings the CUDA libraries into the process
 
 import onnxruntime as ort  # isort: skip
-from deftonnx.cli.allocation import keep_freed_memory
 from networks import BATCH_AXIS, NETWORKS, export, module, sample
 from record import write
 
 import deftonnx
+from deftonnx.allocation import keep_freed_memory
 from deftonnx.runtime.session import register_if_built
 
 ROUNDS = 7

@@ -18,7 +18,11 @@ def commit() -> str:
     """The commit that is checked out, or the one that DEFTONNX_COMMIT names where there is only a copy of the files."""
     if (named := os.environ.get("DEFTONNX_COMMIT")) is not None:
         return named
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _version(package: str) -> str | None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
-from deftonnx.cli.allocation import keep_freed_memory
 from deftonnx.cli.console import progress, warn
 from deftonnx.cli.selection_options import selection_options
 
 from deftonnx import model_file
+from deftonnx.allocation import keep_freed_memory
 from deftonnx.elimination.choice import CRITERIA
 from deftonnx.elimination.refit import REFITS
 from deftonnx.errors import UnchangedError, UsageError

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = [
-    {"errors", "version", "arrays", "plan", "model_file"},
+    {"errors", "version", "arrays", "allocation", "plan", "model_file"},
     {"layers", "calibration", "formats", "runtime"},
     {"elimination", "rewrite"},
     {"cost"},

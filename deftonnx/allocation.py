@@ -1,4 +1,4 @@
-"""How the process of a command gets its memory."""
+"""How a process that does nothing else gets its memory."""
 
 from __future__ import annotations
 
