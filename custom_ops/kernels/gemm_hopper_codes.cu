@@ -260,7 +260,7 @@ class Consumer {
       case Finish::kFloor: store<Finish::kFloor>(sums, row, column); break;
       case Finish::kLine: store<Finish::kLine>(sums, row, column); break;
       case Finish::kSigmoid: store<Finish::kSigmoid>(sums, row, column); break;
-      case Finish::kErf: store<Finish::kErf>(sums, row, column); break;
+      case Finish::kGelu: store<Finish::kGelu>(sums, row, column); break;
     }
   }
 

@@ -148,8 +148,8 @@ class Fp8Consumer {
       case Finish::kSigmoid:
         store_boxes<TYPE, Finish::kSigmoid>(p_.output, p_.y, sums, own_unit(), row, column);
         break;
-      case Finish::kErf:
-        store_boxes<TYPE, Finish::kErf>(p_.output, p_.y, sums, own_unit(), row, column);
+      case Finish::kGelu:
+        store_boxes<TYPE, Finish::kGelu>(p_.output, p_.y, sums, own_unit(), row, column);
         break;
     }
   }

@@ -239,13 +239,31 @@ __device__ inline float at_most(float v, float high) {
   return v;
 }
 
+// z times the normal distribution's integral, to 2e-4 of the exact GELU at most and 5e-6 for most z: enough
+// for Y in 16 bits, and no special function. A polynomial of z² to |z| = 3.9, fitted to the least greatest
+// error; beyond, a line that soon leaves [0, 1].
+__device__ inline float gelu_for_16_bits(float z) {
+  constexpr float kEnd = 3.9f * 3.9f;
+  const float s = fminf(z * z, kEnd);
+  float p = 8.206711699e-11f;
+  p = fmaf(p, s, -7.035692473e-09f);
+  p = fmaf(p, s, 2.706506734e-07f);
+  p = fmaf(p, s, -6.251596460e-06f);
+  p = fmaf(p, s, 9.827379836e-05f);
+  p = fmaf(p, s, -1.129409415e-03f);
+  p = fmaf(p, s, 9.861337021e-03f);
+  p = fmaf(p, s, -6.638453901e-02f);
+  p = fmaf(p, s, 3.989093304e-01f);
+  return z * __saturatef(fmaf(z, p, 0.5f));  // NaN passes: by the first factor
+}
+
 // Epilogues that end in registers: kFloor is max(z, low) alone, as of ReLU or none; kLine a line and a clamp;
-// the others as in Epilogue.
-enum class Finish { kFloor, kLine, kSigmoid, kErf };
+// kSigmoid as in Epilogue; kGelu the exact GELU, as far as 16 bits show it.
+enum class Finish { kFloor, kLine, kSigmoid, kGelu };
 
 __device__ inline Finish finish_of(const Epilogue& e) {
   if (e.curve == 1) return Finish::kSigmoid;
-  if (e.curve == 2) return Finish::kErf;
+  if (e.curve == 2) return Finish::kGelu;
   const bool floor = e.slope == 1.0f && e.offset == 0.0f && e.high == __int_as_float(0x7f800000);
   return floor ? Finish::kFloor : Finish::kLine;
 }
@@ -254,7 +272,8 @@ template <Finish FINISH>
 __device__ inline float finish_one(const Epilogue& e, float z) {
   if (FINISH == Finish::kFloor) return at_least(z, e.low);
   if (FINISH == Finish::kLine) return at_most(at_least(fmaf(z, e.slope, e.offset), e.low), e.high);
-  return activate({FINISH == Finish::kSigmoid ? 1 : 2, e.gated, e.slope, e.offset, e.low, e.high, 0}, z);
+  if (FINISH == Finish::kGelu) return gelu_for_16_bits(z);
+  return activate({1, e.gated, e.slope, e.offset, e.low, e.high, 0}, z);
 }
 
 // Activation of scale d + bias (no residual) in type TYPE (see Epilogue) to Y's map, whose boxes are (16,

@@ -40,8 +40,13 @@ void HopperProblem::SetOutput(const PackedNode& node, const CudaDriver& driver, 
 bool EndsInRegisters(const PackedNode& node, const void* residual, ElementType type) {
   const Activation& activation = node.activation;
   if (residual != nullptr || node.y_type != type) return false;
-  if (activation.curve == Activation::kLinear) return !activation.gated;
-  return activation.curve == Activation::kSigmoid || activation.curve == Activation::kErf;
+  switch (activation.curve) {
+    case Activation::kLinear: return !activation.gated;
+    case Activation::kSigmoid: return true;
+    case Activation::kErf: return activation.gated && activation.slope == 0.5f && activation.offset == 0;
+    case Activation::kSlopes: break;
+  }
+  return false;
 }
 
 bool EndsInBoxes(const PackedNode& node, ElementType type) {

@@ -7,6 +7,8 @@ import pytest
 from gemm_model import gemm_model, ort_value, reference, run_gemm
 from test_gemm import CUDA, case, check, gpu_capability
 
+from deftonnx.formats import pack_weight
+
 OPERANDS = {"fp16": (np.float16, "half"), "bf16": (ml_dtypes.bfloat16, "deft16")}
 TILES = {
     "128x256": (128, 256), "128x256_rows": (256, 256), "128x256_columns": (128, 512), "128x192": (128, 192),
@@ -66,6 +68,21 @@ def test_epilogues(options, kernel, activation):
             if with_residual and output is not np.float16:
                 continue
             run(options, kernel, (150, 200, 168), with_residual=with_residual, output_dtype=output, **epilogue)
+
+
+@pytest.mark.parametrize("kernel", ["128x128_turns", "64x128", "64x128_split2", "64x64_split4"])
+def test_gelu_element_by_element(options, kernel):
+    """Its approximation for Y in 16 bits is as near as 16 bits show, and ends in zeros."""
+    Z = np.linspace(-40, 40, 70 * 64).reshape(70, 64).astype(np.float16)
+    X = np.pad(Z, [(0, 0), (0, 192)])
+    packed = pack_weight(np.eye(256, 64, dtype=np.float32), "half")
+    bias = np.zeros(64, np.float32)
+    model = gemm_model(X, packed, bias, compute=f"fp16_fp16_hopper_{kernel}", activation="gelu")
+    Y = run_gemm(model, X, None, options, CUDA).astype(np.float64)
+    expected = reference(X, packed, bias, activation="gelu")
+    rounding = np.spacing(np.abs(expected).astype(np.float16)).astype(np.float64) / 2
+    assert (np.abs(Y - expected) <= 2e-4 + rounding).all()
+    assert (Y[Z < -6] == 0).all()
 
 
 @pytest.mark.parametrize("block", [8, 16, 32, 64, 256])
