@@ -8,6 +8,7 @@ in parallel.
 """
 
 from families import (
+    channels_last,
     conv_depthwise,
     conv_direct,
     conv_few_channels,
@@ -26,5 +27,5 @@ from families import (
 FAMILIES = (
     *(few_rows, stream, hopper, hopper_codes, hopper_fp8, round_rows, tensor_core, simt),
     *(conv_hopper, conv_few_channels, conv_depthwise, conv_direct),
-    pool,
+    *(pool, channels_last),
 )

@@ -3,6 +3,7 @@
 #include <mutex>
 #include <vector>
 
+#include "channels_last_op.h"
 #include "choice_op.h"
 #include "ort_abi.h"
 #include "packed_op.h"
@@ -25,6 +26,7 @@ OrtStatus* Register(const Ort& ort, OrtSessionOptions* options) {
   if (domain == nullptr) {
     std::vector<OrtCustomOp*> ops = PackedOps();
     for (OrtCustomOp* op : PoolOps()) ops.push_back(op);
+    for (OrtCustomOp* op : ChannelsLastOps()) ops.push_back(op);
     ops.push_back(ChoiceOp());
     ops.push_back(ConvChoiceOp());
     if (OrtStatus* status = ort.CreateDomain(kDomain, ops, &domain)) return status;

@@ -22,12 +22,12 @@ DOMAIN = "ai.deftonnx"
 OLDEST_OPSET = 13  # Cast of bfloat16
 MOST_BODIES = 64
 """Names of a packed operator that the library knows: custom_ops/runtime/packed_op.cpp."""
-_NUMBERED = ("DeftGemm", "DeftConv", "DeftPool")
+_NUMBERED = ("DeftGemm", "DeftConv", "DeftPool", "DeftChannelsLast")
 _IR_VERSION_WITH_FUNCTIONS = 8
 
 
 def base_name(operator: str) -> str:
-    """DeftGemm, DeftConv or DeftPool for the numbered names of their bodies, and any other operator's own name."""
+    """The operator, DeftGemm say, for the numbered names of their bodies, and any other operator's own name."""
     head, _, number = operator.partition("_")
     return head if head in _NUMBERED and number.isdecimal() else operator
 

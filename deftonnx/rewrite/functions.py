@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from onnx import parser
 
+from deftonnx.formats.channels_last_function import attach_channels_last_functions
 from deftonnx.formats.conv_function import attach_conv_functions
 from deftonnx.formats.gemm_function import attach_gemm_functions
 from deftonnx.formats.layer_norm_function import attach_layer_norm_function
@@ -77,6 +78,7 @@ def attach_functions(model: onnx.ModelProto, opset: int) -> None:
     attach_gemm_functions(model)
     attach_conv_functions(model)
     attach_pool_functions(model)
+    attach_channels_last_functions(model)
 
 
 def conv_weight(

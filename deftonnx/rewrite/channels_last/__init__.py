@@ -1,7 +1,7 @@
 """Convolution regions with channels last: every Conv that pays is a DeftConv, transposes stay at the edges.
 
 1. A DeftConv reads and writes (batch, *image, channels), between two transposes (convolutions). Windows that
-   lie side by side become pixels (patches), and large images of few channels come in by their planes (planes).
+   lie side by side become pixels (patches), and images of few channels come in by DeftChannelsLast (region).
 2. What follows moves inside, so that transposes meet and cancel: elementwise operators, Concat and others that go by
    axes (moves), pooling and local response normalisation, which become DeftPool (pooling).
 3. Where a region ends in a vector or a sequence, no transpose is left: the weights behind are permuted (leaving).

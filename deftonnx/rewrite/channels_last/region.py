@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from deftonnx.formats.channels_last_function import OPERATOR, channels_last_attributes
+from deftonnx.formats.operator_function import DOMAIN
 from deftonnx.layers.linear import unused_name
-from deftonnx.rewrite.channels_last import planes
 from deftonnx.rewrite.packed_conv import channels_first, channels_last
 from deftonnx.rewrite.reserved import Reserved
 
@@ -54,11 +55,8 @@ class Region:
         if maker is not None and maker.op == "Transpose" and maker.attrs.get("perm") == channels_first(axes):
             return maker.inputs[0]
         if id(tensor) not in self._transposed:
-            self._transposed[id(tensor)] = result = self._like(tensor)
-            if planes.pays(tensor):
-                planes.join(self.graph, tensor, result)
-            else:
-                self._transpose(tensor, result, channels_last(axes))
+            self._transposed[id(tensor)] = self._like(tensor)
+            self._transpose(tensor, self._transposed[id(tensor)], channels_last(axes))
         return self._transposed[id(tensor)]
 
     def filled(self, tensor: gs.Tensor) -> tuple[gs.Tensor, int]:
@@ -96,5 +94,11 @@ class Region:
         if known and moved == [size for size in list(source.shape)[1:] if size != 1]:
             shape = gs.Constant(f"{name}/shape", np.array([0, *target], np.int64))
             self.graph.nodes.append(gs.Node("Reshape", name, {}, [source, shape], [result]))
+            return
+        axes, channels = len(order) - 2, source.shape[1]
+        if order == channels_last(axes) and isinstance(channels, int) and channels < ALIGNMENT:
+            # a Transpose would move a value at a time
+            attributes = channels_last_attributes(axes)
+            self.graph.nodes.append(gs.Node(OPERATOR, name, attributes, [source], [result], domain=DOMAIN))
             return
         self.graph.nodes.append(gs.Node("Transpose", name, {"perm": order}, [source], [result]))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
+from deftonnx.formats.channels_last_function import is_channels_last
 from deftonnx.formats.conv_function import is_conv
 from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.formats.pool_function import is_pool
@@ -89,7 +90,7 @@ def kernel(node: gs.Node) -> Kernel | None:
     """How `node` computes in 16 bits, or None where it does not."""
     if is_gemm(node.domain, node.op) or is_conv(node.domain, node.op):
         return _OURS
-    if is_pool(node.domain, node.op):
+    if is_pool(node.domain, node.op) or is_channels_last(node.domain, node.op):
         return _POOL
     if node.domain == CONTRIB:
         return CONTRIBUTED.get(node.op)
