@@ -82,12 +82,12 @@ def coverage() -> dict[str, int]:
     return {"factors": len(FACTORS), "cases_of_pairs": len(cases), "shapes": len(shapes)}
 
 
-def sanitize(tool: str) -> str:
-    """The last line that compute-sanitizer writes."""
+def sanitize(tool: str) -> list[str]:
+    """What compute-sanitizer says at the end, of each part of the set."""
     command = [sys.executable, str(ROOT / "tests" / "gpu" / "sanitize.py"), tool]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if "SUMMARY" in line]
-    return lines[-1].strip("= ") if lines else f"exit code {done.returncode}"
+    lines = [line.strip("= ") for line in (done.stdout + done.stderr).splitlines() if "SUMMARY" in line]
+    return [f"exit code {done.returncode}", *lines]
 
 
 def environment() -> dict[str, str]:

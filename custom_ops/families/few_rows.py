@@ -14,8 +14,8 @@ TABLE = Table("gemm_few_rows.h", "FewRowsImage", "kFewRowsImages")
 _SOURCE = "gemm_small_m.cu"
 _ARCHITECTURES = (80,)
 _THREADS = 256
-# X's type, W's type, bfloat16 terms of X
-_OPERANDS = [("fp16", "fp16", 1), ("bf16", "bf16", 1), ("fp16", "u8", 1), ("bf16", "u8", 1), ("fp16", "u8", 2)]
+# X's type, W's type
+_OPERANDS = [("fp16", "fp16"), ("bf16", "bf16"), ("fp16", "u8"), ("bf16", "u8")]
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,13 @@ class FewRows:
     architecture: int
     x_type: str
     w_type: str
-    terms: int
     m_tiles: int
     row_tiles: int
 
     @property
     def entry(self) -> str:
         """The function's name in the machine code."""
-        return f"{self.x_type}_{self.w_type}_{self.terms}_{self.m_tiles}_{self.row_tiles}"
+        return f"{self.x_type}_{self.w_type}_{self.m_tiles}_{self.row_tiles}"
 
     @property
     def name(self) -> str:
@@ -61,5 +60,5 @@ def rows(architectures: list[int] | None, cache: Path, each: Callable[..., Any])
 
 def _row(kernel: FewRows, code: bytes) -> Row:
     image = Image(kernel.name, kernel.entry, kernel.architecture, code, 0, _THREADS)
-    types = (element_type(kernel.x_type), element_type(kernel.w_type), kernel.terms)
+    types = (element_type(kernel.x_type), element_type(kernel.w_type))
     return Row(image, (*types, 8 * kernel.m_tiles, 16 * kernel.row_tiles))

@@ -18,9 +18,9 @@ _SOURCE, _TARGET, _ARCHITECTURE = "gemm_hopper_codes.cu", "90a", 90
 _X_BYTES, _W_BYTES = 128, 64  # of a row in a K step
 _UNIT_BYTES = 4096  # of a warp's part of the epilogue
 _BARRIER_BYTES = 8
-_CODES = {"shifted": "kShifted", "e4": "kE4", "e5": "kE5", "wide": "kWide"}
+_CODES = {"shifted": "kShifted", "e4": "kE4", "e5": "kE5"}
 # X's type, how codes are unpacked
-_OPERANDS = [("fp16", "shifted"), ("fp16", "e4"), ("fp16", "e5"), ("fp16", "wide"), ("bf16", "shifted")]
+_OPERANDS = [("fp16", "shifted"), ("fp16", "e4"), ("fp16", "e5"), ("bf16", "shifted")]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from images import ARCHITECTURES, Image, Row, Table, element_type
 TABLE = Table("gemm_stream.h", "StreamImage", "kStreamImages")
 _SOURCE = "gemm_stream.cu"
 _SHARED_BYTES = {90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # the most a block may have
-# X's type, W's type, bfloat16 parts of X
-_OPERANDS = [("fp16", "fp16", 1), ("bf16", "bf16", 1), ("fp16", "u8", 1), ("bf16", "u8", 1), ("fp16", "u8", 2)]
+# X's type, W's type
+_OPERANDS = [("fp16", "fp16"), ("bf16", "bf16"), ("fp16", "u8"), ("bf16", "u8")]
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,12 @@ class Stream:
     architecture: int
     x_type: str
     w_type: str
-    terms: int
     m_tiles: int
 
     @property
     def entry(self) -> str:
         """The function's name in the machine code."""
-        return f"{self.x_type}_{self.w_type}_{self.terms}_{self.m_tiles}"
+        return f"{self.x_type}_{self.w_type}_{self.m_tiles}"
 
     @property
     def name(self) -> str:
@@ -64,4 +63,4 @@ def rows(architectures: list[int] | None, cache: Path, each: Callable[..., Any])
 def _row(kernel: Stream, code: bytes) -> Row:
     shared_bytes = _SHARED_BYTES[kernel.architecture]
     image = Image(kernel.name, kernel.entry, kernel.architecture, code, shared_bytes, kernel.threads)
-    return Row(image, (element_type(kernel.x_type), element_type(kernel.w_type), kernel.terms, 8 * kernel.m_tiles))
+    return Row(image, (element_type(kernel.x_type), element_type(kernel.w_type), 8 * kernel.m_tiles))

@@ -20,7 +20,7 @@ TUNING = Path(__file__).parents[1] / "tuning"
 _OPERANDS: dict[str, list[tuple[str, str, int]]] = {
     "native": [("fp16", "fp16", 1), ("bf16", "bf16", 1)],
     "deft8": [("fp16", "u8", 1), ("bf16", "u8", 1)],
-    "deft8_split": [("fp16", "u8", 2), ("fp32", "u8", 3)],
+    "deft8_split": [("fp32", "u8", 3)],
     "split": [("fp32", "bf16", 3)],
     "tf32": [(x, w, 1) for x, w in (("bf16", "fp16"), ("fp32", "fp16"), ("fp32", "fp32"))]
     + [(x, "u32", 1) for x in ("fp16", "bf16", "fp32")],

@@ -31,7 +31,7 @@ struct Problem {
   Epilogue epilogue;
 };
 
-template <class Operand, int CODE_BYTES, int TERMS, int M_TILES, int ROW_TILES>
+template <class Operand, int CODE_BYTES, int M_TILES, int ROW_TILES>
 __device__ void gemm(const Problem& p) {
   constexpr int kPiece = 16 / CODE_BYTES;                               // k of 16 bytes of W
   constexpr int kStages = ROW_TILES == 4 ? 2 : ROW_TILES == 2 ? 4 : 8;  // pieces in flight: 64 registers
@@ -88,8 +88,8 @@ __device__ void gemm(const Problem& p) {
       }
 #pragma unroll
       for (int r = 0; r < ROW_TILES; ++r) {
-        multiply_piece<Operand, CODE_BYTES, TERMS, M_TILES>(sums[r], pieces[s][r], x, p.decode_shift,
-                                                            p.decode_factor);
+        multiply_piece<Operand, CODE_BYTES, M_TILES>(sums[r], pieces[s][r], x, p.decode_shift,
+                                                     p.decode_factor);
       }
       load(base + s + kStages, pieces[s]);
     }
@@ -118,41 +118,39 @@ __device__ void gemm(const Problem& p) {
 }  // namespace
 
 // Parameters in the order of gemm_tensor_core.py.
-#define KERNEL(NAME, OPERAND, CODE_BYTES, TERMS, M_TILES, ROW_TILES)                                        \
+#define KERNEL(NAME, OPERAND, CODE_BYTES, M_TILES, ROW_TILES)                                               \
   extern "C" __global__ void __launch_bounds__(256) NAME##_##M_TILES##_##ROW_TILES(                         \
       const char* x, const char* w, const float* scale, const float* bias, const int* kept,                 \
       const void* residual, void* y, int M, int N, int K, int features, int padded_K, int block_shift,      \
       int decode_shift, unsigned decode_factor, float accumulator_scale, int curve, int gated, float slope, \
       float offset, float low, float high, int y_type) {                                                    \
-    gemm<OPERAND, CODE_BYTES, TERMS, M_TILES, ROW_TILES>(                                                   \
-        {x,                                                                                                 \
-         w,                                                                                                 \
-         scale,                                                                                             \
-         bias,                                                                                              \
-         kept,                                                                                              \
-         residual,                                                                                          \
-         y,                                                                                                 \
-         M,                                                                                                 \
-         N,                                                                                                 \
-         K,                                                                                                 \
-         features,                                                                                          \
-         padded_K,                                                                                          \
-         block_shift,                                                                                       \
-         decode_shift,                                                                                      \
-         decode_factor,                                                                                     \
-         accumulator_scale,                                                                                 \
-         {curve, gated, slope, offset, low, high, y_type}});                                                \
+    gemm<OPERAND, CODE_BYTES, M_TILES, ROW_TILES>({x,                                                       \
+                                                   w,                                                       \
+                                                   scale,                                                   \
+                                                   bias,                                                    \
+                                                   kept,                                                    \
+                                                   residual,                                                \
+                                                   y,                                                       \
+                                                   M,                                                       \
+                                                   N,                                                       \
+                                                   K,                                                       \
+                                                   features,                                                \
+                                                   padded_K,                                                \
+                                                   block_shift,                                             \
+                                                   decode_shift,                                            \
+                                                   decode_factor,                                           \
+                                                   accumulator_scale,                                       \
+                                                   {curve, gated, slope, offset, low, high, y_type}});      \
   }
-#define KERNELS(NAME, OPERAND, CODE_BYTES, TERMS) \
-  KERNEL(NAME, OPERAND, CODE_BYTES, TERMS, 1, 1)  \
-  KERNEL(NAME, OPERAND, CODE_BYTES, TERMS, 1, 2)  \
-  KERNEL(NAME, OPERAND, CODE_BYTES, TERMS, 1, 4)  \
-  KERNEL(NAME, OPERAND, CODE_BYTES, TERMS, 2, 1)  \
-  KERNEL(NAME, OPERAND, CODE_BYTES, TERMS, 2, 2)  \
-  KERNEL(NAME, OPERAND, CODE_BYTES, TERMS, 2, 4)
+#define KERNELS(NAME, OPERAND, CODE_BYTES) \
+  KERNEL(NAME, OPERAND, CODE_BYTES, 1, 1)  \
+  KERNEL(NAME, OPERAND, CODE_BYTES, 1, 2)  \
+  KERNEL(NAME, OPERAND, CODE_BYTES, 1, 4)  \
+  KERNEL(NAME, OPERAND, CODE_BYTES, 2, 1)  \
+  KERNEL(NAME, OPERAND, CODE_BYTES, 2, 2)  \
+  KERNEL(NAME, OPERAND, CODE_BYTES, 2, 4)
 
-KERNELS(fp16_fp16_1, HalfOperand, 2, 1)
-KERNELS(bf16_bf16_1, Bfloat16Operand, 2, 1)
-KERNELS(fp16_u8_1, HalfOperand, 1, 1)
-KERNELS(bf16_u8_1, Bfloat16Operand, 1, 1)
-KERNELS(fp16_u8_2, Bfloat16Operand, 1, 2)
+KERNELS(fp16_fp16, HalfOperand, 2)
+KERNELS(bf16_bf16, Bfloat16Operand, 2)
+KERNELS(fp16_u8, HalfOperand, 1)
+KERNELS(bf16_u8, Bfloat16Operand, 1)

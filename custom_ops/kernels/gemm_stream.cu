@@ -59,13 +59,13 @@ struct Position {
   }
 };
 
-template <class Operand, class XType, int CODE_BYTES, int TERMS, int M_TILES>
+template <class Operand, class XType, int CODE_BYTES, int M_TILES>
 struct Kernel {
   static constexpr int kPiece = 16 / CODE_BYTES;  // k of 16 bytes of W
   static constexpr int kStep = 8 * kPiece;        // k of a stage
   static constexpr int kM = 8 * M_TILES;
   static constexpr int kXPieces = kStep / 8;  // 16-byte pieces of a row of X
-  static constexpr int kXBytes = TERMS * kM * kStep * 2;
+  static constexpr int kXBytes = kM * kStep * 2;
 
   const Problem& p;
   unsigned char* memory;
@@ -100,8 +100,8 @@ struct Kernel {
   __device__ void start_w() const {
     ptx::prefetch_map(p.w);
     for (int s = 0; s < p.stages; ++s) {
-      ptx::barrier_init(full(s), 2);  // the bringers of W and of X
-      ptx::barrier_init(empty(s), p.row_warps);
+      ptx::barrier_init(full(s), 1 + 32);  // the thread that brings W and those that bring X
+      ptx::barrier_init(empty(s), 32 * p.row_warps);
     }
     ptx::fence_barrier_init();
     for (int i = 0; i < min(steps, p.stages); ++i) load_w(i, i);
@@ -148,15 +148,9 @@ struct Kernel {
 #pragma unroll
       for (int q = 0; q < kLoads; ++q) {
         const int row = first + q * kRowsALoad;
-        uint4 terms[TERMS];
-        pieces[q].template split<Operand, TERMS, CODE_BYTES == 1>(terms);
-#pragma unroll
-        for (int term = 0; term < TERMS; ++term) {
-          stage[(term * kM + row) * kXPieces + x_slot(row, piece)] = terms[term];
-        }
+        stage[row * kXPieces + x_slot(row, piece)] = pieces[q].template ordered<CODE_BYTES == 1>();
       }
-      __syncwarp();
-      if (lane == 0) ptx::barrier_arrive(full(at.slot));
+      ptx::barrier_arrive(full(at.slot));
       load(i + kLoaders);
     }
   }
@@ -177,14 +171,11 @@ struct Kernel {
       }
 #pragma unroll
       for (int q = 0; q < kPiece / 8; ++q) {
-        uint4 right[TERMS][M_TILES];
+        uint4 right[M_TILES];
 #pragma unroll
-        for (int term = 0; term < TERMS; ++term) {
-#pragma unroll
-          for (int m = 0; m < M_TILES; ++m) {
-            const int row = m * 8 + g, piece = (half * 4 + t) * (kPiece / 8) + q;
-            right[term][m] = x[(term * kM + row) * kXPieces + x_slot(row, piece)];
-          }
+        for (int m = 0; m < M_TILES; ++m) {
+          const int row = m * 8 + g, piece = (half * 4 + t) * (kPiece / 8) + q;
+          right[m] = x[row * kXPieces + x_slot(row, piece)];
         }
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -193,13 +184,10 @@ struct Kernel {
             uint32_t left[4];
             decoder.left_operand(left, pieces[r], q * 2 + j);
 #pragma unroll
-            for (int term = 0; term < TERMS; ++term) {
-#pragma unroll
-              for (int m = 0; m < M_TILES; ++m) {
-                const uint4& four = right[term][m];
-                const uint32_t b[2] = {j == 0 ? four.x : four.z, j == 0 ? four.y : four.w};
-                Operand::multiply(sums[r][m], left, b);
-              }
+            for (int m = 0; m < M_TILES; ++m) {
+              const uint4& four = right[m];
+              const uint32_t b[2] = {j == 0 ? four.x : four.z, j == 0 ? four.y : four.w};
+              Operand::multiply(sums[r][m], left, b);
             }
           }
         }
@@ -215,8 +203,7 @@ struct Kernel {
     for (int i = k_warp; i < steps; i += p.k_warps, at.advance(p.k_warps, p.stages)) {
       ptx::barrier_wait(full(at.slot), at.phase);
       multiply_stage(sums, decoder, at.slot, row_warp, lane / 4, lane % 4);
-      __syncwarp();
-      if (lane == 0) ptx::barrier_arrive(empty(at.slot));
+      ptx::barrier_arrive(empty(at.slot));
     }
   }
 
@@ -332,9 +319,9 @@ struct Kernel {
   }
 };
 
-template <class Operand, class XType, int CODE_BYTES, int TERMS, int M_TILES>
+template <class Operand, class XType, int CODE_BYTES, int M_TILES>
 __device__ void gemm(const Problem& p) {
-  using K = Kernel<Operand, XType, CODE_BYTES, TERMS, M_TILES>;
+  using K = Kernel<Operand, XType, CODE_BYTES, M_TILES>;
   extern __shared__ __align__(1024) unsigned char memory[];
   const int rank = p.cluster > 1 ? static_cast<int>(ptx::cluster_rank()) : 0;
   const int log_cluster = 31 - __clz(p.cluster);
@@ -346,18 +333,17 @@ __device__ void gemm(const Problem& p) {
 
 }  // namespace
 
-#define KERNEL(NAME, OPERAND, X, CODE_BYTES, TERMS, M_TILES)                                      \
+#define KERNEL(NAME, OPERAND, X, CODE_BYTES, M_TILES)                                             \
   extern "C" __global__ void __launch_bounds__(32 * (kFirstConsumer + (M_TILES > 2 ? 8 : 14)), 1) \
       NAME##_##M_TILES(const __grid_constant__ Problem p) {                                       \
-    gemm<OPERAND, X, CODE_BYTES, TERMS, M_TILES>(p);                                              \
+    gemm<OPERAND, X, CODE_BYTES, M_TILES>(p);                                                     \
   }
-#define KERNELS(NAME, OPERAND, X, CODE_BYTES, TERMS) \
-  KERNEL(NAME, OPERAND, X, CODE_BYTES, TERMS, 1)     \
-  KERNEL(NAME, OPERAND, X, CODE_BYTES, TERMS, 2)     \
-  KERNEL(NAME, OPERAND, X, CODE_BYTES, TERMS, 4)
+#define KERNELS(NAME, OPERAND, X, CODE_BYTES) \
+  KERNEL(NAME, OPERAND, X, CODE_BYTES, 1)     \
+  KERNEL(NAME, OPERAND, X, CODE_BYTES, 2)     \
+  KERNEL(NAME, OPERAND, X, CODE_BYTES, 4)
 
-KERNELS(fp16_fp16_1, HalfOperand, __half, 2, 1)
-KERNELS(bf16_bf16_1, Bfloat16Operand, __nv_bfloat16, 2, 1)
-KERNELS(fp16_u8_1, HalfOperand, __half, 1, 1)
-KERNELS(bf16_u8_1, Bfloat16Operand, __nv_bfloat16, 1, 1)
-KERNELS(fp16_u8_2, Bfloat16Operand, __half, 1, 2)
+KERNELS(fp16_fp16, HalfOperand, __half, 2)
+KERNELS(bf16_bf16, Bfloat16Operand, __nv_bfloat16, 2)
+KERNELS(fp16_u8, HalfOperand, __half, 1)
+KERNELS(bf16_u8, Bfloat16Operand, __nv_bfloat16, 1)

@@ -54,18 +54,8 @@ __device__ void left_operand(uint32_t (&a)[4], const uint4 (&piece)[2], int j, i
   }
 }
 
-// The bfloat16 nearest to two halves, and what is left of them, which bfloat16 holds exactly.
-inline __device__ void split(uint32_t halves, uint32_t& high, uint32_t& low) {
-  const float2 value = __half22float2(reinterpret_cast<const __half2&>(halves));
-  const __nv_bfloat162 near = __floats2bfloat162_rn(value.x, value.y);
-  const float2 rounded = __bfloat1622float2(near);
-  const __nv_bfloat162 rest = __floats2bfloat162_rn(value.x - rounded.x, value.y - rounded.y);
-  high = reinterpret_cast<const uint32_t&>(near);
-  low = reinterpret_cast<const uint32_t&>(rest);
-}
-
-// sum += W · Xᵀ for the 16 bytes of W a thread holds and the same k of X, in TERMS bfloat16 parts.
-template <class Operand, int CODE_BYTES, int TERMS, int M_TILES>
+// sum += W · Xᵀ for the 16 bytes of W a thread holds and the same k of X.
+template <class Operand, int CODE_BYTES, int M_TILES>
 __device__ void multiply_piece(float (&sum)[M_TILES][4], const uint4 (&piece)[2],
                                const uint32_t (&x)[M_TILES][8 / CODE_BYTES], int shift, uint32_t factor) {
 #pragma unroll
@@ -74,14 +64,8 @@ __device__ void multiply_piece(float (&sum)[M_TILES][4], const uint4 (&piece)[2]
     left_operand<Operand, CODE_BYTES>(a, piece, j, shift, factor);
 #pragma unroll
     for (int m = 0; m < M_TILES; ++m) {
-      uint32_t high[2] = {x[m][j * 2], x[m][j * 2 + 1]};
-      if constexpr (TERMS == 2) {
-        uint32_t low[2];
-        split(x[m][j * 2], high[0], low[0]);
-        split(x[m][j * 2 + 1], high[1], low[1]);
-        Operand::multiply(sum[m], a, low);
-      }
-      Operand::multiply(sum[m], a, high);
+      const uint32_t b[2] = {x[m][j * 2], x[m][j * 2 + 1]};
+      Operand::multiply(sum[m], a, b);
     }
   }
 }

@@ -69,22 +69,11 @@ struct XPiece {
         : "memory");
   }
 
-  // In TERMS parts whose sum they are, smallest first; pairs of elements 0 and 2, 1 and 3 of four if
-  // ALTERNATE.
-  template <class Operand, int TERMS, bool ALTERNATE>
-  __device__ void split(uint4 (&terms)[TERMS]) const {
-    uint4 ordered = raw;
-    if constexpr (ALTERNATE) {
-      ordered = {__byte_perm(raw.x, raw.y, 0x5410), __byte_perm(raw.x, raw.y, 0x7632),
-                 __byte_perm(raw.z, raw.w, 0x5410), __byte_perm(raw.z, raw.w, 0x7632)};
-    }
-    if constexpr (TERMS == 1) {
-      terms[0] = ordered;
-    } else {
-      ::split(ordered.x, terms[1].x, terms[0].x);
-      ::split(ordered.y, terms[1].y, terms[0].y);
-      ::split(ordered.z, terms[1].z, terms[0].z);
-      ::split(ordered.w, terms[1].w, terms[0].w);
-    }
+  // Pairs of elements 0 and 2, 1 and 3 of four if ALTERNATE.
+  template <bool ALTERNATE>
+  __device__ uint4 ordered() const {
+    if constexpr (!ALTERNATE) return raw;
+    return {__byte_perm(raw.x, raw.y, 0x5410), __byte_perm(raw.x, raw.y, 0x7632),
+            __byte_perm(raw.z, raw.w, 0x5410), __byte_perm(raw.z, raw.w, 0x7632)};
   }
 };

@@ -4,7 +4,7 @@
 
 #include "choice_kernel.h"
 #include "error.h"
-#include "half_weight.h"
+#include "float16_weight.h"
 #include "kernel_choice.h"
 
 namespace deftonnx {

@@ -1,20 +1,20 @@
 #include "cuda_gemm.h"
 
 #include "error.h"
+#include "float16_weight.h"
 #include "fp8_rounding.h"
-#include "half_weight.h"
 
 namespace deftonnx {
 namespace {
 
-// Writes the node's weight and scale anew as half, into `new_codes` and `new_scale`.
-void MakeHalfWeight(GemmNode& node, DeviceBuffer& new_codes, DeviceBuffer& new_scale) {
-  const int64_t N = node.spec.N, row = node.spec.padded_K;
-  std::vector<uint16_t> codes(N * row);
-  std::vector<float> scale(N);
-  node.driver.CopyToHost(codes.data(), node.weight, codes.size() * sizeof(uint16_t));
-  node.driver.CopyToHost(scale.data(), node.scale, N * sizeof(float));
-  ToHalf(codes.data(), scale.data(), N, row);
+// Changes the codes and the scale of the node's weight, in buffers of their own.
+template <class Code, class Change>
+void Rewrite(GemmNode& node, DeviceBuffer& new_codes, DeviceBuffer& new_scale, Change change) {
+  std::vector<Code> codes(node.spec.N * node.spec.padded_K);
+  std::vector<float> scale(node.spec.N);
+  node.driver.CopyToHost(codes.data(), node.weight, codes.size() * sizeof(Code));
+  node.driver.CopyToHost(scale.data(), node.scale, scale.size() * sizeof(float));
+  change(codes.data(), scale.data());
   new_codes = DeviceBuffer(node.driver, codes);
   new_scale = DeviceBuffer(node.driver, scale);
   node.weight = new_codes.data();
@@ -27,8 +27,20 @@ void CheckCodes(const GemmNode& node) {
   CheckFp8Codes(node.spec, codes.data(), codes.size());
 }
 
-GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spec, DeviceBuffer& half_codes,
-                  DeviceBuffer& half_scale) {
+void WriteAnew(GemmNode& node, const GemmSpec& given, DeviceBuffer& new_codes, DeviceBuffer& new_scale) {
+  const int64_t N = given.N, row = given.padded_K;
+  if (given.format == Format::kDeft8) {
+    Rewrite<uint8_t>(node, new_codes, new_scale, [&](uint8_t* codes, float* scale) {
+      ToDeft8With5(codes, scale, N, row, given.exponent_bits);
+    });
+  } else {
+    Rewrite<uint16_t>(node, new_codes, new_scale,
+                      [&](uint16_t* codes, float* scale) { ToHalf(codes, scale, N, row); });
+  }
+}
+
+GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spec, DeviceBuffer& new_codes,
+                  DeviceBuffer& new_scale) {
   const CudaDriver& driver = CudaDriver::Get();
   const CUdevice device = driver.CurrentDevice();
   const auto constant = [&](size_t index) {
@@ -46,7 +58,7 @@ GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spe
                 constant(3).data,
                 nullptr,
                 {}};
-  if (BecomesHalf(spec)) MakeHalfWeight(node, half_codes, half_scale);
+  if (IsWrittenAnew(spec)) WriteAnew(node, spec, new_codes, new_scale);
   if (spec.rounds_x) CheckCodes(node);
   if (spec.has_zero) {
     uint32_t zero = 0;
@@ -66,7 +78,7 @@ GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spe
 
 CudaGemm::CudaGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y)
     : ort_(ort),
-      node_(ReadNode(ort, info, ReadGemmSpec(ort, info, x, y), half_codes_, half_scale_)),
+      node_(ReadNode(ort, info, ReadGemmSpec(ort, info, x, y), new_codes_, new_scale_)),
       choice_(node_, MeasuredTimes::Load(node_.capability, node_.multiprocessors,
                                          [&](const std::string& message) { ort.Warn(info, message); })),
       scratch_(ort.DeviceAllocator(info)) {}

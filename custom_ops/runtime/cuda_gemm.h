@@ -19,7 +19,7 @@ class CudaGemm {
 
  private:
   Ort ort_;
-  DeviceBuffer half_codes_, half_scale_;  // see half_weight.h
+  DeviceBuffer new_codes_, new_scale_;  // see float16_weight.h
   GemmNode node_;
   KernelChoice choice_;
   OrtAllocator* scratch_;

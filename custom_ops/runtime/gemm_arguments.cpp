@@ -26,22 +26,21 @@ Decoding Decoding::ToBfloat16(int exponent_bits) {
   return {8 - exponent_bits, power << 16 | power, 1};
 }
 
-Decoding Decoding::ForTensorCores(const GemmSpec& spec, int terms) {
+Decoding Decoding::ForTensorCores(const GemmSpec& spec) {
   if (spec.format != Format::kDeft8) return {};
-  const bool to_float16 = spec.x_type == ElementType::kFloat16 && terms == 1;
-  return to_float16 ? ToFloat16(spec.exponent_bits) : ToBfloat16(spec.exponent_bits);
+  return spec.x_type == ElementType::kFloat16 ? ToFloat16(spec.exponent_bits)
+                                              : ToBfloat16(spec.exponent_bits);
 }
 
-int TermsForFewRows(const GemmSpec& spec) {
-  const bool half_x = spec.x_type == ElementType::kFloat16;
+bool ServesFewRows(const GemmSpec& spec) {
   switch (spec.format) {
-    case Format::kHalf: return half_x ? 1 : 0;
-    case Format::kDeft16: return spec.x_type == ElementType::kBfloat16 ? 1 : 0;
-    case Format::kDeft8: return half_x && spec.exponent_bits > 5 ? 2 : spec.x_type != ElementType::kFloat;
+    case Format::kHalf: return spec.x_type == ElementType::kFloat16;
+    case Format::kDeft16: return spec.x_type == ElementType::kBfloat16;
+    case Format::kDeft8: return spec.x_type != ElementType::kFloat;
     case Format::kFloat32:
     case Format::kDeft16q: break;
   }
-  return 0;
+  return false;
 }
 
 NodeArguments::NodeArguments(const GemmNode& node, const Decoding& decoding)

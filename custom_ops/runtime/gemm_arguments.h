@@ -12,8 +12,8 @@ inline int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // A float type as kernels/epilogue.py and epilogue.cuh number them.
 int32_t TypeCode(ElementType type);
 
-// The bfloat16 terms of X that kernels for few rows need for the node's format, or 0 if they do not serve it.
-int TermsForFewRows(const GemmSpec& spec);
+// Whether kernels for few rows multiply the node's operands.
+bool ServesFewRows(const GemmSpec& spec);
 
 // Collects the addresses of a kernel's arguments in order. The values must live until the launch returns.
 class Arguments {
@@ -40,8 +40,8 @@ struct Decoding {
   static Decoding ToFloat32(int exponent_bits);  // the scale is multiplied in with each value
   static Decoding ToFloat16(int exponent_bits);
   static Decoding ToBfloat16(int exponent_bits);
-  // Nothing for other formats than deft8; `terms`: the parts that X is multiplied in.
-  static Decoding ForTensorCores(const GemmSpec& spec, int terms);
+  // Nothing for other formats than deft8.
+  static Decoding ForTensorCores(const GemmSpec& spec);
 };
 
 // The arguments that a node fixes, in the kernels' order.

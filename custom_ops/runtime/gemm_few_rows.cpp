@@ -8,8 +8,7 @@ namespace {
 
 bool Serves(const GemmSpec& spec) {
   const bool even = spec.features % 16 == 0 && spec.K % 16 == 0;
-  // the eight warps of a block share K; two terms are summed one after the other
-  if (NeedsSumsApart(spec, spec.K / 8 * 2)) return false;
+  if (NeedsSumsApart(spec, spec.K / 8)) return false;  // the eight warps of a block share K
   return even && (spec.block == 0 || spec.block >= 16);
 }
 
@@ -17,8 +16,6 @@ bool Serves(const GemmSpec& spec) {
 // leave every multiprocessor two blocks.
 bool Better(const FewRowsImage& a, const FewRowsImage& b, const GemmNode& node) {
   const int64_t N = node.spec.N, multiprocessors = node.multiprocessors;
-  // two terms and 64 output features take too many registers
-  if (a.terms == 2 && (a.block_n > 32) != (b.block_n > 32)) return a.block_n <= 32;
   const auto fills = [&](const FewRowsImage& row) {
     return CeilDivide(N, row.block_n) >= 2 * multiprocessors;
   };
@@ -32,7 +29,7 @@ class FewRowsKernel : public GemmKernel {
       : node_(node),
         row_(row),
         kernel_(LoadKernel(node.driver, row.image, node.device)),
-        arguments_(node, Decoding::ForTensorCores(node.spec, row.terms)),
+        arguments_(node, Decoding::ForTensorCores(node.spec)),
         blocks_(static_cast<unsigned>(CeilDivide(node.spec.N, row.block_n))) {}
 
   const char* Name() const override { return row_.image.name; }
@@ -61,13 +58,12 @@ class FewRowsKernel : public GemmKernel {
 }  // namespace
 
 void FewRowsKernels(const GemmNode& node, GemmKernels& kernels) {
-  const int terms = TermsForFewRows(node.spec);
-  if (terms == 0 || !Serves(node.spec)) return;
+  if (!ServesFewRows(node.spec) || !Serves(node.spec)) return;
   const int architecture = kFewRowsImages.ArchitectureFor(node.capability);
   const FewRowsImage* best[2] = {};  // for 8 rows and for 16
   for (const FewRowsImage& row : kFewRowsImages) {
     if (row.image.architecture != architecture || row.x_type != node.spec.x_type) continue;
-    if (row.w_type != node.spec.weight_type || row.terms != terms || !node.Admits(row.image.name)) continue;
+    if (row.w_type != node.spec.weight_type || !node.Admits(row.image.name)) continue;
     const FewRowsImage*& slot = best[row.most_rows > 8];
     if (slot == nullptr || Better(row, *slot, node)) slot = &row;
   }

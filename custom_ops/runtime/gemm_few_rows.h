@@ -9,7 +9,6 @@ namespace deftonnx {
 struct FewRowsImage {
   KernelImage image;
   ElementType x_type, w_type;
-  int terms;  // bfloat16 terms that X is split into
   int most_rows, block_n;
 };
 

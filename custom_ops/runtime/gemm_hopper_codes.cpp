@@ -3,12 +3,10 @@
 #include <algorithm>
 #include <limits>
 #include <memory>
-#include <utility>
 
 #include "gemm_arguments.h"
 #include "hopper_problem.h"
 #include "kernel_cache.h"
-#include "wide_codes.h"
 
 namespace deftonnx {
 namespace {
@@ -30,7 +28,7 @@ constexpr double kAlone = 0.8;
 // The kernels' argument: CodesProblem of kernels/gemm_hopper_codes.cu.
 struct CodesProblem {
   HopperProblem problem;
-  const void* floors;
+  const void* floors;  // unused: float16_weight.h
   int32_t shift, factor;
   float sum_factor;
 };
@@ -43,17 +41,14 @@ bool Serves(const GemmSpec& spec) {
 
 HopperCodes CodesOf(const GemmSpec& spec) {
   if (spec.x_type == ElementType::kBfloat16 || spec.exponent_bits < 4) return HopperCodes::kShifted;
-  if (spec.exponent_bits > 5) return HopperCodes::kWide;
   return spec.exponent_bits == 4 ? HopperCodes::kE4 : HopperCodes::kE5;
 }
 
 class HopperCodesKernel : public GemmKernel {
  public:
-  // wide: of the node's weight, if the kernel is for such
-  HopperCodesKernel(const GemmNode& node, const HopperCodesImage& row, std::shared_ptr<const WideCodes> wide)
+  HopperCodesKernel(const GemmNode& node, const HopperCodesImage& row)
       : node_(node),
         row_(row),
-        wide_(std::move(wide)),
         kernel_(LoadKernel(node.driver, row.image, node.device)),
         argument_{HopperProblem(node), nullptr, 0, 0, 1} {
     const GemmSpec& spec = node.spec;
@@ -108,14 +103,10 @@ class HopperCodesKernel : public GemmKernel {
 
  private:
   void SetDecoding() {
-    const Decoding decoding = Decoding::ForTensorCores(node_.spec, 1);
+    const Decoding decoding = Decoding::ForTensorCores(node_.spec);
     argument_.shift = decoding.shift;
     argument_.factor = decoding.factor;
     if (row_.codes == HopperCodes::kShifted) argument_.sum_factor = decoding.accumulator_scale;
-    if (row_.codes != HopperCodes::kWide) return;
-    argument_.problem.scale = wide_->scale.data();
-    argument_.floors = wide_->floors.data();
-    argument_.shift = WideCodes::Shift(node_.spec.exponent_bits);
   }
 
   unsigned ClusterSize() const { return (row_.pair ? 2 : 1) * row_.splits; }
@@ -130,7 +121,6 @@ class HopperCodesKernel : public GemmKernel {
 
   const GemmNode& node_;
   const HopperCodesImage& row_;
-  std::shared_ptr<const WideCodes> wide_;
   CUkernel kernel_;
   CodesProblem argument_;  // what does not change between runs
 };
@@ -143,13 +133,11 @@ void HopperCodesKernels(const GemmNode& node, GemmKernels& kernels) {
   const int architecture = kHopperCodesImages.ArchitectureFor(node.capability);
   if (architecture != node.capability) return;  // machine code for sm_90a runs nowhere else
   const HopperCodes codes = CodesOf(spec);
-  const std::shared_ptr<const WideCodes> wide = codes == HopperCodes::kWide ? WideCodes::Make(node) : nullptr;
-  if (codes == HopperCodes::kWide && wide == nullptr) return;
   const int64_t steps = CeilDivide(spec.K, kStepK);
   for (const HopperCodesImage& row : kHopperCodesImages) {
     if (row.image.architecture != architecture || row.type != spec.x_type || row.codes != codes) continue;
     if (row.splits > steps || !node.Admits(row.image.name)) continue;
-    kernels.push_back(std::make_unique<HopperCodesKernel>(node, row, wide));
+    kernels.push_back(std::make_unique<HopperCodesKernel>(node, row));
   }
 }
 

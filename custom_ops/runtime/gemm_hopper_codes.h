@@ -10,8 +10,7 @@ namespace deftonnx {
 enum class HopperCodes {
   kShifted,  // any E whose exponents X's type holds
   kE4,
-  kE5,
-  kWide,  // of more exponents: see wide_codes.h
+  kE5,  // and 6 and 7: see float16_weight.h
 };
 
 // A kernel and how its blocks work together; see kernels/hopper_work.cuh.

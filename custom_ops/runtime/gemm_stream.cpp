@@ -54,7 +54,7 @@ struct Schedule {
 
 // Shared memory of a stage beside W's: X, and two barriers.
 int OtherStageBytes(const GemmSpec& spec, const StreamImage& row) {
-  return row.terms * row.most_rows * StepFeatures(spec) * 2 + 16;
+  return row.most_rows * StepFeatures(spec) * 2 + 16;
 }
 
 // The most row_warps of a block whose stages, one for each of kLoaders, fit its shared memory.
@@ -162,7 +162,7 @@ void StreamKernel::SetProblem() {
   p.K = static_cast<int32_t>(spec.K);
   p.features = static_cast<int32_t>(spec.features);
   p.block_shift = spec.block_shift;
-  const Decoding decoding = Decoding::ForTensorCores(spec, row_.terms);
+  const Decoding decoding = Decoding::ForTensorCores(spec);
   p.decode_shift = decoding.shift;
   p.decode_factor = decoding.factor;
   p.accumulator_scale = decoding.accumulator_scale;
@@ -198,14 +198,13 @@ void StreamKernel::SetSharedMemory() {
 }  // namespace
 
 void StreamKernels(const GemmNode& node, GemmKernels& kernels) {
-  const int terms = TermsForFewRows(node.spec);
-  if (terms == 0 || !Serves(node.spec)) return;
+  if (!ServesFewRows(node.spec) || !Serves(node.spec)) return;
   const int architecture = kStreamImages.ArchitectureFor(node.capability);
   for (const StreamImage& row : kStreamImages) {
     if (row.image.architecture != architecture || row.x_type != node.spec.x_type) continue;
-    if (row.w_type != node.spec.weight_type || row.terms != terms || !node.Admits(row.image.name)) continue;
+    if (row.w_type != node.spec.weight_type || !node.Admits(row.image.name)) continue;
     const Schedule schedule = ChooseSchedule(node, row);
-    if (NeedsSumsApart(node.spec, node.spec.K * terms / (schedule.k_warps * schedule.cluster))) continue;
+    if (NeedsSumsApart(node.spec, node.spec.K / (schedule.k_warps * schedule.cluster))) continue;
     kernels.push_back(std::make_unique<StreamKernel>(node, row, schedule));
   }
 }

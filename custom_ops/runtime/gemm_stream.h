@@ -9,7 +9,6 @@ namespace deftonnx {
 struct StreamImage {
   KernelImage image;  // threads and shared_bytes are the most a launch may use
   ElementType x_type, w_type;
-  int terms;      // bfloat16 parts that X is split into
   int most_rows;  // of X
 };
 

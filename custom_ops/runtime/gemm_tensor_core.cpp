@@ -17,13 +17,12 @@ struct Route {
 
 Route ChooseRoute(const GemmSpec& spec) {
   const bool half_x = spec.x_type == ElementType::kFloat16;
-  const int split = spec.x_type == ElementType::kFloat ? 3 : half_x ? 2 : 1;
+  const int terms = spec.x_type == ElementType::kFloat ? 3 : 1;
   switch (spec.format) {
     case Format::kHalf: return {half_x ? Operands::kNative : Operands::kTf32, 1};
-    // not with float16 X: see half_weight.h
-    case Format::kDeft16: return {split == 1 ? Operands::kNative : Operands::kSplit, split};
-    // 6 or 7 exponent bits leave float16's range
-    case Format::kDeft8: return {Operands::kDeft8, half_x && spec.exponent_bits <= 5 ? 1 : split};
+    // not with float16 X: see float16_weight.h
+    case Format::kDeft16: return {terms == 1 ? Operands::kNative : Operands::kSplit, terms};
+    case Format::kDeft8: return {Operands::kDeft8, terms};
     case Format::kFloat32:
     case Format::kDeft16q: break;
   }
@@ -54,7 +53,7 @@ class TensorCoreKernel : public GemmKernel {
       : node_(node),
         row_(row),
         kernel_(LoadKernel(node.driver, row.image, node.device)),
-        arguments_(node, Decoding::ForTensorCores(node.spec, row.terms)) {
+        arguments_(node, Decoding::ForTensorCores(node.spec)) {
     if (UsesMaps()) weight_.Encode(node.driver, node.weight, row.w_box, node.spec.N, node.spec.padded_K);
   }
 

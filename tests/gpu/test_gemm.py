@@ -120,15 +120,16 @@ def test_the_node_runs_on_the_gpu(options):
     run_gemm(gemm_model(X, packed, bias), X, None, options, CUDA)
 
 
+@pytest.mark.parametrize("name", ["deft16", "deft8:6", "deft8:7"])
 @pytest.mark.parametrize("M", [4, 100])
-def test_deft16_under_float16_keeps_bfloat16s_range(options, M):
+def test_ranges_beyond_float16_s_under_float16(options, name, M):
     rng = np.random.default_rng(M)
     exponents = rng.integers(-60, 60, 48)
     weight = np.ldexp(rng.standard_normal((256, 48)), exponents[None] - rng.integers(0, 20, (256, 1))).astype(
         np.float32
     )
     X = rng.standard_normal((M, 256)).astype(np.float16)
-    packed, bias = pack_weight(weight, "deft16"), np.zeros(48, np.float32)
+    packed, bias = pack_weight(weight, name), np.zeros(48, np.float32)
     Y = run_gemm(gemm_model(X, packed, bias, output_dtype=np.float32), X, None, options, CUDA)
     norms = np.linalg.norm(Y - reference(X, packed, bias), axis=0) / np.linalg.norm(reference(X, packed, bias), axis=0)
     assert norms.max() <= TOLERANCE[np.float32]
