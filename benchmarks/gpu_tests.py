@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +29,8 @@ import record
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("memcheck", "racecheck")
 PROCESSES = max(1, (os.cpu_count() or 2) - 2)
+GRACE = 8
+"""Seconds that an interrupted process has to write its record."""
 _ALONE = ("test_gemm_offsets.py",)
 
 
@@ -42,7 +46,11 @@ def groups() -> list[list[str]]:
 
 
 def run_tests(limit: float) -> dict[str, Any]:
-    """Counts of all tests, and of the cases of each; a process that runs longer than `limit` seconds is an error."""
+    """Counts of all tests, and of the cases of each.
+
+    Processes that run longer than `limit` seconds are interrupted: "stopped" counts them, and the tests that they had
+    run by then count. One that leaves no record is an error.
+    """
     # a share of the cores for each process
     environment = os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
     start = time.monotonic()
@@ -53,21 +61,35 @@ def run_tests(limit: float) -> dict[str, Any]:
             options = ["-q", "-p", "no:cacheprovider", "--tb=short", "-rf", f"--junitxml={report}"]
             command = [sys.executable, "-m", "pytest", *options, *arguments]
             running[report] = subprocess.Popen(command, cwd=ROOT, env=environment)
-        for process in running.values():
-            try:
-                process.wait(max(0, start + limit - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        stopped = _wait(list(running.values()), start + limit)
         finished = [report for report in running if report.exists()]
         suites = [suite for report in finished for suite in ElementTree.parse(report).iter("testsuite")]
     counts = {
         what: sum(int(suite.get(what, 0)) for suite in suites) for what in ("tests", "failures", "errors", "skipped")
     }
-    counts["errors"] += len(running) - len(finished)  # processes that died or were stopped
-    names = [case.get("name", "").partition("[")[0] for suite in suites for case in suite.iter("testcase")]
+    counts["errors"] += len(running) - len(finished)  # processes that died
+    counts["stopped"] = stopped
+    cases_run = [case for suite in suites for case in suite.iter("testcase") if case.get("name")]
+    names = [case.get("name", "").partition("[")[0] for case in cases_run]
     cases = dict(sorted(collections.Counter(names).items()))
     return {**counts, "seconds": round(time.monotonic() - start, 1), "cases": cases}
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], end: float) -> int:
+    """Wait for all until time.monotonic() is `end`, then interrupt, and later kill, the rest; how many that are."""
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0, end - time.monotonic()))
+    late = [process for process in processes if process.poll() is None]
+    for process in late:
+        process.send_signal(signal.SIGINT)
+    for process in late:
+        try:
+            process.wait(max(0, end + GRACE - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    return len(late)
 
 
 def coverage() -> dict[str, int]:
@@ -113,7 +135,7 @@ def main() -> None:
         result[tool] = sanitize(tool)
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     print({name: value for name, value in result.items() if name != "cases"})
-    sys.exit(1 if result["failures"] or result["errors"] else 0)
+    sys.exit(1 if result["failures"] or result["errors"] or result["stopped"] else 0)
 
 
 if __name__ == "__main__":
