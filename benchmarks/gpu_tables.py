@@ -328,7 +328,8 @@ def gpu_tests() -> str:
     if content is None:
         return NOTHING
     counts = ", ".join(f"{content[key]} {key}" for key in ("failures", "errors", "skipped"))
-    return f"{content['tests']} tests on the GPU: {counts}. {source('gpu_tests', content)}"
+    stopped = f", {content['stopped']} of the processes stopped by a time limit" if content.get("stopped") else ""
+    return f"{content['tests']} tests on the GPU: {counts}{stopped}. {source('gpu_tests', content)}"
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -72,7 +72,8 @@ def run_tests(limit: float) -> dict[str, Any]:
     cases_run = [case for suite in suites for case in suite.iter("testcase") if case.get("name")]
     names = [case.get("name", "").partition("[")[0] for case in cases_run]
     cases = dict(sorted(collections.Counter(names).items()))
-    return {**counts, "seconds": round(time.monotonic() - start, 1), "cases": cases}
+    failed = [str(case.get("name")) for case in cases_run if case.find("failure") is not None]
+    return {**counts, "failed": failed, "seconds": round(time.monotonic() - start, 1), "cases": cases}
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], end: float) -> int:

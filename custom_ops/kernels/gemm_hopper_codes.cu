@@ -20,9 +20,8 @@ namespace hopper {
 
 // What the codes need beside Problem; runtime/gemm_hopper_codes.cpp has the same.
 struct CodesProblem {
-  Problem problem;         // w: boxes (kColumns, 64 bytes); y: boxes (64, 64)
-  const uint32_t* floors;  // (N,) of WideDecoder
-  int shift;               // of Decoder; of WideDecoder to the left
+  Problem problem;  // w: boxes (kColumns, 64 bytes); y: boxes (64, 64)
+  int shift;        // of Decoder
   uint32_t factor;
   float sum_factor;  // what the unpacked weights are too small by
 };
@@ -37,11 +36,11 @@ constexpr int kProducts = 4;            // of a K step
 template <int WARPGROUPS, int ROWS, int STAGES, int GROUP>
 struct CodesTile {
   static constexpr int kRows = ROWS, kColumns = 64 * WARPGROUPS, kStages = STAGES, kGroup = GROUP;
-  static constexpr int kGroups = kProducts / GROUP;        // of a K step
-  static constexpr int kWarps = 4 * WARPGROUPS;            // that multiply
-  static constexpr int kReleases = kWarps;                 // warps that read a stage
-  static constexpr int kSums = ROWS / 2;                   // of a thread
-  static constexpr int kPieces = kColumns / kUnitColumns;  // epilogue units side by side
+  static constexpr int kGroups = kProducts / GROUP;                         // of a K step
+  static constexpr int kWarps = 4 * WARPGROUPS;                             // that multiply
+  static constexpr int kReleases = kWarps;                                  // warps that read a stage
+  static constexpr int kSums = ROWS / 2;                                    // of a thread
+  [[maybe_unused]] static constexpr int kPieces = kColumns / kUnitColumns;  // epilogue units side by side
   static constexpr bool kSplits = ROWS <= 128;
   static constexpr bool kMovesRegisters = WARPGROUPS == 2;
   static constexpr int kThreads = 32 * (kWarps + (kMovesRegisters ? 4 : 2));
@@ -65,24 +64,22 @@ struct OfCodes {
 // Any E whose exponents the type holds; see Decoder.
 template <class Operand>
 struct ShiftedCodes {
-  static constexpr bool kHasFloors = false;
   Decoder<Operand, 1> decoder;
   __device__ ShiftedCodes(int shift, uint32_t factor) : decoder(shift, factor) {}
-  __device__ void pairs(uint32_t first, uint32_t second, uint32_t, uint32_t& low, uint32_t& high) const {
+  __device__ void pairs(uint32_t first, uint32_t second, uint32_t& low, uint32_t& high) const {
     decoder.pairs(__byte_perm(first, second, 0x5140), low, high);  // a word of first, second, first, second
   }
 };
 
 // E = 4: as the hardware converts it.
 struct E4Codes {
-  static constexpr bool kHasFloors = false;
   __device__ E4Codes(int, uint32_t) {}
   static __device__ uint32_t pair(uint32_t codes) {
     uint32_t pair;
     asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"(static_cast<uint16_t>(codes)));
     return pair;
   }
-  __device__ void pairs(uint32_t first, uint32_t second, uint32_t, uint32_t& low, uint32_t& high) const {
+  __device__ void pairs(uint32_t first, uint32_t second, uint32_t& low, uint32_t& high) const {
     low = pair(first);
     high = pair(second);
   }
@@ -90,30 +87,10 @@ struct E4Codes {
 
 // E = 5: the upper byte of a float16.
 struct E5Codes {
-  static constexpr bool kHasFloors = false;
   __device__ E5Codes(int, uint32_t) {}
-  __device__ void pairs(uint32_t first, uint32_t second, uint32_t, uint32_t& low, uint32_t& high) const {
+  __device__ void pairs(uint32_t first, uint32_t second, uint32_t& low, uint32_t& high) const {
     low = __byte_perm(first, 0, 0x1404);
     high = __byte_perm(second, 0, 0x1404);
-  }
-};
-
-// E = 6 and 7, whose exponents float16 lacks: of each row all are divided by a power of two, the largest at
-// the top of float16's range. A row's floor is the magnitude, as a code, that this makes zero, in the upper
-// bytes of both halves and negative; what is less becomes zero (the host allows it where nothing is lost).
-struct WideCodes {
-  static constexpr bool kHasFloors = true;
-  int shift;
-  __device__ WideCodes(int shift, uint32_t) : shift(shift) {}
-  __device__ uint32_t pair(uint32_t codes, uint32_t floor) const {
-    const uint32_t upper_bytes = __byte_perm(codes, 0, 0x1404);
-    const uint32_t magnitude = __viaddmax_s16x2_relu(upper_bytes & 0x7f007f00u, floor, 0u);
-    return (upper_bytes & 0x80008000u) | magnitude << shift;
-  }
-  __device__ void pairs(uint32_t first, uint32_t second, uint32_t floor, uint32_t& low,
-                        uint32_t& high) const {
-    low = pair(first, floor);
-    high = pair(second, floor);
   }
 };
 
@@ -144,8 +121,7 @@ class Consumer {
     for (int i = 0; i < kProducts; ++i) {  // in units of 16 bytes
       x_step_[i] = width == 128 ? 2 * i : width == 64 ? i / 2 * T::kRows * 4 + i % 2 * 2 : i * T::kRows * 2;
     }
-    row_ = 16 * warp + g;
-    w_ = memory + T::kXBytes + row_ * kCodesRowBytes + (g >> 1 & 3) * 16 + 2 * q;
+    w_ = memory + T::kXBytes + (16 * warp + g) * kCodesRowBytes + (g >> 1 & 3) * 16 + 2 * q;
   }
 
   __device__ void run() {
@@ -153,10 +129,6 @@ class Consumer {
       int row, column;
       work_.place(cell, &row, &column);
       prefetch_columns<T::kColumns>(p_.output, column);
-      if constexpr (Codes::kHasFloors) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) floors_[i] = codes_.floors[min(column + row_ + 8 * i, p_.output.N - 1)];
-      }
       float sums[T::kSums];
       multiply(sums);
       if constexpr (T::kSplits) {
@@ -190,7 +162,7 @@ class Consumer {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const uint32_t (&piece)[2] = pieces[i][half];
-        unpacker_.pairs(piece[0], piece[1], floors_[half], left[i][half], left[i][half + 2]);
+        unpacker_.pairs(piece[0], piece[1], left[i][half], left[i][half + 2]);
       }
     }
   }
@@ -299,8 +271,6 @@ class Consumer {
   uint64_t x_;             // descriptor of the first stage's X
   int x_step_[kProducts];  // how far the products of a K step lie apart in X
   uint32_t w_;             // this thread's first codes of the first stage
-  int row_;                // and their feature in the tile; the others are 8 below
-  uint32_t floors_[2] = {};
   int buffer_ = 0;
   Ring<T::kStages> ring_;
 };
@@ -377,5 +347,4 @@ __device__ void gemm(const CodesProblem& codes) {
 KERNELS(fp16_shifted, __half, hopper::ShiftedCodes<HalfOperand>)
 KERNELS(fp16_e4, __half, hopper::E4Codes)
 KERNELS(fp16_e5, __half, hopper::E5Codes)
-KERNELS(fp16_wide, __half, hopper::WideCodes)
 KERNELS(bf16_shifted, __nv_bfloat16, hopper::ShiftedCodes<Bfloat16Operand>)

@@ -28,7 +28,6 @@ constexpr double kAlone = 0.8;
 // The kernels' argument: CodesProblem of kernels/gemm_hopper_codes.cu.
 struct CodesProblem {
   HopperProblem problem;
-  const void* floors;  // unused: float16_weight.h
   int32_t shift, factor;
   float sum_factor;
 };
@@ -50,7 +49,7 @@ class HopperCodesKernel : public GemmKernel {
       : node_(node),
         row_(row),
         kernel_(LoadKernel(node.driver, row.image, node.device)),
-        argument_{HopperProblem(node), nullptr, 0, 0, 1} {
+        argument_{HopperProblem(node), 0, 0, 1} {
     const GemmSpec& spec = node.spec;
     HopperProblem& problem = argument_.problem;
     problem.w = node.driver.EncodeMatrix(node.weight, kMapUint8, 1, spec.N, spec.padded_K, spec.padded_K,

@@ -3,7 +3,7 @@
 An operator that is missing here has no 16-bit kernel, or sums in 16 bits what belongs in 32. Where the CUDA provider
 has none, ONNX Runtime casts to float32 and back, which costs speed. In bfloat16 it has none on the CPU either, and does
 not cast there: a model with such a node does not load. So what is bfloat16 here is so on both providers: our operators,
-and those that only move numbers. tests/gpu/test_region_kernels.py and tests/rewrite/test_region_kernels.py compare.
+and those that only move numbers. tests/gpu/test_region_providers.py and tests/rewrite/test_region_kernels.py compare.
 """
 
 from __future__ import annotations
