@@ -11,6 +11,7 @@ from deftonnx.elimination.groups import Granularity
 from deftonnx.elimination.refit import NEEDS_DATA, REFITS
 from deftonnx.errors import UsageError
 from deftonnx.formats import GEMM_FORMAT_NAMES, FormatError, get_format
+from deftonnx.runtime.gpus import known_gpu
 
 IO_TYPES = ("keep", "float16", "bfloat16")
 TARGETS = ("any", "cpu", "cuda")
@@ -97,6 +98,8 @@ class Settings:
             raise UsageError(f"--format {self.format} needs ai.deftonnx nodes, which --portable forbids")
         if self.granularity != "auto":
             Granularity.parse(self.granularity)
+        if self.gpu is not None:
+            known_gpu(self.gpu)
         if not self.batches or min(self.batches) < 1:
             raise UsageError("--batch takes numbers of at least 1")
         if self.calib_samples < 1:

@@ -23,8 +23,11 @@ GPUS = {
 
 def chosen_device(gpu: str | None) -> Device | None:
     """The GPU of that name in GPUS, or the first of this machine, or None."""
-    if gpu is None:
-        return next(iter(cuda.devices()), None)
-    if gpu.lower() not in GPUS:
-        raise UsageError(f"--gpu {gpu} is not one of {', '.join(GPUS)}")
-    return GPUS[gpu.lower()]
+    return next(iter(cuda.devices()), None) if gpu is None else known_gpu(gpu)
+
+
+def known_gpu(name: str) -> Device:
+    """The GPU of that name in GPUS, in upper or lower case; raises UsageError if there is none."""
+    if name.lower() not in GPUS:
+        raise UsageError(f"--gpu {name} is not one of {', '.join(GPUS)}")
+    return GPUS[name.lower()]

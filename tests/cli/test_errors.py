@@ -182,6 +182,8 @@ def test_external_data_outside_the_folder_is_not_read(run: Run, folder: Path) ->
         (["--granularity", "block:24"], ["block:24", "block:16"]),
         (["--granularity", "element:4"], ["element:4"]),
         (["--target", "tpu"], ["--target", "tpu"]),
+        (["--gpu", "h900"], ["--gpu h900", "h100"]),
+        (["--target", "cuda", "--gpu", "h900"], ["--gpu h900", "h100"]),
         (["--nodes-to-exclude", "("], ["--nodes-to-exclude '('", "regular expression"]),
         (["--calib-samples", "0"], ["--calib-samples 0"]),
         (["--seed", "-1"], ["--seed -1"]),
