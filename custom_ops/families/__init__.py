@@ -14,6 +14,7 @@ from families import (
     conv_few_channels,
     conv_hopper,
     few_rows,
+    gather_kept,
     hopper,
     hopper_codes,
     hopper_fp8,
@@ -25,7 +26,7 @@ from families import (
 )
 
 FAMILIES = (
-    *(few_rows, stream, hopper, hopper_codes, hopper_fp8, round_rows, tensor_core, simt),
+    *(few_rows, stream, hopper, hopper_codes, hopper_fp8, round_rows, gather_kept, tensor_core, simt),
     *(conv_hopper, conv_few_channels, conv_depthwise, conv_direct),
     *(pool, channels_last),
 )

@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "gemm_few_rows.h"
+#include "gemm_gathered.h"
 #include "gemm_hopper.h"
 #include "gemm_hopper_codes.h"
 #include "gemm_hopper_fp8.h"
@@ -34,6 +35,7 @@ KernelChoice::KernelChoice(const GemmNode& node, std::shared_ptr<const MeasuredT
     RoundedKernels(node, Families(), kernels_);
   } else {
     for (GemmFamily family : Families()) family(node, kernels_);
+    GatheredKernels(node, Families(), kernels_);
   }
   if (!kernels_.empty()) return;
   const std::string wanted = node.spec.kernel.empty() ? "" : " '" + node.spec.kernel + "'";
