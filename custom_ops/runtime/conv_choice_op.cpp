@@ -22,10 +22,11 @@ ConvNode ReadNode(const Ort& ort, const OrtKernelInfo* info) {
                 0,
                 static_cast<int>(ort.AttributeInt(info, "capability")),
                 static_cast<int>(ort.AttributeInt(info, "multiprocessors")),
-                std::vector<float>(spec.N * spec.K),
+                nullptr,
                 std::vector<float>(spec.N, 1),
                 nullptr,
                 {}};
+  node.unpacked.resize(spec.N * spec.K);
   if (spec.block == 0) return node;
   const int64_t blocks = spec.Taps() * spec.GroupChannels() / spec.block;
   for (int64_t g = 0; g < spec.group; ++g) {
@@ -38,7 +39,7 @@ class ConvChoiceKernel {
  public:
   ConvChoiceKernel(const Ort& ort, const OrtKernelInfo* info) : ort_(ort), node_(ReadNode(ort, info)) {
     kernels_ = ConvKernelsFor(node_);
-    node_.weight = {};
+    node_.unpacked = {};
   }
   ConvChoiceKernel(const ConvChoiceKernel&) = delete;  // the kernels refer to the node
 

@@ -27,9 +27,10 @@ struct DirectParameters {
 };
 
 std::vector<float> Transposed(const ConvNode& node) {
-  std::vector<float> columns(node.weight.size());  // (K, N)
+  const std::vector<float>& weight = node.Weight();
+  std::vector<float> columns(weight.size());  // (K, N)
   for (int64_t n = 0; n < node.spec.N; ++n) {
-    for (int64_t k = 0; k < node.spec.K; ++k) columns[k * node.spec.N + n] = node.weight[n * node.spec.K + k];
+    for (int64_t k = 0; k < node.spec.K; ++k) columns[k * node.spec.N + n] = weight[n * node.spec.K + k];
   }
   return columns;
 }

@@ -104,7 +104,7 @@ struct SharedOperands {
     const std::vector<Block> list = Blocks(node, channels);
     count = list.size() / node.spec.group;
     blocks = DeviceBuffer(node.driver, list);
-    if (own != nullptr) own->weight = {};
+    if (own != nullptr) own->unpacked = {};
   }
 };
 

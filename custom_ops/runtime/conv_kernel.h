@@ -25,12 +25,16 @@ struct ConvNode {
   CUdevice device;
   int capability;  // compute capability, 90 for 9.0
   int multiprocessors;
-  std::vector<float> weight;  // (N, K) values without the scale, on the host while kernels are made
-  std::vector<float> scale;   // (N,) likewise
+  const void* packed;         // W in device memory, or null where there is only `unpacked`
+  std::vector<float> scale;   // (N,) on the host
   const void* bias;           // (N,) in device memory
   std::vector<int32_t> kept;  // the kept blocks, if features are eliminated
 
   mutable std::shared_ptr<const Weight16> weight16 = nullptr;  // see SharedWeight16
+  mutable std::vector<float> unpacked = {};                    // see Weight
+
+  // (N, K) values without the scale, on the host: unpacked when first asked for, while kernels are made.
+  const std::vector<float>& Weight() const;
 
   // Whether a kernel of that name is to be prepared: the node may ask for a single one, or for those whose
   // names begin with a word or several.
@@ -56,7 +60,7 @@ struct Weight16 {
   bool scaled;          // whether any scale is not 1
 };
 
-// Made once a node, while its kernels are made.
+// Made once a node, while its kernels are made; W itself where it has the layout and type already.
 std::shared_ptr<const Weight16> SharedWeight16(const ConvNode& node);
 
 // One run of a node. Pointers are to device memory.

@@ -1,9 +1,10 @@
-// DeftConv's weight in 16 bits.
+// DeftConv's weight: unpacked on the host, and in 16 bits in device memory.
 #include <algorithm>
 #include <cmath>
 
 #include "conv_kernel.h"
 #include "float_bits.h"
+#include "weight_decoder.h"
 
 namespace deftonnx {
 namespace {
@@ -24,14 +25,38 @@ float RowFactor(const float* row, int64_t K) {
   return std::ldexp(1.0f, 15 - std::ilogb(most));
 }
 
+// Whether W's codes are the values of X's type, row after row without padding.
+bool IsWeight16(const ConvNode& node) {
+  const ConvSpec& spec = node.spec;
+  const Format format = spec.x_type == ElementType::kFloat16 ? Format::kHalf : Format::kDeft16;
+  return node.packed != nullptr && spec.format == format && spec.padded_K == spec.K;
+}
+
+bool IsScaled(const std::vector<float>& scale) {
+  return std::any_of(scale.begin(), scale.end(), [](float s) { return s != 1; });
+}
+
 }  // namespace
+
+const std::vector<float>& ConvNode::Weight() const {
+  if (!unpacked.empty() || packed == nullptr) return unpacked;
+  const WeightDecoder decoder(spec);
+  std::vector<char> codes(decoder.Bytes());
+  driver.CopyToHost(codes.data(), packed, codes.size());
+  unpacked.resize(spec.N * spec.K);
+  for (int64_t n = 0; n < spec.N; ++n) {
+    for (int64_t k = 0; k < spec.K; ++k) unpacked[n * spec.K + k] = decoder.Value(codes.data(), n, k);
+  }
+  return unpacked;
+}
 
 HostWeight16 RoundedWeight16(const ConvNode& node) {
   const ConvSpec& spec = node.spec;
   const bool half = spec.x_type == ElementType::kFloat16;
-  HostWeight16 rounded{std::vector<uint16_t>(node.weight.size()), node.scale};
+  const std::vector<float>& weight = node.Weight();
+  HostWeight16 rounded{std::vector<uint16_t>(weight.size()), node.scale};
   for (int64_t n = 0; n < spec.N; ++n) {
-    const float* row = &node.weight[n * spec.K];
+    const float* row = &weight[n * spec.K];
     const float factor = half ? RowFactor(row, spec.K) : 1;
     rounded.scale[n] /= factor;
     for (int64_t k = 0; k < spec.K; ++k) {
@@ -43,10 +68,15 @@ HostWeight16 RoundedWeight16(const ConvNode& node) {
 
 std::shared_ptr<const Weight16> SharedWeight16(const ConvNode& node) {
   if (node.weight16 != nullptr) return node.weight16;
-  const HostWeight16 rounded = RoundedWeight16(node);
-  const bool scaled = std::any_of(rounded.scale.begin(), rounded.scale.end(), [](float s) { return s != 1; });
-  node.weight16 = std::make_shared<const Weight16>(
-      Weight16{DeviceBuffer(node.driver, rounded.values), DeviceBuffer(node.driver, rounded.scale), scaled});
+  if (IsWeight16(node)) {
+    node.weight16 = std::make_shared<const Weight16>(Weight16{
+        DeviceBuffer::Borrowed(node.packed), DeviceBuffer(node.driver, node.scale), IsScaled(node.scale)});
+  } else {
+    const HostWeight16 rounded = RoundedWeight16(node);
+    node.weight16 = std::make_shared<const Weight16>(Weight16{DeviceBuffer(node.driver, rounded.values),
+                                                              DeviceBuffer(node.driver, rounded.scale),
+                                                              IsScaled(rounded.scale)});
+  }
   return node.weight16;
 }
 

@@ -6,7 +6,6 @@
 
 #include "cudnn.h"
 #include "error.h"
-#include "weight_decoder.h"
 
 namespace deftonnx {
 namespace {
@@ -31,19 +30,12 @@ ConvNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const ConvSpec& spe
                 device,
                 driver.ComputeCapability(device),
                 driver.MultiprocessorCount(device),
-                {},
+                constant(kInputWeight),
                 {},
                 constant(kInputBias),
                 {}};
-  const WeightDecoder decoder(spec);
-  std::vector<char> codes(decoder.Bytes());
-  driver.CopyToHost(codes.data(), constant(kInputWeight), codes.size());
   node.scale.resize(spec.N);
   driver.CopyToHost(node.scale.data(), constant(kInputScale), spec.N * sizeof(float));
-  node.weight.reserve(spec.N * spec.K);
-  for (int64_t n = 0; n < spec.N; ++n) {
-    for (int64_t k = 0; k < spec.K; ++k) node.weight.push_back(decoder.Value(codes.data(), n, k));
-  }
   if (spec.has_zero) {
     uint32_t zero = 0;
     driver.CopyToHost(&zero, constant(kInputResidual), ElementBytes(spec.y_type));
@@ -81,7 +73,7 @@ CudaConv::CudaConv(const Ort& ort, const OrtKernelInfo* info, ElementType x, Ele
       node_(ReadNode(ort, info, ReadConvSpec(ort, info, x, y))),
       scratch_(ort.DeviceAllocator(info)) {
   kernels_ = ConvKernelsFor(node_);
-  node_.weight = {};
+  node_.unpacked = {};
   if (!kernels_.empty()) return;
   ort_.Release(scratch_);
   const std::string wanted = node_.spec.kernel.empty() ? "" : " '" + node_.spec.kernel + "'";

@@ -1,4 +1,4 @@
-// Device memory that a kernel owns as long as its session.
+// Device memory that a kernel owns, or borrows, as long as its session.
 #pragma once
 
 #include <utility>
@@ -23,6 +23,12 @@ class DeviceBuffer {
       throw;
     }
   }
+  // Refers to memory of somebody else's, who keeps it.
+  static DeviceBuffer Borrowed(const void* data) {
+    DeviceBuffer buffer;
+    buffer.data_ = const_cast<void*>(data);
+    return buffer;
+  }
   DeviceBuffer(DeviceBuffer&& other) noexcept : driver_(other.driver_), data_(other.data_) {
     other.data_ = nullptr;
   }
@@ -32,7 +38,7 @@ class DeviceBuffer {
     return *this;
   }
   ~DeviceBuffer() {
-    if (data_ != nullptr) driver_->Free(data_);
+    if (data_ != nullptr && driver_ != nullptr) driver_->Free(data_);
   }
   const void* data() const { return data_; }
 
