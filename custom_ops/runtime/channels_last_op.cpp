@@ -103,7 +103,7 @@ class CudaChannelsLast {
         image_ = &row.image;
     }
     if (image_ == nullptr) Refuse(spec_, "no kernel for this GPU");
-    kernel_ = LoadKernel(driver_, *image_, device);
+    kernel_ = &KernelOf(driver_, *image_, device);
   }
 
   // Launches on ONNX Runtime's stream, without synchronisation. Safe in several threads at once.
@@ -117,7 +117,7 @@ class CudaChannelsLast {
         call.x, call.y, narrow(items), narrow(groups), narrow(call.pixels), narrow(call.channels)};
     const unsigned threads = image_->threads;
     void* arguments[] = {&parameters};
-    driver_.Launch(kernel_, (narrow(items) + threads - 1) / threads, 1, threads, 0,
+    driver_.Launch(kernel_->Get(), (narrow(items) + threads - 1) / threads, 1, threads, 0,
                    ort.ComputeStream(context), arguments);
   }
 
@@ -125,7 +125,7 @@ class CudaChannelsLast {
   Spec spec_;
   const CudaDriver& driver_;
   const KernelImage* image_ = nullptr;
-  CUkernel kernel_;
+  LazyKernel* kernel_ = nullptr;
 };
 
 }  // namespace

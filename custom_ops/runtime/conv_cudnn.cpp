@@ -25,11 +25,7 @@ double Estimate(const ConvNode& node, const ConvShape& shape) {
 class CudnnConv : public ConvKernel {
  public:
   CudnnConv(const ConvNode& node, const cudnn::Library& library, size_t guess)
-      : node_(node),
-        library_(library),
-        guess_(guess),
-        weight_(SharedWeight16(node)),
-        handle_(library.Handle(node.device)) {}
+      : node_(node), library_(library), guess_(guess), weight_(SharedWeight16(node)) {}
 
   const char* Name() const override { return "cudnn"; }
 
@@ -55,8 +51,8 @@ class CudnnConv : public ConvKernel {
     for (const auto& [known, plans] : plans_) {
       if (known == shape) return At(plans);
     }
-    plans_.emplace_back(shape, cudnn::FindConvPlans(library_, handle_, node_.spec, shape, weight_->scaled,
-                                                    Estimate(node_, shape) >= kLong));
+    plans_.emplace_back(shape, cudnn::FindConvPlans(library_, node_.device, node_.spec, shape,
+                                                    weight_->scaled, Estimate(node_, shape) >= kLong));
     return At(plans_.back().second);
   }
 
@@ -68,7 +64,6 @@ class CudnnConv : public ConvKernel {
   const cudnn::Library& library_;
   size_t guess_;
   std::shared_ptr<const Weight16> weight_;
-  void* handle_;
   std::mutex mutex_;
   std::vector<std::pair<ConvShape, cudnn::ConvPlans>> plans_;
 };
@@ -98,11 +93,7 @@ void CudnnConvKernels(const ConvNode& node, ConvKernels& kernels) {
   }
   const cudnn::Library* library = cudnn::Library::Find();
   if (library == nullptr) return;
-  try {
-    for (size_t i = 0; i < kGuesses; ++i) kernels.push_back(std::make_unique<CudnnConv>(node, *library, i));
-  } catch (const cudnn::Error&) {
-    // not usable on this device
-  }
+  for (size_t i = 0; i < kGuesses; ++i) kernels.push_back(std::make_unique<CudnnConv>(node, *library, i));
 }
 
 }  // namespace deftonnx

@@ -44,7 +44,7 @@ class DepthwiseConv : public ConvKernel {
   DepthwiseConv(const ConvNode& node, const ConvDepthwiseImage& row)
       : node_(node),
         row_(row),
-        kernel_(LoadKernel(node.driver, row.image, node.device)),
+        kernel_(KernelOf(node.driver, row.image, node.device)),
         operands_(MakeOperands(node)) {}
 
   const char* Name() const override { return row_.image.name; }
@@ -86,14 +86,14 @@ class DepthwiseConv : public ConvKernel {
     const int64_t blocks = CeilDivide(parameters.items, row_.image.threads);
     if (blocks > kMostBlocks) Refuse(s, "Y is too large");
     void* arguments[] = {const_cast<Parameters*>(&parameters)};
-    node_.driver.Launch(kernel_, static_cast<unsigned>(blocks), 1, row_.image.threads, 0, call.stream,
+    node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(blocks), 1, row_.image.threads, 0, call.stream,
                         arguments);
   }
 
  private:
   const ConvNode& node_;
   const ConvDepthwiseImage& row_;
-  CUkernel kernel_;
+  LazyKernel& kernel_;
   Operands operands_;
 };
 

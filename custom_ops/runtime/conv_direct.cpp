@@ -51,7 +51,7 @@ class DirectConv : public ConvKernel {
   DirectConv(const ConvNode& node, const ConvDirectImage& row)
       : node_(node),
         row_(row),
-        kernel_(LoadKernel(node.driver, row.image, node.device)),
+        kernel_(KernelOf(node.driver, row.image, node.device)),
         weight_(node.driver, Transposed(node)),
         scale_(node.driver, node.scale),
         runs_(node.driver, Runs(node)),
@@ -94,14 +94,14 @@ class DirectConv : public ConvKernel {
     const int64_t blocks = (items + row_.image.threads - 1) / row_.image.threads;
     if (blocks > kMostBlocks) Refuse(s, "Y is too large");
     void* arguments[] = {const_cast<DirectParameters*>(&parameters)};
-    node_.driver.Launch(kernel_, static_cast<unsigned>(blocks), 1, row_.image.threads, 0, call.stream,
+    node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(blocks), 1, row_.image.threads, 0, call.stream,
                         arguments);
   }
 
  private:
   const ConvNode& node_;
   const ConvDirectImage& row_;
-  CUkernel kernel_;
+  LazyKernel& kernel_;
   DeviceBuffer weight_, scale_, runs_;
   int64_t run_count_;
 };

@@ -158,7 +158,7 @@ class FewChannelsConv : public ConvKernel {
   FewChannelsConv(const ConvNode& node, const ConvFewChannelsImage& row)
       : node_(node),
         row_(row),
-        kernel_(LoadKernel(node.driver, row.image, node.device)),
+        kernel_(KernelOf(node.driver, row.image, node.device)),
         operands_(MakeOperands(node)) {}
 
   const char* Name() const override { return row_.image.name; }
@@ -214,7 +214,7 @@ class FewChannelsConv : public ConvKernel {
     const int64_t most = CeilDivide(node_.multiprocessors * kBlocksPerMultiprocessor, operands_.parts);
     const int64_t blocks = std::min(tiles, most) * operands_.parts;
     void* arguments[] = {const_cast<Parameters*>(&parameters)};
-    node_.driver.Launch(kernel_, static_cast<unsigned>(blocks), 1, row_.image.threads,
+    node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(blocks), 1, row_.image.threads,
                         static_cast<unsigned>(OperandBytes() + cut.PatchBytes()), call.stream, arguments);
   }
 
@@ -226,7 +226,7 @@ class FewChannelsConv : public ConvKernel {
 
   const ConvNode& node_;
   const ConvFewChannelsImage& row_;
-  CUkernel kernel_;
+  LazyKernel& kernel_;
   Operands operands_;
 };
 

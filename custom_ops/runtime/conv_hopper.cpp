@@ -114,7 +114,7 @@ class HopperConv : public ConvKernel {
       : operands_(std::move(operands)),
         node_(operands_->node),
         row_(row),
-        kernel_(LoadKernel(node_.driver, row.image, node_.device)),
+        kernel_(KernelOf(node_.driver, row.image, node_.device)),
         map_type_(row.type == ElementType::kFloat16 ? kMapFloat16 : kMapBfloat16),
         problem_(node_.spec, operands_->weight->scale.data(), node_.bias) {
     const ConvSpec& spec = node_.spec;
@@ -159,7 +159,7 @@ class HopperConv : public ConvKernel {
     const int64_t cells = Cells(shape);
     const int64_t clusters = row_.splits > 1 ? cells : std::min(cells, Clusters());
     void* arguments[] = {&problem, const_cast<Windows*>(&windows)};
-    node_.driver.Launch(kernel_, static_cast<unsigned>(clusters * ClusterSize()), ClusterSize(),
+    node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(clusters * ClusterSize()), ClusterSize(),
                         row_.image.threads, row_.image.shared_bytes, call.stream, arguments, true);
   }
 
@@ -199,7 +199,7 @@ class HopperConv : public ConvKernel {
   std::shared_ptr<const SharedOperands> operands_;
   const ConvNode& node_;
   const HopperImage& row_;
-  CUkernel kernel_;
+  LazyKernel& kernel_;
   int map_type_;
   HopperProblem problem_;  // what does not change between runs
 };

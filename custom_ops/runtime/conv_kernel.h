@@ -97,7 +97,7 @@ class ConvKernel {
 
 using ConvKernels = std::vector<std::unique_ptr<ConvKernel>>;
 
-// The families; each appends its kernels that can serve `node`, loaded and ready. Throws CudaError.
+// The families; each appends its kernels that can serve `node`. Throws CudaError.
 void CudnnConvKernels(const ConvNode& node, ConvKernels& kernels);
 void HopperConvKernels(const ConvNode& node, ConvKernels& kernels);
 void FewChannelsConvKernels(const ConvNode& node, ConvKernels& kernels);

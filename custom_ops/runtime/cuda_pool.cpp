@@ -5,7 +5,6 @@
 #include <string>
 
 #include "error.h"
-#include "kernel_cache.h"
 
 namespace deftonnx {
 namespace {
@@ -37,11 +36,11 @@ CudaPool::CudaPool(const Ort& ort, const OrtKernelInfo* info, ElementType type, 
   const PoolKind kind = spec_.kind == PoolKind::kAveragePadded ? PoolKind::kAverage : spec_.kind;
   for (const PoolImage& row : kPoolImages) {
     if (row.image.architecture != architecture || row.type != type || row.kind != kind) continue;
-    kernels_.push_back({&row, LoadKernel(driver_, row.image, device)});
+    kernels_.push_back({&row, &KernelOf(driver_, row.image, device)});
   }
   if (kernels_.empty()) Refuse(spec_, "no kernel for this GPU");
   std::sort(kernels_.begin(), kernels_.end(),
-            [](const Loaded& a, const Loaded& b) { return a.row->width > b.row->width; });
+            [](const Candidate& a, const Candidate& b) { return a.row->width > b.row->width; });
 }
 
 void CudaPool::Compute(const Ort& ort, OrtKernelContext* context) const {
@@ -52,8 +51,8 @@ void CudaPool::Compute(const Ort& ort, OrtKernelContext* context) const {
   if (std::max(call.batch * call.in_rows * call.in_columns, call.Pixels()) > kMostElements) {
     Refuse(spec_, "X has too many pixels");
   }
-  const Loaded& chosen = *std::find_if(kernels_.begin(), kernels_.end(), [&](const Loaded& loaded) {
-    return loaded.row->width == 1 || call.channels % loaded.row->width == 0;
+  const Candidate& chosen = *std::find_if(kernels_.begin(), kernels_.end(), [&](const Candidate& candidate) {
+    return candidate.row->width == 1 || call.channels % candidate.row->width == 0;
   });
   const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
   const bool padded = spec_.kind == PoolKind::kAveragePadded;
@@ -87,8 +86,8 @@ void CudaPool::Compute(const Ort& ort, OrtKernelContext* context) const {
   const int64_t blocks = (parameters.items + threads / slices - 1) / (threads / slices);
   if (blocks > std::numeric_limits<int32_t>::max()) Refuse(spec_, "Y is too large");
   void* arguments[] = {const_cast<PoolParameters*>(&parameters)};
-  driver_.Launch(chosen.kernel, static_cast<unsigned>(blocks), 1, threads, 0, ort.ComputeStream(context),
-                 arguments);
+  driver_.Launch(chosen.kernel->Get(), static_cast<unsigned>(blocks), 1, threads, 0,
+                 ort.ComputeStream(context), arguments);
 }
 
 }  // namespace deftonnx

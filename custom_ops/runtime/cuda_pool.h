@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cuda_driver.h"
+#include "kernel_cache.h"
 #include "pool_image.h"
 
 namespace deftonnx {
@@ -16,14 +17,14 @@ class CudaPool {
   void Compute(const Ort& ort, OrtKernelContext* context) const;
 
  private:
-  struct Loaded {
+  struct Candidate {
     const PoolImage* row;
-    CUkernel kernel;
+    LazyKernel* kernel;
   };
 
   PoolSpec spec_;
   const CudaDriver& driver_;
-  std::vector<Loaded> kernels_;  // the widest first
+  std::vector<Candidate> kernels_;  // the widest first
 };
 
 }  // namespace deftonnx

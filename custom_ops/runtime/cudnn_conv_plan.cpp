@@ -77,17 +77,19 @@ void AddPlans(const Library& library, void* handle, const Descriptor& graph, int
   }
 }
 
-std::vector<ConvPlan> MakePlans(const Library& library, void* handle, const ConvSpec& spec,
+std::vector<ConvPlan> MakePlans(const Library& library, CUdevice device, const ConvSpec& spec,
                                 const ConvShape& shape, bool scaled, bool guess_more) {
   std::vector<Descriptor> plans;
+  void* handle = nullptr;
   try {
+    handle = library.Handle(device);
     const ConvGraph built = BuildConvGraph(library, handle, spec, shape, scaled);
     for (const Heuristic& heuristic : kAsked) {
       if ((heuristic.last_resort || !guess_more) && !plans.empty()) break;
       AddPlans(library, handle, built.graph, heuristic.mode, guess_more ? heuristic.plans : 1, plans);
     }
   } catch (const Error&) {
-    // cuDNN does not know such a graph
+    // cuDNN does not know such a graph, or cannot use the device
   }
   std::vector<ConvPlan> made;
   for (Descriptor& plan : plans) {
@@ -118,17 +120,17 @@ void ConvPlan::Run(const ConvPointers& p, CUstream stream) const {
   Execute(library_, handle_, plan_, pack, stream);
 }
 
-ConvPlans FindConvPlans(const Library& library, void* handle, const ConvSpec& spec, const ConvShape& shape,
+ConvPlans FindConvPlans(const Library& library, CUdevice device, const ConvSpec& spec, const ConvShape& shape,
                         bool scaled, bool guess_more) {
   std::ostringstream key;
-  key << handle << ' ' << scaled << ' ' << TimingKey(spec, shape);
+  key << device << ' ' << scaled << ' ' << TimingKey(spec, shape);
   static std::mutex mutex;
   static auto* known = new std::map<std::string, ConvPlans>;
   std::lock_guard<std::mutex> lock(mutex);
   ConvPlans& plans = (*known)[key.str()];
   if (plans == nullptr) {
     plans = std::make_shared<const std::vector<ConvPlan>>(
-        MakePlans(library, handle, spec, shape, scaled, guess_more));
+        MakePlans(library, device, spec, shape, scaled, guess_more));
   }
   return plans;
 }

@@ -36,7 +36,7 @@ class ConvPlan {
 // do it. Making one takes cuDNN some tenths of a second; more than one is made only if `guess_more`. All
 // nodes of the same convolution, fused end and shape share them as long as the process lives. Thread-safe.
 using ConvPlans = std::shared_ptr<const std::vector<ConvPlan>>;
-ConvPlans FindConvPlans(const Library& library, void* handle, const ConvSpec& spec, const ConvShape& shape,
+ConvPlans FindConvPlans(const Library& library, CUdevice device, const ConvSpec& spec, const ConvShape& shape,
                         bool scaled, bool guess_more);
 
 }  // namespace deftonnx::cudnn

@@ -28,7 +28,7 @@ class FewRowsKernel : public GemmKernel {
   FewRowsKernel(const GemmNode& node, const FewRowsImage& row)
       : node_(node),
         row_(row),
-        kernel_(LoadKernel(node.driver, row.image, node.device)),
+        kernel_(KernelOf(node.driver, row.image, node.device)),
         arguments_(node, Decoding::ForTensorCores(node.spec)),
         blocks_(static_cast<unsigned>(CeilDivide(node.spec.N, row.block_n))) {}
 
@@ -43,14 +43,14 @@ class FewRowsKernel : public GemmKernel {
     arguments.Add(call.x);
     arguments.Add(node_.weight);
     arguments_.Add(arguments, call, M);
-    node_.driver.Launch(kernel_, blocks_, 1, row_.image.threads, row_.image.shared_bytes, call.stream,
+    node_.driver.Launch(kernel_.Get(), blocks_, 1, row_.image.threads, row_.image.shared_bytes, call.stream,
                         arguments.Pointers());
   }
 
  private:
   const GemmNode& node_;
   const FewRowsImage& row_;
-  CUkernel kernel_;
+  LazyKernel& kernel_;
   NodeArguments arguments_;
   unsigned blocks_;
 };

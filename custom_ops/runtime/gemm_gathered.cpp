@@ -55,7 +55,7 @@ class Gatherer {
       if (row.image.architecture == kGatherKeptImages.ArchitectureFor(node.capability)) rows_.push_back(&row);
     }
     for (const GatherKeptImage* row : rows_)
-      kernels_.push_back(LoadKernel(node.driver, row->image, node.device));
+      kernels_.push_back(&KernelOf(node.driver, row->image, node.device));
   }
 
   size_t Bytes(int64_t M) const { return CeilDivide(M * row_bytes_, kAlignment) * kAlignment; }
@@ -85,7 +85,7 @@ class Gatherer {
     void* arguments[] = {&problem};
     const int64_t blocks =
         CeilDivide(vectors, row_threads) * CeilDivide(call.M, kRows * image.threads / row_threads);
-    node_.driver.Launch(kernels_[i], static_cast<unsigned>(blocks), 1, image.threads, 0, call.stream,
+    node_.driver.Launch(kernels_[i]->Get(), static_cast<unsigned>(blocks), 1, image.threads, 0, call.stream,
                         arguments, image.architecture >= 90);
   }
 
@@ -107,7 +107,7 @@ class Gatherer {
   const GemmNode& node_;
   int64_t element_bytes_, row_bytes_;
   std::vector<const GatherKeptImage*> rows_;  // the widest first
-  std::vector<CUkernel> kernels_;
+  std::vector<LazyKernel*> kernels_;
 };
 
 class GatheredKernel : public GemmKernel {

@@ -33,7 +33,7 @@ bool Serves(const GemmSpec& spec) {
 class HopperKernel : public GemmKernel {
  public:
   HopperKernel(const GemmNode& node, const HopperImage& row)
-      : node_(node), row_(row), kernel_(LoadKernel(node.driver, row.image, node.device)), problem_(node) {
+      : node_(node), row_(row), kernel_(KernelOf(node.driver, row.image, node.device)), problem_(node) {
     const GemmSpec& spec = node.spec;
     const int columns = row.pair == kPairRows ? row.block_n / 2 : row.block_n;
     problem_.w = Map(node.weight, spec.N, spec.padded_K, columns, kStepK, 128);
@@ -77,7 +77,7 @@ class HopperKernel : public GemmKernel {
     const int64_t cells = Cells(call.M);
     const int64_t clusters = row_.splits > 1 ? cells : std::min(cells, Clusters());
     void* arguments[] = {&problem};
-    node_.driver.Launch(kernel_, static_cast<unsigned>(clusters * ClusterSize()), ClusterSize(),
+    node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(clusters * ClusterSize()), ClusterSize(),
                         row_.image.threads, row_.image.shared_bytes, call.stream, arguments, true);
   }
 
@@ -107,7 +107,7 @@ class HopperKernel : public GemmKernel {
 
   const GemmNode& node_;
   const HopperImage& row_;
-  CUkernel kernel_;
+  LazyKernel& kernel_;
   HopperProblem problem_;  // what does not change between runs
 };
 

@@ -48,7 +48,7 @@ class HopperCodesKernel : public GemmKernel {
   HopperCodesKernel(const GemmNode& node, const HopperCodesImage& row)
       : node_(node),
         row_(row),
-        kernel_(LoadKernel(node.driver, row.image, node.device)),
+        kernel_(KernelOf(node.driver, row.image, node.device)),
         argument_{HopperProblem(node), 0, 0, 1} {
     const GemmSpec& spec = node.spec;
     HopperProblem& problem = argument_.problem;
@@ -96,7 +96,7 @@ class HopperCodesKernel : public GemmKernel {
     const int64_t cells = Cells(call.M);
     const int64_t clusters = row_.splits > 1 ? cells : std::min(cells, Clusters());
     void* arguments[] = {&argument};
-    node_.driver.Launch(kernel_, static_cast<unsigned>(clusters * ClusterSize()), ClusterSize(),
+    node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(clusters * ClusterSize()), ClusterSize(),
                         row_.image.threads, row_.image.shared_bytes, call.stream, arguments, true);
   }
 
@@ -120,7 +120,7 @@ class HopperCodesKernel : public GemmKernel {
 
   const GemmNode& node_;
   const HopperCodesImage& row_;
-  CUkernel kernel_;
+  LazyKernel& kernel_;
   CodesProblem argument_;  // what does not change between runs
 };
 

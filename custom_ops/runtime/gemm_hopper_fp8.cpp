@@ -29,7 +29,7 @@ class HopperFp8Kernel : public GemmKernel {
       : node_(node),
         row_(row),
         rounder_(node, Rounded::kCodes),
-        kernel_(LoadKernel(node.driver, row.image, node.device)),
+        kernel_(KernelOf(node.driver, row.image, node.device)),
         problem_(node) {
     problem_.w = Map(node.weight, node.spec.N, row.block_n);
     problem_.K = problem_.features = static_cast<int32_t>(node.spec.padded_K / 2);
@@ -61,7 +61,7 @@ class HopperFp8Kernel : public GemmKernel {
     fp8.problem.SetOutput(node_, call, narrow && EndsInRegisters(node_.spec, call.residual, y_type));
     void* arguments[] = {&fp8};
     const int64_t blocks = std::min<int64_t>(Tiles(call.M), node_.multiprocessors);
-    node_.driver.Launch(kernel_, static_cast<unsigned>(blocks), 1, row_.image.threads,
+    node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(blocks), 1, row_.image.threads,
                         row_.image.shared_bytes, call.stream, arguments, true);
   }
 
@@ -79,7 +79,7 @@ class HopperFp8Kernel : public GemmKernel {
   const GemmNode& node_;
   const HopperFp8Image& row_;
   RowRounder rounder_;
-  CUkernel kernel_;
+  LazyKernel& kernel_;
   HopperProblem problem_;  // what does not change between runs
 };
 

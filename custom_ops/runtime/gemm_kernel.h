@@ -63,7 +63,7 @@ class GemmKernel {
 
 using GemmKernels = std::vector<std::unique_ptr<GemmKernel>>;
 
-// Appends the family's kernels that can serve `node`, loaded and ready. Throws CudaError.
+// Appends the family's kernels that can serve `node`. Throws CudaError.
 using GemmFamily = void (*)(const GemmNode& node, GemmKernels& kernels);
 
 }  // namespace deftonnx

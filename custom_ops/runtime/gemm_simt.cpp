@@ -26,7 +26,7 @@ class SimtKernel : public GemmKernel {
   SimtKernel(const GemmNode& node, const SimtImage& row)
       : node_(node),
         row_(row),
-        kernel_(LoadKernel(node.driver, row.image, node.device)),
+        kernel_(KernelOf(node.driver, row.image, node.device)),
         arguments_(node, MakeDecoding(node.spec)),
         wide_loads_(WideLoads(node.spec)) {}
 
@@ -47,8 +47,8 @@ class SimtKernel : public GemmKernel {
     arguments.Add(node_.weight);
     arguments_.Add(arguments, call, M);
     arguments.Add(wide_loads_);
-    node_.driver.Launch(kernel_, static_cast<unsigned>(Tiles(call.M)), 1, row_.image.threads, 0, call.stream,
-                        arguments.Pointers());
+    node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(Tiles(call.M)), 1, row_.image.threads, 0,
+                        call.stream, arguments.Pointers());
   }
 
  private:
@@ -56,7 +56,7 @@ class SimtKernel : public GemmKernel {
 
   const GemmNode& node_;
   const SimtImage& row_;
-  CUkernel kernel_;
+  LazyKernel& kernel_;
   NodeArguments arguments_;
   int32_t wide_loads_;
 };

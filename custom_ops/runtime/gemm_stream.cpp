@@ -100,7 +100,7 @@ class StreamKernel : public GemmKernel {
   StreamKernel(const GemmNode& node, const StreamImage& row, const Schedule& schedule)
       : node_(node),
         row_(row),
-        kernel_(LoadKernel(node.driver, row.image, node.device)),
+        kernel_(KernelOf(node.driver, row.image, node.device)),
         schedule_(schedule),
         blocks_(static_cast<unsigned>(CeilDivide(node.spec.N, schedule_.Rows()) * schedule_.cluster)) {
     SetProblem();
@@ -129,8 +129,8 @@ class StreamKernel : public GemmKernel {
     problem.y = call.y;
     problem.M = static_cast<int32_t>(call.M);
     void* argument = &problem;
-    node_.driver.Launch(kernel_, blocks_, schedule_.cluster, schedule_.Threads(), shared_bytes_, call.stream,
-                        &argument, true);
+    node_.driver.Launch(kernel_.Get(), blocks_, schedule_.cluster, schedule_.Threads(), shared_bytes_,
+                        call.stream, &argument, true);
   }
 
  private:
@@ -139,7 +139,7 @@ class StreamKernel : public GemmKernel {
 
   const GemmNode& node_;
   const StreamImage& row_;
-  CUkernel kernel_;
+  LazyKernel& kernel_;
   Schedule schedule_;
   unsigned blocks_;
   unsigned shared_bytes_ = 0;

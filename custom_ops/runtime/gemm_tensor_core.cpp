@@ -52,7 +52,7 @@ class TensorCoreKernel : public GemmKernel {
   TensorCoreKernel(const GemmNode& node, const TensorCoreImage& row)
       : node_(node),
         row_(row),
-        kernel_(LoadKernel(node.driver, row.image, node.device)),
+        kernel_(KernelOf(node.driver, row.image, node.device)),
         arguments_(node, Decoding::ForTensorCores(node.spec)) {
     if (UsesMaps()) weight_.Encode(node.driver, node.weight, row.w_box, node.spec.N, node.spec.padded_K);
   }
@@ -86,7 +86,7 @@ class TensorCoreKernel : public GemmKernel {
     static constexpr void* kUnused = nullptr;  // Triton's global and profiling scratch
     arguments.Add(kUnused);
     arguments.Add(kUnused);
-    node_.driver.Launch(kernel_, static_cast<unsigned>(Tiles(call.M)), 1, row_.image.threads,
+    node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(Tiles(call.M)), 1, row_.image.threads,
                         row_.image.shared_bytes, call.stream, arguments.Pointers());
   }
 
@@ -120,7 +120,7 @@ class TensorCoreKernel : public GemmKernel {
 
   const GemmNode& node_;
   const TensorCoreImage& row_;
-  CUkernel kernel_;
+  LazyKernel& kernel_;
   NodeArguments arguments_;
   Matrix weight_;
 };

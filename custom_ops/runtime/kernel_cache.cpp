@@ -2,23 +2,32 @@
 
 #include <map>
 #include <mutex>
+#include <tuple>
 #include <utility>
 
 namespace deftonnx {
+namespace {
 
-CUkernel LoadKernel(const CudaDriver& driver, const KernelImage& image, CUdevice device) {
-  if (&driver == &CudaDriver::Offline()) return nullptr;
-  static std::mutex mutex;
-  // never destroyed: the driver may be gone before the library's destructors run
-  static auto* kernels = new std::map<const KernelImage*, CUkernel>;
-  static auto* prepared = new std::map<std::pair<const KernelImage*, CUdevice>, bool>;
+std::mutex mutex;
+
+}  // namespace
+
+CUkernel LazyKernel::Get() {
+  if (const CUkernel ready = ready_.load(std::memory_order_acquire)) return ready;
+  static auto* kernels = new std::map<const KernelImage*, CUkernel>;  // of all devices
   std::lock_guard<std::mutex> lock(mutex);
-  CUkernel& kernel = (*kernels)[&image];
-  if (kernel == nullptr) kernel = driver.GetKernel(driver.LoadLibrary(image.cubin), image.entry);
-  bool& ready = (*prepared)[{&image, device}];
-  if (!ready) driver.SetSharedMemory(kernel, device, image.shared_bytes);
-  ready = true;
+  CUkernel& kernel = (*kernels)[&image_];
+  if (kernel == nullptr) kernel = driver_.GetKernel(driver_.LoadLibrary(image_.cubin), image_.entry);
+  if (ready_ == nullptr) driver_.SetSharedMemory(kernel, device_, image_.shared_bytes);
+  ready_.store(kernel, std::memory_order_release);
   return kernel;
+}
+
+LazyKernel& KernelOf(const CudaDriver& driver, const KernelImage& image, CUdevice device) {
+  // never destroyed: the driver may be gone before the library's destructors run
+  static auto* known = new std::map<std::tuple<const CudaDriver*, const KernelImage*, CUdevice>, LazyKernel>;
+  std::lock_guard<std::mutex> lock(mutex);
+  return known->try_emplace({&driver, &image, device}, driver, image, device).first->second;
 }
 
 }  // namespace deftonnx

@@ -42,7 +42,7 @@ bool RowRounder::Exists(const GemmNode& node, Rounded to) { return Find(node, to
 
 RowRounder::RowRounder(const GemmNode& node, Rounded to) : node_(node), to_(to), row_(Find(node, to)) {
   if (row_ == nullptr) Refuse(node.spec, "no kernel rounds X for this GPU");
-  kernel_ = LoadKernel(node.driver, row_->image, node.device);
+  kernel_ = &KernelOf(node.driver, row_->image, node.device);
 }
 
 size_t RowRounder::PowersAt(int64_t M) const {
@@ -80,8 +80,8 @@ void RowRounder::Launch(const GemmCall& call) const {
   void* arguments[] = {&problem};
   const int64_t rows = row_->image.threads / row_threads;
   const bool early = row_->image.architecture >= 90;
-  node_.driver.Launch(kernel_, static_cast<unsigned>(CeilDivide(call.M, rows)), 1, row_->image.threads, 0,
-                      call.stream, arguments, early);
+  node_.driver.Launch(kernel_->Get(), static_cast<unsigned>(CeilDivide(call.M, rows)), 1, row_->image.threads,
+                      0, call.stream, arguments, early);
 }
 
 }  // namespace deftonnx

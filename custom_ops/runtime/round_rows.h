@@ -2,7 +2,7 @@
 #pragma once
 
 #include "gemm_kernel.h"
-#include "kernel_image.h"
+#include "kernel_cache.h"
 
 namespace deftonnx {
 
@@ -40,7 +40,7 @@ class RowRounder {
   const GemmNode& node_;
   Rounded to_;
   const RoundRowsImage* row_;
-  CUkernel kernel_;
+  LazyKernel* kernel_;
 };
 
 }  // namespace deftonnx
