@@ -2,11 +2,11 @@
 
     python benchmarks/everything.py [--parts NAME …] [--limit SECONDS]
 
-Parts run one after the other in the order of PARTS, each in a process of its own; models are prepared on the CPU
-beside the GPU tests. A part that takes longer than its share of --limit is stopped; what it had measured counts, and
-rows that it did not come to stay as they were, with the commit that they are from. Results go to
-benchmarks/results/<gpu>/<part>.json as soon as a part is over. Needs PyTorch with CUDA, torchvision, transformers and
-ONNX Runtime's CUDA provider.
+Parts run one after the other, each in a process of its own: without --parts all of PARTS in their order. "prepare"
+writes the models that "models" measures into a folder that stays, so that they may run in turn from two commands. A
+part that takes longer than its share of --limit is stopped; what it had measured counts, and rows that it did not come
+to stay as they were, with the commit that they are from. Results go to benchmarks/results/<gpu>/<part>.json as soon as
+a part is over. Needs PyTorch with CUDA, torchvision, transformers and ONNX Runtime's CUDA provider.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ IDENTITY = (
     "size",
 )
 """What tells the rows of a result file apart; all else in a row is measured."""
-LEAST_MEASURING = 60
-"""Seconds of its share that the measuring of models keeps, whatever is not prepared by then."""
 LIMIT_FOR_ITSELF = 0.85
 """What a part is told to take of its time, so that it can end what it has begun."""
 
@@ -59,6 +57,7 @@ class Part:
 
 
 PARTS = {
+    "prepare": Part("models.py", ("--prepare",), 12),
     "gpu_tests": Part("gpu_tests.py", (), 10, knows_limit=True),
     "models": Part("models.py", ("--prepared",), 9, knows_limit=True),
     "gemm_shapes": Part("gemm_speed.py", ("--part", "shapes"), 2),
@@ -70,7 +69,6 @@ PARTS = {
     "gemm_fp8": Part("gemm_speed.py", ("--part", "fp8"), 1),
     "fission": Part("fission.py", (), 1),
 }
-PREPARATION = ["nice", "-n", "10", sys.executable, str(BENCHMARKS / "models.py"), "--prepare"]
 
 
 def folder() -> Path:
@@ -81,21 +79,16 @@ def folder() -> Path:
 
 
 def run(part: Part, output: Path, seconds: float) -> bool:
-    """Run a part; whether it came to its end."""
+    """Run a part for so long at most, then stop it with all that it has started; whether it came to its end."""
     command = [sys.executable, str(BENCHMARKS / part.script), *part.arguments, "--output", str(output)]
     if part.knows_limit:
         command += ["--limit", f"{LIMIT_FOR_ITSELF * seconds:.0f}"]
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-    return finish(process, seconds)
-
-
-def finish(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Wait for `process` so long at most, then stop it with all that it has started; whether it ended by itself."""
     try:
         process.wait(max(0, seconds))
         return True
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         return False
 
@@ -135,7 +128,7 @@ def measure(name: str, results: Path, seconds: float) -> None:
                 content = merged(json.loads(kept.read_text(encoding="utf-8")), content)
             results.mkdir(parents=True, exist_ok=True)
             kept.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    state = "nothing measured" if not measured else "done" if complete else "stopped"
+    state = ("done" if complete else "stopped") + ("" if measured else ", no results")
     print(f"== {name}: {state} after {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -146,12 +139,9 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=3600, help="seconds for all parts together")
     options = parser.parse_args()
     results, end = folder(), time.monotonic() + options.limit
-    preparing = subprocess.Popen(PREPARATION, cwd=ROOT, start_new_session=True) if "models" in options.parts else None
     for i, name in enumerate(options.parts):
         waiting = sum(PARTS[other].share for other in options.parts[i:])
         share_ends = time.monotonic() + (end - time.monotonic()) * PARTS[name].share / waiting
-        if name == "models" and preparing is not None:
-            finish(preparing, share_ends - time.monotonic() - LEAST_MEASURING)
         measure(name, results, share_ends - time.monotonic())
     tables.write()
     plots.write()

@@ -50,7 +50,7 @@ def summary(ratios: list[float]) -> str:
 # -- whole models ---------------------------------------------------------------------------------------------------
 
 STOCK = "ort "
-FP32, DENSE, HALF, COMPILED = "ort fp32", "deft dense16", "deft density 0.5", "torch.compile fp16"
+FP32, FP16, DENSE, HALF, COMPILED = "ort fp32", "ort fp16", "deft dense16", "deft density 0.5", "torch.compile fp16"
 
 
 def milliseconds(row: Row, variant: str) -> float | None:
@@ -112,6 +112,32 @@ def models() -> str:
             f"\nAt batch {batch}: dense16 over ORT best {summary(gains)}, density 0.5 over dense16 {summary(further)}."
         )
     return "\n".join([table(head, lines), "", *notes])
+
+
+def footprints() -> str:
+    """What sessions take before they give anything: time to make one, and memory."""
+    content = load("models")
+    shown = (FP32, FP16, DENSE, HALF)
+    rows = [] if content is None else [row for row in content["rows"] if _gpu_mib(row, DENSE) is not None]
+    if content is None or not rows:
+        return NOTHING
+    names = [name.removeprefix("deft ") for name in shown]
+    head = ["network", *(f"{name}, ms" for name in names), *(f"{name}, MiB" for name in names)]
+    lines = []
+    for row in rows:
+        seconds = [row["variants"].get(name, {}).get("session_s") for name in shown]
+        line = [row["model"], *("–" if s is None else f"{1e3 * s:.0f}" for s in seconds)]
+        lines.append([*line, *("–" if (m := _gpu_mib(row, name)) is None else f"{m}" for name in shown)])
+    note = (
+        "Milliseconds to make a session in a process that has made one before, and GPU memory that it holds once it has"
+        f" run at batch {rows[0]['batch']}, with memory requested as it is needed. {source('models', content, rows)}"
+    )
+    return "\n".join([table(head, lines), "", note])
+
+
+def _gpu_mib(row: Row, variant: str) -> int | None:
+    found: int | None = row["variants"].get(variant, {}).get("gpu_mib")
+    return found
 
 
 def models_summary() -> str:
@@ -334,6 +360,7 @@ def gpu_tests() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "models": models,
+    "footprints": footprints,
     "gemm_shapes": gemm_shapes,
     "gemm_streaming": gemm_streaming,
     "gemm_fp8": gemm_fp8,

@@ -6,14 +6,16 @@
 Every model is exported on the spot (networks.py) and written in each form, all models side by side. --prepare does
 only that, into --folder, and fills torch.compile's cache; --prepared measures what is there. All variants of one batch
 size run in turn in one process, with inputs and outputs on the GPU and CUDA graphs on; a variant that cannot be
-captured runs without, and says so. Figures are milliseconds a run: median, least and most. The file is written after
-every model; with --limit no model is begun after so many seconds.
+captured runs without, and says so. Figures are milliseconds a run: median, least and most. At batch 64 every session is
+made twice: the seconds that the second one takes and the GPU memory that it holds are recorded as well. The file is
+written after every model; with --limit no model is begun after so many seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import functools
 import gc
 import json
 import multiprocessing
@@ -35,8 +37,10 @@ from record import write
 
 import deftonnx
 from deftonnx.allocation import keep_freed_memory
+from deftonnx.runtime.footprint import footprint
 from deftonnx.runtime.session import register_if_built
 
+WARM_UP = 3
 ROUNDS = 7
 ROUND_SECONDS = 0.02
 PROCESSES = max(1, (os.cpu_count() or 2) - 2)
@@ -45,6 +49,8 @@ SHARED_CORES = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "TORCHINDUC
 COMPILED = "torch.compile fp16"
 LEAST_COMPILED = 64
 """The batch from which on torch.compile is measured: it takes half a minute a network and batch."""
+FOOTPRINT = 64
+"""The batch at which sessions are made twice, see deftonnx/runtime/footprint.py."""
 VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
     "ort fp32": ("fp32", {"use_tf32": "0"}),
     "ort tf32": ("fp32", {}),
@@ -114,32 +120,32 @@ def _stock(name: str, form: str, folder: Path, output: Path) -> None:
 
 
 def _providers(choice: dict[str, str]) -> list[Any]:
-    """The CUDA provider with these options, and the CPU."""
-    return [("CUDAExecutionProvider", choice), "CPUExecutionProvider"]
+    """The CUDA provider with these options and memory as models need it, and the CPU."""
+    return [("CUDAExecutionProvider", {"arena_extend_strategy": "kSameAsRequested", **choice}), "CPUExecutionProvider"]
 
 
 class Runner:
-    """One variant at one batch size, ready to run."""
+    """A session of one variant at one batch size."""
 
-    def __init__(self, path: Path, options: dict[str, str], inputs: dict[str, np.ndarray], graph: bool) -> None:
+    def __init__(self, path: Path, options: dict[str, str], batch: int, graph: bool) -> None:
         settings = ort.SessionOptions()
         settings.log_severity_level = 4
         # the batch is known, as in a model exported for it: shapes are folded, so that most models can be captured
-        settings.add_free_dimension_override_by_name(BATCH_AXIS, len(next(iter(inputs.values()))))
+        settings.add_free_dimension_override_by_name(BATCH_AXIS, batch)
         register_if_built(settings)
         choice = {**options, "enable_cuda_graph": "1" if graph else "0"}
-        started = time.perf_counter()
         self.session = ort.InferenceSession(str(path), settings, providers=_providers(choice))
-        self.creation = time.perf_counter() - started
+
+    def warm(self, inputs: dict[str, np.ndarray], like: np.ndarray) -> None:
+        """Bind the inputs and the first output, in places that stay, and run."""
         self.binding = self.session.io_binding()
         self.values = {name: ort.OrtValue.ortvalue_from_numpy(value, "cuda", 0) for name, value in inputs.items()}
         for name, value in self.values.items():
             self.binding.bind_ortvalue_input(name, value)
-
-    def bind(self, like: np.ndarray) -> None:
-        """The first output, in a place that stays."""
         self.output = ort.OrtValue.ortvalue_from_numpy(np.zeros_like(like), "cuda", 0)
         self.binding.bind_ortvalue_output(self.session.get_outputs()[0].name, self.output)
+        for _ in range(WARM_UP):
+            self()
 
     def __call__(self) -> None:
         self.session.run_with_iobinding(self.binding)
@@ -149,15 +155,21 @@ class Runner:
         return np.asarray(self.output.numpy())
 
 
-def ready(path: Path, options: dict[str, str], inputs: dict[str, np.ndarray], like: np.ndarray) -> tuple[Runner, bool]:
-    """A warm runner, with a CUDA graph if the model can be captured."""
+def ready(
+    path: Path, options: dict[str, str], inputs: dict[str, np.ndarray], like: np.ndarray
+) -> tuple[Runner, dict[str, Any]]:
+    """A warm runner, with a CUDA graph if the model can be captured, and what is known of it."""
+    batch = len(like)
     for graph in (True, False):
         try:
-            runner = Runner(path, options, inputs, graph)
-            runner.bind(like)
-            for _ in range(3):
-                runner()
-            return runner, graph
+            create = functools.partial(Runner, path, options, batch, graph)
+            if batch != FOOTPRINT:
+                runner = create()
+                runner.warm(inputs, like)
+                return runner, {"cuda_graph": graph}
+            runner, needs = footprint(create, lambda runner: runner.warm(inputs, like))
+            known = {"session_s": round(needs.session_s, 4), "gpu_mib": round((needs.gpu_bytes or 0) / 2**20)}
+            return runner, {"cuda_graph": graph, **known}
         except Exception as error:
             if not graph:
                 raise
@@ -220,13 +232,13 @@ def measure(name: str, batch: int, folder: Path, variants: list[str], with_compi
         if not path.exists():
             continue
         try:
-            runner, graph = ready(path, options, inputs, want)
+            runner, known = ready(path, options, inputs, want)
         except Exception as error:
             rows[variant] = {"error": str(error).splitlines()[0][:300]}
             print(f"    {variant}: {rows[variant]['error']}", flush=True)
             continue
         difference = float(np.linalg.norm(runner.result().astype(np.float64) - want) / np.linalg.norm(want))
-        rows[variant] = {"cuda_graph": graph, "difference": difference, "session_s": round(runner.creation, 2)}
+        rows[variant] = {**known, "difference": difference}
         runners[variant] = runner
     if with_compile:
         try:

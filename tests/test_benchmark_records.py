@@ -52,6 +52,9 @@ def test_table_of_models(benchmarks, monkeypatch):
     text = gpu_tables.models()
     assert "| net | 64 | – | 4.00 | fp16 | – | 2.00 | – | 2.00× | – | – | – |" in text
     assert "commit 0123456)" in text
+    assert gpu_tables.footprints() == gpu_tables.NOTHING
+    content["rows"][0]["variants"]["deft dense16"] |= {"session_s": 0.0625, "gpu_mib": 824}
+    assert "| net | – | – | 62 | – | – | – | 824 | – |" in gpu_tables.footprints()
     monkeypatch.setattr(gpu_tables, "load", lambda name: None)
     assert {make() for make in gpu_tables.TABLES.values()} == {gpu_tables.NOTHING}
 

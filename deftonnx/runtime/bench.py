@@ -128,7 +128,7 @@ def _candidate(path: str, model: onnx.ModelProto, batch: int | None, settings: S
         return run
 
     try:
-        needs = footprint(create, lambda session: bound(session)()) if settings.footprint else None
+        needs = footprint(create, lambda session: bound(session)())[1] if settings.footprint else None
         run = bound(create())
     except Exception as error:
         graph = " with a CUDA graph" if settings.cuda_graph else ""

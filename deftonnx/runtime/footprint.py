@@ -22,8 +22,8 @@ class Footprint:
     gpu_bytes: int | None
 
 
-def footprint(create: Callable[[], Session], run: Callable[[Session], None]) -> Footprint:
-    """Measure the session that `create` makes and `run` runs at least once.
+def footprint(create: Callable[[], Session], run: Callable[[Session], None]) -> tuple[Session, Footprint]:
+    """Measure the session that `create` makes and `run` runs at least once; returns it as well.
 
     It is made twice and the second one counts: the first loads what a process loads once, such as CUDA's libraries.
     Other programs on the same GPU spoil the memory, other sessions of this process do not. To learn what a model needs
@@ -37,4 +37,4 @@ def footprint(create: Callable[[], Session], run: Callable[[Session], None]) -> 
     seconds = time.perf_counter() - started
     run(session)
     left = cuda.free_memory()
-    return Footprint(seconds, None if free is None or left is None else free - left)
+    return session, Footprint(seconds, None if free is None or left is None else free - left)
