@@ -1,8 +1,9 @@
-"""Imports run one way, from the command line down to the errors."""
+"""Imports run one way, from the command line down to the errors; the package holds every folder."""
 
 from __future__ import annotations
 
 import ast
+import configparser
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,11 @@ def test_imports_run_one_way(path: Path) -> None:
     for other in imported(path) - {own}:
         assert tier[other] <= tier[own], f"{own} imports {other}"
         assert APART.get(own) != other, f"{own} imports {other}"
+
+
+def test_every_folder_is_installed() -> None:
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    folders = {".".join(path.relative_to(ROOT).parent.parts) for path in FILES}
+    installed = {name.replace("deftonnx.cli", "cli") for name in settings["options"]["packages"].split()}
+    assert installed == folders
