@@ -38,6 +38,9 @@ class CudnnConv : public ConvKernel {
   size_t ScratchBytes(const ConvShape& shape) override { return PlanFor(shape)->WorkspaceBytes(); }
 
   void Launch(const ConvCall& call) override {
+    // cuDNN launches kernels that may start early and do not wait before they read the residual: they rely on
+    // the kernel ahead not letting them, as ours do
+    if (node_.capability >= 90) node_.driver.Separate(call.stream, call.y);
     PlanFor(call.shape)
         ->Run({call.x, weight_->values.data(), weight_->scale.data(), node_.bias, call.residual, call.y,
                call.scratch},

@@ -49,6 +49,7 @@ struct CudaDriver::Functions {
   int (*cuMemcpyHtoD_v2)(CUdeviceptr, const void*, size_t);
   int (*cuMemAlloc_v2)(CUdeviceptr*, size_t);
   int (*cuMemFree_v2)(CUdeviceptr);
+  int (*cuMemsetD8Async)(CUdeviceptr, unsigned char, size_t, CUstream);
   int (*cuStreamSynchronize)(CUstream);
   int (*cuStreamIsCapturing)(CUstream, int*);
   int (*cuEventCreate)(CUevent*, unsigned);
@@ -106,6 +107,7 @@ CudaDriver::CudaDriver() {
   find(functions.cuMemcpyHtoD_v2, "cuMemcpyHtoD_v2");
   find(functions.cuMemAlloc_v2, "cuMemAlloc_v2");
   find(functions.cuMemFree_v2, "cuMemFree_v2");
+  find(functions.cuMemsetD8Async, "cuMemsetD8Async");
   find(functions.cuStreamSynchronize, "cuStreamSynchronize");
   find(functions.cuStreamIsCapturing, "cuStreamIsCapturing");
   find(functions.cuEventCreate, "cuEventCreate");
@@ -172,6 +174,10 @@ void CudaDriver::Launch(CUkernel kernel, unsigned blocks, unsigned cluster, unsi
   if (early) attributes[count++] = {kProgrammaticStreamSerialization, 0, {1}};
   const LaunchConfig config{{blocks, 1, 1}, {threads, 1, 1}, shared_bytes, stream, attributes, count};
   Check(functions_->cuLaunchKernelEx(&config, kernel, parameters, nullptr), "cuLaunchKernelEx");
+}
+
+void CudaDriver::Separate(CUstream stream, void* scratch) const {
+  Check(functions_->cuMemsetD8Async(reinterpret_cast<CUdeviceptr>(scratch), 0, 1, stream), "cuMemsetD8Async");
 }
 
 void CudaDriver::CopyToHost(void* host, const void* device, size_t bytes) const {

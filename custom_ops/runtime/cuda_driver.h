@@ -36,6 +36,9 @@ class CudaDriver {
   // before the one ahead of it in the stream has ended, and waits for it by itself (compute capability 9.0).
   void Launch(CUkernel kernel, unsigned blocks, unsigned cluster, unsigned threads, unsigned shared_bytes,
               CUstream stream, void** parameters, bool early = false) const;
+  // Lets nothing behind it on the stream start before all ahead of it has ended, however it was launched.
+  // Writes the byte at `scratch`.
+  void Separate(CUstream stream, void* scratch) const;
   void CopyToHost(void* host, const void* device, size_t bytes) const;
   // To memory that all streams may read when the call returns.
   void CopyToDevice(void* device, const void* host, size_t bytes) const;

@@ -5,6 +5,7 @@ import threading
 
 import ml_dtypes
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from conv_model import conv_case, conv_model, output_image, reference
@@ -13,7 +14,7 @@ from gemm_model import DTYPES, ort_value, run_gemm, to_array
 
 from deftonnx.formats import FORMAT_NAMES
 from deftonnx.formats.activation import ACTIVATIONS
-from deftonnx.formats.conv_function import Window
+from deftonnx.formats.conv_function import Window, attach_conv_functions
 
 TOLERANCE = {np.float32: 1e-5, np.float16: 5e-4, ml_dtypes.bfloat16: 4e-3}
 CUDA = ("CUDAExecutionProvider",)
@@ -282,6 +283,40 @@ def test_graphs_and_repeats_give_the_same_bits(options, block):
             results.add(output.numpy().tobytes())
     assert len(results) == 1
     check(output.numpy(), reference(X, packed, bias, SAME, kept=kept, block=block, activation="relu"), np.float16)
+
+
+def test_cudnn_waits_for_its_residual(options):
+    # the kernel ahead lets those behind it start early; cuDNN's fused kernels do not wait before the residual
+    X, packed, bias, _ = conv_case(25, (14, 14), 512, 64, SAME, "half", np.float16, batch=2)
+    Z, other, other_bias, _ = conv_case(26, (14, 14), 64, 64, Window.of((1, 1)), "half", np.float16, batch=2)
+    added = reference(X, packed, bias, SAME)
+    ahead = conv_model(X, packed, bias, SAME, compute="fp16_hopper_64x64")
+    behind = conv_model(Z, other, other_bias, Window.of((1, 1)), residual=added.astype(np.float16), compute="cudnn")
+    session = onnxruntime.InferenceSession(chained(ahead, behind).SerializeToString(), options, providers=list(CUDA))
+    expected = reference(Z, other, other_bias, Window.of((1, 1)), residual=added)
+    silence = np.zeros_like(X)
+    for _ in range(200):  # in between, another residual lies where this one will
+        session.run_with_ort_values(["Y"], {"X": ort_value(silence), "Z": ort_value(Z)})
+        (Y,) = session.run_with_ort_values(["Y"], {"X": ort_value(X), "Z": ort_value(Z)})
+        check(to_array(Y), expected, np.float16)
+
+
+def chained(ahead, behind):
+    """Two one-layer models as one: the first one's Y is the second one's residual, whose X is called Z."""
+    names = {name: f"behind_{name}" for name in ("W", "W_scale", "bias", "kept")} | {"X": "Z", "residual": "R"}
+    model = onnx.ModelProto.FromString(behind.SerializeToString())
+    (first,), (second,) = ahead.graph.node, model.graph.node
+    model.graph.node.insert(0, first)
+    model.graph.node[0].name, model.graph.node[0].output[0] = "ahead", "R"
+    for i, name in enumerate(second.input):
+        second.input[i] = names[name]
+    for tensor in (*model.graph.initializer, *model.graph.input):
+        tensor.name = names[tensor.name]
+    model.graph.initializer.extend(ahead.graph.initializer)
+    del model.graph.input[1]
+    model.graph.input.extend(ahead.graph.input)
+    del model.functions[:]
+    return attach_conv_functions(model)
 
 
 def test_threads_share_a_session(options):
