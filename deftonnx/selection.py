@@ -10,17 +10,18 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from deftonnx.cost.judge import Judge, Verdict
+from deftonnx.cost.units import Ways
 from deftonnx.elimination.choice import CRITERIA, Choice
-from deftonnx.elimination.groups import HEAD, Granularity
+from deftonnx.elimination.groups import CHANNEL, ELEMENT, HEAD, Granularity
 from deftonnx.elimination.refit import REFITS
 from deftonnx.errors import UsageError
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.layers.conv import ConvLayer
 from deftonnx.plan import LayerPlan, Plan
 from deftonnx.rewrite import pack, packed_conv
-from deftonnx.rewrite.absorb import absorbable
+from deftonnx.rewrite.absorb import Source, absorbable
 from deftonnx.rewrite.functions import OLDEST_OPSET
-from deftonnx.settings import FP32, Settings, check_format
+from deftonnx.settings import AUTO, FASTEST, FP32, Settings, check_format
 
 GRAM_LIMIT = 13000
 """Largest K whose statistics fit: three float64 matrices of K² are 4 GB there."""
@@ -43,7 +44,7 @@ def select(
     planned = _planned(plan, layers)
     reduced = {entry.name: entry.density for entry in earlier.layers if entry.kept} if earlier else {}
     edges = _edges(graph, layers, settings)
-    free = absorbable(graph, layers) if settings.absorb else set()
+    free = absorbable(graph, layers) if settings.absorb else {}
     choices, refusals = [], []
     for layer, original in zip(layers, originals, strict=True):
         entry = planned.get(layer.name)
@@ -52,7 +53,7 @@ def select(
             reason = entry.reason
         elif (done := reduced.get(layer.name)) is not None and (settings.density or 1) >= done - 0.02:
             reason = f"an earlier run reduced it to density {done:g}"
-        outcome = reason or _choose(layer, original, settings, entry, graph.opset, layer.name in free, layers, judge)
+        outcome = reason or _choose(layer, original, settings, entry, graph.opset, free.get(layer.name), layers, judge)
         if isinstance(outcome, str):
             refusals.append(Refusal(layer.name, layer.op, outcome))
         else:
@@ -117,7 +118,7 @@ def _choose(
     settings: Settings,
     entry: LayerPlan | None,
     opset: int,
-    absorbed: bool,
+    source: Source | None,
     layers: list[LinearLayer],
     judge: Judge | None,
 ) -> Choice | str:
@@ -128,10 +129,10 @@ def _choose(
         return "nothing to eliminate without calibration data"
     head_size = _head_size(layer)
     if wanted == HEAD:
-        wanted = f"{HEAD}:{head_size}" if head_size else "auto"
+        wanted = f"{HEAD}:{head_size}" if head_size else AUTO
     pays = False
-    if wanted == "auto":
-        verdict = _judged(layer, settings, opset, density, absorbed and head_size is None, judge)
+    if wanted in (AUTO, FASTEST):
+        verdict = _judged(layer, settings, opset, density, source, judge)
         if verdict.reason is not None:
             return verdict.reason
         pays = verdict.granularity is not None
@@ -154,14 +155,16 @@ def _choose(
     if choice.needs_data and layer.K > GRAM_LIMIT:
         gigabytes = 3 * 8 * layer.K**2 / 1e9
         return f"its statistics would take {gigabytes:.0f} GB; --criterion magnitude --refit scale does without"
-    kept_conv = isinstance(layer, ConvLayer) and layer.taps > 1 and granularity.name != "channel"
+    kept_conv = isinstance(layer, ConvLayer) and layer.taps > 1 and granularity.name != CHANNEL
     if kept_conv and settings.portable:
         return f"granularity {granularity.name} of a {layer.op} needs an ai.deftonnx node, which --portable forbids"
     if kept_conv and opset < OLDEST_OPSET:
         return f"granularity {granularity.name} of a {layer.op} needs opset {OLDEST_OPSET}, the model has {opset}"
-    if head_size is not None and not granularity.name.startswith(HEAD):
-        absorbed = False  # an attention drops whole heads alone
-    explicit = settings.granularity not in ("auto", HEAD) or (entry is not None and entry.granularity is not None)
+    # an attention drops whole heads alone
+    absorbed = source is not None and (head_size is None or granularity.name.startswith(HEAD))
+    explicit = settings.granularity not in (AUTO, FASTEST, HEAD) or (
+        entry is not None and entry.granularity is not None
+    )
     if not kept_conv and not absorbed and not explicit and not pays:
         return _unpaid(layer, layers, choice) or choice
     return choice
@@ -170,13 +173,18 @@ def _choose(
 def _automatic(layer: LinearLayer, settings: Settings, opset: int) -> str:
     """Channel for a Conv, whose standard operators are faster everywhere; blocks on CUDA, where a kernel skips them."""
     if layer.taps == 1:
-        return "element"
+        return ELEMENT
     blocks = settings.target == "cuda" and not settings.portable and opset >= OLDEST_OPSET
-    return "block:32" if blocks else "channel"
+    return "block:32" if blocks else CHANNEL
 
 
 def _judged(
-    layer: LinearLayer, settings: Settings, opset: int, density: float | None, absorbed: bool, judge: Judge | None
+    layer: LinearLayer,
+    settings: Settings,
+    opset: int,
+    density: float | None,
+    source: Source | None,
+    judge: Judge | None,
 ) -> Verdict:
     """What `judge` says; nothing where it cannot, or everything is kept."""
     if judge is None or density in (None, 1):
@@ -187,7 +195,19 @@ def _judged(
     else:
         packable = pack.refuse(layer, opset) is None
     packable = packable and settings.format != FP32 and not settings.portable
-    return judge.granularity(layer, float(density), absorbed, packable) or Verdict()
+    whole = None if source is None else _whole(layer, source)
+    coarse = settings.granularity == FASTEST
+    ways = Ways(packable, coarse, whole, [] if source is None else source.makers)
+    return judge.granularity(layer, float(density), ways) or Verdict()
+
+
+def _whole(layer: LinearLayer, source: Source) -> str:
+    """The granularity at which what makes the layer's features leaves them out."""
+    if layer.taps > 1:
+        return CHANNEL
+    if source.unit == 1:
+        return ELEMENT
+    return f"{CHANNEL if _head_size(layer) is None else HEAD}:{source.unit}"
 
 
 def _head_size(layer: LinearLayer) -> int | None:

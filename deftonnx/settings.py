@@ -17,6 +17,8 @@ IO_TYPES = ("keep", "float16", "bfloat16")
 TARGETS = ("any", "cpu", "cuda")
 PRECISIONS = ("keep", "16-bit")
 DECIDERS = ("auto", "measurement", "model", "nothing")
+AUTO, FASTEST = "auto", "fastest"
+"""Granularities chosen layer by layer: fine enough to keep the accuracy, or whatever takes the least time."""
 DEFAULT_DENSITY = 0.75
 FP32 = "fp32"
 """The format of a weight that is not packed."""
@@ -32,7 +34,7 @@ class Settings:
     alpha: float | None = None
     criterion: str | None = None
     refit: str | None = None
-    granularity: str = "auto"
+    granularity: str = AUTO
     target: str = "any"
     nodes_to_exclude: tuple[str, ...] = ()
     op_types_to_exclude: tuple[str, ...] = ()
@@ -96,7 +98,7 @@ class Settings:
         check_format(self.format, "--format")
         if self.portable and self.format != FP32:
             raise UsageError(f"--format {self.format} needs ai.deftonnx nodes, which --portable forbids")
-        if self.granularity != "auto":
+        if self.granularity not in (AUTO, FASTEST):
             Granularity.parse(self.granularity)
         if self.gpu is not None:
             known_gpu(self.gpu)

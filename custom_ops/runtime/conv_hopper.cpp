@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kStep = 64;          // features a K step
 constexpr int kVector = 8;         // channels of 16 bytes
+constexpr int kSector = 16;        // channels of 32 bytes, the least that device memory gives
 constexpr int kLeastColumns = 64;  // of a tile
 constexpr int kMostTogether = 32;  // groups
 constexpr int kPairRows = 1, kPairColumns = 2;
@@ -139,8 +140,7 @@ class HopperConv : public ConvKernel {
         CeilDivide(CeilDivide(spec.K, kStep), row_.splits) * std::max<double>(row_.step_ns, copies);
     const double end = row_.tile_ns * (spec.has_residual ? kCostlyEnd : 1);
     const double tiles = row_.turns ? rounds * std::max(products, end / 2) + end : rounds * (products + end);
-    const double elements = 1.0 * shape.batch * shape.in_rows * shape.in_columns * spec.channels +
-                            1.0 * shape.Pixels() * spec.N * (spec.has_residual ? 2 : 1) +
+    const double elements = Inputs(shape) + 1.0 * shape.Pixels() * spec.N * (spec.has_residual ? 2 : 1) +
                             1.0 * spec.N * spec.K;
     return row_.fixed_ns + std::max(tiles, 2 * elements / kBytes) + 0.05 * tiles;
   }
@@ -173,6 +173,15 @@ class HopperConv : public ConvKernel {
   int64_t Cells(const ConvShape& shape) const {
     return CeilDivide(shape.Pixels(), row_.block_m * (row_.pair == kPairRows ? 2 : 1)) *
            CeilDivide(node_.spec.N, row_.block_n * (row_.pair == kPairColumns ? 2 : 1));
+  }
+
+  // Elements of X that are read from device memory: filters of one tap see the pixels of Y alone, and leave
+  // out what kept blocks do not name.
+  double Inputs(const ConvShape& shape) const {
+    const ConvSpec& spec = node_.spec;
+    if (spec.Taps() > 1) return 1.0 * shape.batch * shape.in_rows * shape.in_columns * spec.channels;
+    const bool sectors = spec.block == 0 || problem_.box_columns >= kSector;
+    return 1.0 * shape.Pixels() * spec.group * (sectors ? spec.K : spec.GroupChannels());
   }
 
   // A matrix that is read or written in boxes of 64 columns.

@@ -13,9 +13,10 @@ from typing import Protocol
 
 import onnx_graphsurgeon as gs
 
+from deftonnx.cost import units
 from deftonnx.cost.roofline import ModelClock
 from deftonnx.cost.work import DEFT, STOCK, Convolution, Form, Product, Work
-from deftonnx.elimination.groups import Granularity
+from deftonnx.elimination.groups import ELEMENT
 from deftonnx.formats import weight_format
 from deftonnx.formats.conv_function import Window
 from deftonnx.layers import LinearLayer
@@ -25,9 +26,6 @@ from deftonnx.rewrite.absorb.elementwise import UNARY
 GAIN = {"measured": 1.02, "estimated": 1.0}
 PACKING_GAIN = {"measured": 1.02, "estimated": 0.8}
 """Estimates of ONNX Runtime's operators and of ours come from different models: a small loss may be their error."""
-FINER = 1.05
-"""A finer granularity costs less accuracy, so it is preferred while it takes at most this much longer."""
-WIDTHS = ("vector", "block:32", "block:64")
 _ACTIVATIONS = {*UNARY, "Clip", "Div", "Gelu", "HardSwish", "LeakyRelu", "Mul", "PRelu", "Relu", "Sigmoid", "Tanh"}
 
 Shape = tuple[int, ...]
@@ -90,6 +88,7 @@ class Judge:
         self._packed = Form(DEFT, kind, format_name)
         self._packed_conv = Form(DEFT, kind, weight_format(format_name))  # whose activations are not rounded
         self._dense: dict[str, Work] = {}
+        self._written: dict[str, units.Part] = {}  # as decided so far
         self._known: dict[tuple[Work, Form], tuple[list[float], str]] = {}
 
     @property
@@ -109,32 +108,45 @@ class Judge:
             return self._convolution(layer.name, layer, layer.input_features, layer.N)
         return self._product(layer.name, layer.input_axis, layer.groups, layer.K, layer.outputs)
 
-    def granularity(self, layer: LinearLayer, density: float, absorbed: bool, packable: bool) -> Verdict | None:
+    def granularity(self, layer: LinearLayer, density: float, ways: units.Ways) -> Verdict | None:
         """In what units eliminating down to `density` pays. None where nothing can be said.
 
-        absorbed: the producers of X shrink. packable: one of our operators can compute the layer.
+        Layers have to be asked about in graph order.
         """
         work = self.work(layer)
         if work is None:
             return None
-        packed = self._packed_conv if isinstance(work, Convolution) else self._packed
-        form = packed if packable else self._stock
-        if layer.taps == 1 and absorbed:
-            return self._shrunk(layer, work, form, density)
-        if not isinstance(work, Convolution) or not packable:
+        operator = self._packed_conv if isinstance(work, Convolution) else self._packed
+        own = (work, operator if ways.packable else self._stock)
+        walked = units.walked(own, layer, density, ways)
+        whole = ways.whole if ways.coarse or ways.whole == ELEMENT else None
+        makers = [maker.name for maker in ways.makers if whole is not None and maker.name in self._written]
+        before = {name: self._written[name] for name in makers}
+        smaller = {name: units.with_fewer_outputs(part, density) for name, part in before.items()}
+        fewer = [units.with_fewer_inputs(own, density), *smaller.values()]
+        self._written[layer.name] = own
+        self._times(work, [own[1], *(form for _, form in walked.values())])  # together
+        picked, how = self._pick([own, *before.values()], walked, None if whole is None else (whole, fewer))
+        if picked is None:
             return None
-        names = {g.name: g.width for g in (Granularity.parse(w).fit(layer.taps, layer.channels) for w in WIDTHS)}
-        forms = {name: replace(form, density=density, block=width) for name, width in names.items() if width > 1}
-        times = self._times(work, [form, *forms.values()])
-        if times is None or form not in times or not (ran := [n for n in forms if forms[n] in times]):
-            return None
-        gains = {name: self._gain(times[form], times[forms[name]]) for name in ran}
-        best = max(ran, key=lambda name: gains[name])
-        chosen = next(name for name in ran if gains[name] * FINER >= gains[best])  # finest first
-        if gains[chosen] >= GAIN[self._how(work, form)]:
-            return Verdict(granularity=chosen)
-        what = f"with {best} at density {density:g}"
-        return Verdict(reason=self._sentence(what, times[forms[best]], times[form], self._how(work, form)))
+        if picked.fast < GAIN[how]:
+            what = f"with {picked.name} at density {density:g}"
+            return Verdict(reason=self._sentence(what, picked.seconds, picked.dense, how))
+        self._written |= smaller if picked.whole else {}
+        self._written[layer.name] = fewer[0] if picked.whole else walked[picked.name]
+        return Verdict(granularity=picked.name)
+
+    def _pick(
+        self, dense: list[units.Part], walked: dict[str, units.Part], whole: tuple[str, list[units.Part]] | None
+    ) -> tuple[units.Pick | None, str]:
+        """The best way, and how the times are known: all in the same way."""
+        parts = {*dense, *walked.values(), *(whole[1] if whole else [])}
+        times = {(work, form): (self._times(work, [form]) or {}).get(form) for work, form in parts}
+        hows = {self._how(*part) for part in parts if times[part] is not None}
+        if len(hows) > 1:
+            times = {(work, form): self._model.seconds(work, [form], self.batches)[form] for work, form in parts}
+            hows = {self._model.how}
+        return units.pick(units.Candidates(dense, walked, whole), times.get), (hows or {self._model.how}).pop()
 
     def gemm(self, layer: LinearLayer, block: int) -> str | None:
         """Why the MatMul or Gemm `layer` should not be a DeftGemm, or None. `block`: features of a kept block that the
@@ -178,21 +190,6 @@ class Judge:
         window = Window.of(layer.kernel, layer.strides, ends, layer.dilations, layer.groups)
         return Convolution(tuple(image), channels, N, window, place.activated)
 
-    def _shrunk(self, layer: LinearLayer, work: Work, form: Form, density: float) -> Verdict | None:
-        smaller: Work
-        if isinstance(work, Product):
-            smaller = replace(work, K=max(1, round(work.K * density)))
-        else:
-            unit = work.window.group
-            smaller = replace(work, channels=max(1, round(work.channels * density / unit)) * unit)
-        before, after = self._times(work, [form]), self._times(smaller, [form])
-        if not before or not after or form not in before or form not in after:
-            return None
-        how = self._how(work, form)
-        if self._gain(before[form], after[form]) >= GAIN[how]:
-            return Verdict(granularity="element")
-        return Verdict(reason=self._sentence(f"at density {density:g}", after[form], before[form], how))
-
     def _packs(self, name: str, work: Work, form: Form, stock: Form | None = None) -> str | None:
         """Why ONNX Runtime's own operator, as `stock`, should stay, or None; the timing is noted where it goes."""
         dense = self._dense.get(name, work)
@@ -203,7 +200,7 @@ class Judge:
         if form not in times:
             return "the packed operator does not run at this size"
         how = self._how(work, form)
-        if self._gain(times[stock], times[form]) < PACKING_GAIN[how]:
+        if units.gain(times[stock], times[form]) < PACKING_GAIN[how]:
             return self._sentence("packed", times[form], times[stock], how)
         found = self._model.kernel(work, form, self.batches[-1])
         self.timings[name] = Timing(whole[self._stock], times[form], how, None if found is None else found[0])
@@ -223,10 +220,6 @@ class Judge:
 
     def _how(self, work: Work, form: Form) -> str:
         return self._known[work, form][1]
-
-    def _gain(self, before: list[float], after: list[float]) -> float:
-        logs = [math.log(b / a) for b, a in zip(before, after, strict=True)]
-        return math.exp(sum(logs) / len(logs))
 
     def _sentence(self, what: str, after: list[float], before: list[float], how: str) -> str:
         figures = [f"{a * 1e6:.3g} instead of {b * 1e6:.3g} µs" for a, b in zip(after, before, strict=True)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from deftonnx.elimination import correlation, magnitude, obs, refit
-from deftonnx.elimination.groups import Granularity
+from deftonnx.elimination.groups import CHANNEL, Granularity
 from deftonnx.layers import LinearLayer
 
 Array = np.ndarray[Any, Any]
@@ -48,7 +48,7 @@ def siblings(choices: list[Choice]) -> list[list[Choice]]:
         layer = choice.layer
         same = (id(layer.x), choice.granularity, choice.density, choice.criterion, choice.refit)
         channels = (layer.input_axis, layer.groups, layer.channels)
-        units = channels if choice.granularity.name == "channel" else layer.geometry
+        units = channels if choice.granularity.name == CHANNEL else layer.geometry
         together.setdefault((*same, *units), []).append(choice)
     return list(together.values())
 

@@ -15,26 +15,28 @@ VECTOR = 8
 DEFAULT_BLOCK = 32
 BLOCKS = (16, 32, 64)
 HEAD = "head"
+CHANNEL = "channel"
+ELEMENT = "element"
 
 
 @dataclass(frozen=True)
 class Granularity:
     """`channel`: a channel with all its taps; otherwise `width` neighbouring channels at one tap. `head:D` is what an
-    attention head of size D gives to the projection behind it."""
+    attention head of size D gives to the projection behind it, and `channel:P` a channel's P pixels after a Flatten."""
 
     name: str
     width: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Granularity:
-        """channel, element, vector, block or block:B with B in 16, 32, 64; head:D, or head before D is known."""
+        """channel, channel:P, element, vector, block or block:B with B in 16, 32, 64, head:D; head before D is known."""
         found = re.fullmatch(r"(channel|element|vector|block|head)(?::(\d+))?", text)
-        if not found or (found[2] and found[1] not in ("block", HEAD)):
+        if not found or (found[2] and found[1] not in ("block", CHANNEL, HEAD)):
             raise UsageError(
                 f"granularity '{text}' is not one of channel, element, vector, block, block:16, block:32, block:64,"
                 " head"
             )
-        if found[1] == HEAD:
+        if found[1] in (CHANNEL, HEAD):
             return cls(text, max(1, int(found[2] or 1)))
         if found[1] != "block":
             return cls(text, VECTOR if text == "vector" else 1)
@@ -45,8 +47,10 @@ class Granularity:
 
     def fit(self, taps: int, channels: int) -> Granularity:
         """The same, or the widest narrower one that divides a layer's channels."""
-        whole = self.name.startswith(HEAD) and taps == 1 and channels % self.width == 0
-        if self.name == "channel" or (taps == 1 and self.width == 1) or whole:
+        if taps > 1 and self.name.startswith(CHANNEL):
+            return Granularity(CHANNEL)
+        whole = self.name.startswith((HEAD, CHANNEL)) and taps == 1 and channels % self.width == 0
+        if self.name == CHANNEL or (taps == 1 and self.width == 1) or whole:
             return self
         widths = [w for w in (*reversed(BLOCKS), VECTOR, 1) if w <= self.width and channels % w == 0]
         names = {1: "element", VECTOR: "vector"}
@@ -55,6 +59,6 @@ class Granularity:
     def groups(self, taps: int, channels: int) -> Array:
         """Feature indices of every unit, (units, size), for K = taps · channels ordered tap-major."""
         features = np.arange(taps * channels).reshape(taps, channels)
-        if self.name == "channel":
+        if self.name == CHANNEL:
             return features.T
         return features.reshape(-1, self.width)

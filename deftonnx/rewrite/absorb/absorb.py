@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -31,6 +32,14 @@ PIECEWISE_LINEAR |= (spatial.RULES.keys() | layout.RULES.keys()) - {"MatMul"}
 """Operators through which an error passes on as it is, or not at all."""
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where the input features of a layer are made: by `makers`, `unit` neighbours by one feature or head of theirs."""
+
+    makers: list[LinearLayer]
+    unit: int
+
+
 def absorb(graph: gs.Graph, layers: list[LinearLayer]) -> bool:
     """Delete from their producers the features that no layer keeps, and make what a layer keeps a prefix.
 
@@ -47,20 +56,32 @@ def absorb(graph: gs.Graph, layers: list[LinearLayer]) -> bool:
     return before != _signature(layers)
 
 
-def absorbable(graph: gs.Graph, layers: list[LinearLayer]) -> set[str]:
-    """Names of the layers whose eliminated features their producer could drop: nobody else reads them."""
+def absorbable(graph: gs.Graph, layers: list[LinearLayer]) -> dict[str, Source]:
+    """The sources of the layers whose eliminated features their producer could drop, by the layers' names: nobody else
+    reads them."""
     channels = _map(graph, layers)
     readers: dict[int, set[int]] = {}
     inputs = list(_inputs(layers, channels))
     for layer, atoms in inputs:
         for root in channels.roots(atoms).tolist():
             readers.setdefault(root, set()).add(id(layer.x))
-    return {
-        layer.name
-        for layer, atoms in inputs
-        if not channels.alive_mask(atoms).any()
-        and all(readers[root] == {id(layer.x)} for root in channels.roots(atoms).tolist())
-    }
+    makers = [(layer, set(channels.roots(atoms).tolist())) for layer, atoms in _outputs(layers, channels)]
+    sources = {}
+    for layer, atoms in inputs:
+        roots = channels.roots(atoms)
+        if channels.alive_mask(atoms).any() or any(readers[root] != {id(layer.x)} for root in roots.tolist()):
+            continue
+        own = set(roots.tolist())
+        sources[layer.name] = Source([maker for maker, made in makers if own & made], _unit(roots))
+    return sources
+
+
+def _unit(roots: Array) -> int:
+    """Neighbours that stand or fall together, if they are equally many everywhere; 1 where they are not."""
+    distinct = len(np.unique(roots))
+    size = len(roots) // distinct
+    whole = len(roots) % distinct == 0 and bool((roots.reshape(-1, size) == roots[::size, None]).all())
+    return size if whole else 1
 
 
 def _map(graph: gs.Graph, layers: list[LinearLayer]) -> ChannelMap:
@@ -84,6 +105,14 @@ def _inputs(layers: list[LinearLayer], channels: ChannelMap) -> Iterator[tuple[L
         axis = _absolute(layer.input_axis, layer.x)
         if axis is not None and axis in channels.axes(layer.x):
             yield layer, channels.axes(layer.x)[axis]
+
+
+def _outputs(layers: list[LinearLayer], channels: ChannelMap) -> Iterator[tuple[LinearLayer, Array]]:
+    """The layers whose output features are tracked, with their atoms."""
+    for layer in layers:
+        axis = _absolute(layer.output_axis, layer.y)
+        if axis is not None and axis in channels.axes(layer.y):
+            yield layer, channels.axes(layer.y)[axis]
 
 
 def _visit(node: gs.Node, channels: ChannelMap) -> None:
