@@ -63,10 +63,9 @@ VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
 """By name: the form of the model, and options of the CUDA provider."""
 OPTIMIZED: dict[str, dict[str, Any]] = {
     "dense16": {},
-    "density0.5": {"density": 0.5, "granularity": "block:32", "criterion": "magnitude", "refit": "none"},
+    "density0.5": {"density": 0.5, "granularity": "fastest", "criterion": "magnitude", "refit": "none"},
 }
-"""Options beside --preset dense16. The weights are random, so that no choice of features is better than another; blocks
-need no Gather anywhere."""
+"""Options beside --preset dense16. The weights are random, so that no choice of features is better than another."""
 
 
 def prepare(name: str, form: str, folder: Path) -> None:
@@ -98,9 +97,12 @@ def _optimize(name: str, form: str, folder: Path, output: Path) -> None:
     ops: dict[str, int] = {}
     for node in result.model.graph.node:
         ops[node.op_type] = ops.get(node.op_type, 0) + 1
+    units: dict[str, int] = {}
+    for row in result.report.layers:
+        units[row.granularity or "all kept"] = units.get(row.granularity or "all kept", 0) + 1
     seconds = round(time.perf_counter() - started, 1)
     macs = round(result.report.after.macs / result.report.before.macs, 3)
-    about = {"seconds": seconds, "macs": macs, "operators": ops, "left_in_float32": left}
+    about = {"seconds": seconds, "macs": macs, "operators": ops, "granularities": units, "left_in_float32": left}
     (folder / f"{name}.{form}.json").write_text(json.dumps(about))
 
 

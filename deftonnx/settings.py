@@ -98,6 +98,10 @@ class Settings:
         check_format(self.format, "--format")
         if self.portable and self.format != FP32:
             raise UsageError(f"--format {self.format} needs ai.deftonnx nodes, which --portable forbids")
+        if self.granularity == FASTEST and self.target != "cuda":
+            raise UsageError(
+                f"--granularity fastest compares times on a GPU: it needs --target cuda, not {self.target}"
+            )
         if self.granularity not in (AUTO, FASTEST):
             Granularity.parse(self.granularity)
         if self.gpu is not None:

@@ -1,6 +1,6 @@
 """In what units a layer's features are to be eliminated: the finest of those that are fast.
 
-Either the layer alone gets smaller: a Gather takes single features, or a kernel walks vectors or blocks of them. Or the
+Either the layer alone gets smaller: a kernel reads some of its features, single ones, vectors or blocks. Or the
 layers that make the features leave them out, so that what they write gets smaller as well: that is how the hidden
 features of a perceptron go, and whole channels and heads.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from deftonnx.cost.work import Form, Product, Work
 from deftonnx.elimination.groups import ELEMENT, Granularity
@@ -68,9 +69,10 @@ def walked(own: Part, layer: LinearLayer, density: float, ways: Ways) -> dict[st
     work, form = own
     if ways.whole == ELEMENT:
         return {}
-    found = {}
+    found: dict[str, Part] = {}
     if isinstance(work, Product):
-        found[ELEMENT] = (work, replace(form, density=density, gather=True))
+        reads: dict[str, Any] = {"block": 1} if ways.packable else {"gather": True}
+        found[ELEMENT] = (work, replace(form, density=density, **reads))
     if ways.packable and (ways.coarse or not isinstance(work, Product)):
         for width in WALKED:
             fitting = Granularity.parse(width).fit(layer.taps, layer.channels)

@@ -29,7 +29,7 @@ class Granularity:
 
     @classmethod
     def parse(cls, text: str) -> Granularity:
-        """channel, channel:P, element, vector, block or block:B with B in 16, 32, 64, head:D; head before D is known."""
+        """channel, channel:P, element, vector, block or block:B with B in 16, 32, 64, head:D; head: D is not known."""
         found = re.fullmatch(r"(channel|element|vector|block|head)(?::(\d+))?", text)
         if not found or (found[2] and found[1] not in ("block", CHANNEL, HEAD)):
             raise UsageError(

@@ -30,8 +30,8 @@ from deftonnx.rewrite.normalise import quiet
 Array = np.ndarray[Any, Any]
 TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
 """Types of a layer's weights, and so of its activations, that DeftGemm takes."""
-WIDTHS = (64, 32, 16, 8)
-"""Blocks of input features that a kernel's K loop can walk, widest first."""
+WIDTHS = (64, 32, 16, 8, 4, 2, 1)
+"""Blocks of input features that a kernel can read by a list of them, widest first."""
 
 
 def refuse(layer: LinearLayer, opset: int) -> str | None:
@@ -95,7 +95,7 @@ def round_activations(graph: gs.Graph, names: set[str]) -> None:
 
 
 def blocks_kept(kept: Array) -> tuple[int, Array] | None:
-    """The widest block that `kept` (features,) is made of and the kept blocks, ascending; None where none fits.
+    """The widest block that `kept` (features,) is made of and the kept blocks, ascending; None where nothing is kept.
 
     The last block may be cut short by the end of the features.
     """
