@@ -93,6 +93,7 @@ def granularities(text: str, shape: tuple[int, ...], granularity: str) -> tuple[
         granularity=granularity,
         **options,
     )
+    assert deftonnx.optimize(model(text), calib_data=feed, measure=False, plan=result.plan).model == result.model
     operators = {node.op_type for node in result.model.graph.node}
     return {layer.name: layer.granularity for layer in result.plan.layers}, operators
 
