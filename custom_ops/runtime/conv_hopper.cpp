@@ -140,8 +140,8 @@ class HopperConv : public ConvKernel {
         CeilDivide(CeilDivide(spec.K, kStep), row_.splits) * std::max<double>(row_.step_ns, copies);
     const double end = row_.tile_ns * (spec.has_residual ? kCostlyEnd : 1);
     const double tiles = row_.turns ? rounds * std::max(products, end / 2) + end : rounds * (products + end);
-    const double elements = Inputs(shape) + 1.0 * shape.Pixels() * spec.N * (spec.has_residual ? 2 : 1) +
-                            1.0 * spec.N * spec.K;
+    const double elements =
+        Inputs(shape) + 1.0 * shape.Pixels() * spec.N * (spec.has_residual ? 2 : 1) + 1.0 * spec.N * spec.K;
     return row_.fixed_ns + std::max(tiles, 2 * elements / kBytes) + 0.05 * tiles;
   }
 

@@ -169,7 +169,7 @@ def test_refusals() -> None:
         deftonnx.optimize(model(NETWORK), decide_by="x")
     with pytest.raises(UsageError, match="--batch"):
         deftonnx.optimize(model(NETWORK), batches=())
-    with pytest.raises(UsageError, match="--granularity fastest .* needs --target cuda, not any"):
+    with pytest.raises(UsageError, match=r"--granularity fastest .* needs --target cuda, not any"):
         deftonnx.optimize(model(NETWORK), calib_data=FEED, granularity="fastest")
     with pytest.raises(UsageError, match="--gpu x is not one of"):
         deftonnx.optimize(model(NETWORK), calib_data=FEED, preset="dense16", decide_by="model", gpu="x")
