@@ -82,7 +82,7 @@ const CudaDriver& CudaDriver::Offline() {
   static const Functions functions = {DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
                                       DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
                                       DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
-                                      DoNothing, DoNothing, DoNothing};
+                                      DoNothing, DoNothing, DoNothing, DoNothing};
   static const CudaDriver driver(functions);
   return driver;
 }
