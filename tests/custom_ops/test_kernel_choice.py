@@ -87,6 +87,17 @@ def test_a_node_may_name_its_kernel(manifest, kernels):
     assert [k.kernel for k in kernels([4096], compute=name)] == [name]
 
 
+@pytest.mark.parametrize(("block", "gathered"), [(1, True), (8, True), (32, False), (64, False)])
+def test_short_kept_blocks_are_gathered_ahead_of_large_products(manifest, kernels, block, gathered):
+    found = kernels([8, 4096], N=4096, features=8192, block=block)
+    assert next(k.kernel for k in found if k.M == 4096).endswith("_gathered") == gathered
+    assert next(k.kernel for k in found if k.M == 8).endswith("_gathered") == (block == 1)
+    assert any(k.kernel.endswith("_gathered") for k in found) == (block < 64)
+    if gathered:
+        name = next(k.kernel for k in found if k.M == 4096)
+        assert {k.kernel for k in kernels([4096], N=4096, features=8192, block=block, compute=name)} == {name}
+
+
 def test_refusals_are_the_library_s(manifest, kernels, operator_library):
     with pytest.raises(UnsupportedError, match="node 'layer': no kernel for compute capability 30"):
         kernels([1], capability=30)
