@@ -10,7 +10,7 @@ namespace deftonnx {
 
 using CUdevice = int;
 using CUlibrary = void*;
-using CUkernel = void*;
+using CUkernel = struct CUkern_st*;
 using CUstream = void*;
 using CUdeviceptr = uint64_t;
 
