@@ -16,7 +16,7 @@
 namespace deftonnx {
 namespace {
 
-constexpr int kMostBodies = 64;  // deftonnx/formats/operator_function.py
+constexpr int kMostBodies = 24;  // deftonnx/formats/operator_function.py
 
 ElementType InputType(const OrtCustomOp* op, size_t index) {
   switch (index) {

@@ -20,7 +20,7 @@ from deftonnx.formats.packed import LAYOUT_VERSION, FormatError
 
 DOMAIN = "ai.deftonnx"
 OLDEST_OPSET = 13  # Cast of bfloat16
-MOST_BODIES = 64
+MOST_BODIES = 24
 """Names of a packed operator that the library knows: custom_ops/runtime/packed_op.cpp."""
 _NUMBERED = ("DeftGemm", "DeftConv", "DeftPool", "DeftChannelsLast")
 _IR_VERSION_WITH_FUNCTIONS = 8
