@@ -36,7 +36,6 @@ _CPP_OPERANDS = {
 }
 _CPP_LOADERS = {
     "tma": "kTma",
-    "tma_kept": "kTmaKept",
     "aligned": "kAligned",
     "aligned_kept": "kAlignedKept",
     "element": "kElement",
@@ -87,7 +86,7 @@ class Variant:
     @property
     def uses_maps(self) -> bool:
         """Whether tiles come through tensor maps."""
-        return self.loader in ("tma", "tma_kept")
+        return self.loader == "tma"
 
     def signature(self, arguments: list[str]) -> tuple[dict[str, str], dict[str, Any], set[str]]:
         """Return types, compile-time constants and the arguments that are multiples of 16."""

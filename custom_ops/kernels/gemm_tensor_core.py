@@ -17,9 +17,8 @@ these sums with rounding.
 
 LOADER tells how tiles reach shared memory:
   tma         tensor maps; K, features and N multiples of 16; all features.
-  tma_kept    tensor maps; kept blocks of whole K steps.
   aligned     pointers, 16-byte loads; K, features and N multiples of 16; all features.
-  aligned_kept  the same; kept blocks of 8 features or more.
+  aligned_kept  the same; all features, or kept blocks of 8 features or more.
   element     pointers, any shape, any kept block.
 """
 
@@ -95,45 +94,36 @@ def _dot(x, w, acc, SWAP: tl.constexpr):
 
 
 @triton.jit
-def _kept_columns(k, kept, block_shift, K):
-    """Columns of X of the features k of the shortened K, by the list of kept blocks."""
-    block = tl.load(kept + (k >> block_shift), mask=k < K, other=0)
-    return (block << block_shift) + (k & ((1 << block_shift) - 1))
-
-
-@triton.jit
 def _columns(k, kept, block_shift, K, LOADER: tl.constexpr):
-    """Columns of X of the features k that are multiplied."""
+    """Columns of X of the features k that are multiplied: k itself, or those of the list of kept blocks.
+
+    Without a branch, which would keep loads by these columns from being started ahead.
+    """
     if LOADER == "aligned":
         return k
-    elif LOADER == "aligned_kept":  # noqa: RET505  (a compile-time return does not end the function)
-        return tl.max_contiguous(tl.multiple_of(_kept_columns(k, kept, block_shift, K), 8), 8)
-    else:
-        columns = k
-        if kept.to(tl.int64) != 0:
-            columns = _kept_columns(k, kept, block_shift, K)
+    else:  # noqa: RET505  (a compile-time return does not end the function)
+        listed = kept.to(tl.int64) != 0
+        block = tl.load(kept + (k >> block_shift), mask=(k < K) & listed, other=0)
+        columns = tl.where(listed, (block << block_shift) + (k & ((1 << block_shift) - 1)), k)
+        if LOADER == "aligned_kept":
+            # a hint on what a call returns would be lost when the call is inlined
+            columns = tl.max_contiguous(tl.multiple_of(columns, 8), 8)
         return columns
 
 
 @triton.jit
 def _product_by_maps(
-    x, w, kept, row, column, K, block_shift, decode_shift, decode_factor,
-    KEPT: tl.constexpr, TERMS: tl.constexpr, DECODE: tl.constexpr, COMPUTE: tl.constexpr,
+    x, w, row, column, K, decode_shift, decode_factor,
+    TERMS: tl.constexpr, DECODE: tl.constexpr, COMPUTE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """The tile at (row, column), or its transpose if SWAP, through tensor maps x and w."""
     ROWS: tl.constexpr = BLOCK_N if SWAP else BLOCK_M
     COLUMNS: tl.constexpr = BLOCK_M if SWAP else BLOCK_N
-    LOG_K: tl.constexpr = BLOCK_K.bit_length() - 1
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
     zero = (K >> 31).to(tl.float32)
     for step in range(tl.cdiv(K, BLOCK_K)):
-        x_column = step * BLOCK_K
-        if KEPT:
-            log_steps = block_shift - LOG_K  # of the K steps a kept block has
-            first = tl.load(kept + (step >> log_steps)) << log_steps
-            x_column = (first + (step & ((1 << log_steps) - 1))) << LOG_K
-        x_tile = x.load([row, x_column])
+        x_tile = x.load([row, step * BLOCK_K])
         w_tile = w.load([column, step * BLOCK_K])
         if DECODE:
             w_tile = decode_deft8(w_tile, decode_shift, decode_factor, COMPUTE)
@@ -241,10 +231,10 @@ def gemm_tensor_core(
 ):
     row_tile, column_tile = _tile_index(tl.program_id(0), M, N, BLOCK_M, BLOCK_N)
     row, column = row_tile * BLOCK_M, column_tile * BLOCK_N
-    if LOADER == "tma" or LOADER == "tma_kept":
+    if LOADER == "tma":
         acc = _product_by_maps(
-            x, w, kept, row, column, K, block_shift, decode_shift, decode_factor,
-            LOADER == "tma_kept", TERMS, DECODE, COMPUTE, BLOCK_M, BLOCK_N, BLOCK_K, SWAP, APART,
+            x, w, row, column, K, decode_shift, decode_factor,
+            TERMS, DECODE, COMPUTE, BLOCK_M, BLOCK_N, BLOCK_K, SWAP, APART,
         )  # fmt: skip
     else:
         acc = _product_by_pointers(

@@ -34,8 +34,7 @@ bool LoaderFits(const GemmSpec& spec, const TensorCoreImage& row) {
   switch (row.loader) {
     case Loader::kTma:
     case Loader::kAligned: return even && spec.block == 0;
-    case Loader::kTmaKept: return even && spec.block >= row.block_k;
-    case Loader::kAlignedKept: return even && spec.block >= 8;
+    case Loader::kAlignedKept: return even && (spec.block == 0 || spec.block >= 8);
     case Loader::kElement: break;
   }
   return true;
@@ -43,7 +42,7 @@ bool LoaderFits(const GemmSpec& spec, const TensorCoreImage& row) {
 
 // Loaders of the same rank compete by estimated time; a lower rank goes first.
 int Rank(Loader loader) {
-  if (loader == Loader::kTma || loader == Loader::kTmaKept) return 0;
+  if (loader == Loader::kTma) return 0;
   return loader == Loader::kElement ? 2 : 1;
 }
 

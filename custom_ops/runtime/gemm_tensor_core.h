@@ -10,7 +10,7 @@ namespace deftonnx {
 enum class Operands { kNative, kDeft8, kSplit, kTf32 };
 
 // How tiles reach shared memory; see the kernel.
-enum class Loader { kTma, kTmaKept, kAligned, kAlignedKept, kElement };
+enum class Loader { kTma, kAligned, kAlignedKept, kElement };
 
 struct Box {
   int rows, columns, type, element_bytes, swizzle;  // type and swizzle: the driver's enumerators

@@ -122,7 +122,10 @@ def _names(name, K, N, x_type, output, library, **attributes):
 def test_every_operand_is_served(manifest, operator_library, name, x_type, output):
     for K, N in ((4096, 512), (8192, 48), (33, 7)):
         names = _names(name, K, N, x_type, output, operator_library)
-        only_simt = name == "fp32" and x_type != TensorProto.FLOAT
+        exact = name == "fp32" and x_type != TensorProto.FLOAT
+        as_tf32 = name in ("fp32", "deft16q") or (name == "half" and x_type != TensorProto.FLOAT16)
+        only_simt = exact or (as_tf32 and K % 16 != 0)
+        assert all("simt" in kernel for kernel in names) == only_simt
         assert any("simt" in kernel for kernel in names) == only_simt
         if (name, x_type) == ("deft16", TensorProto.FLOAT16):  # written anew as half
             assert all(kernel.startswith("fp16_fp16") for kernel in names)

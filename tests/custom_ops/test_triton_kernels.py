@@ -126,7 +126,13 @@ def check(Y, expected):
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize(
     ("loader", "shape"),
-    [("tma", (20, 80, 48)), ("aligned", (33, 64, 32)), ("element", (17, 37, 21)), ("element", (1, 1, 1))],
+    [
+        ("tma", (20, 80, 48)),
+        ("aligned", (33, 64, 32)),
+        ("aligned_kept", (33, 64, 32)),
+        ("element", (17, 37, 21)),
+        ("element", (1, 1, 1)),
+    ],
 )
 def test_loaders(interpreter, loader, shape, swap):
     X, packed, bias = case(*shape)
@@ -157,7 +163,7 @@ def test_sums_apart(interpreter):
     check(run(interpreter, X, packed, bias, "element", (16, 16, 32), apart=True), reference(X, packed, bias))
 
 
-@pytest.mark.parametrize("loader", ["tma_kept", "aligned_kept", "element"])
+@pytest.mark.parametrize("loader", ["aligned_kept", "element"])
 def test_kept_blocks(interpreter, loader):
     X, packed, bias = case(18, 64, 32, features=128)
     kept = np.array([1, 3], np.int32)

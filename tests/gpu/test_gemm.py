@@ -87,22 +87,21 @@ def test_few_rows_by_default(options, name, M):
         check(Y, reference(X, packed, bias, residual=residual, activation="gelu"), np.float16)
 
 
+@pytest.mark.parametrize("block", [8, 64])
 @pytest.mark.parametrize(
-    ("name", "kernel", "block"),
-    [
-        ("deft8:3", "fp16_u8_tma_kept_128x128x64", 64),
-        ("deft8:3", "fp16_u8_tma_kept_128x128x32", 32),
-    ],
+    ("name", "w_type"), [("deft16", "bf16"), ("deft8:3", "u8"), ("fp32", "fp32"), ("deft16q", "u32")]
 )
-def test_each_kernel_for_kept_blocks(options, name, kernel, block):
-    if gpu_capability() != (9, 0):
-        pytest.skip("these kernels are compiled for compute capability 9.0")
+def test_one_kernel_for_all_features_and_for_kept_blocks(options, name, w_type, block):
+    compute = f"fp32_{w_type}_aligned_kept_64x64x32"
     features = 2048
     kept = np.sort(np.random.default_rng(block).permutation(features // block)[: features // block // 2])
     index = (kept[:, None] * block + np.arange(block)).ravel()
-    X, packed, bias = case((300, index.size, 528), name, np.float16, features)
-    model = gemm_model(X, packed, bias, features=features, block=block, kept=kept.tolist(), compute=kernel)
-    check(run_gemm(model, X, None, options, CUDA), reference(X[:, index], packed, bias), np.float16)
+    X, packed, bias = case((300, index.size, 528), name, np.float32, features)
+    model = gemm_model(X, packed, bias, features=features, block=block, kept=kept.tolist(), compute=compute)
+    check(run_gemm(model, X, None, options, CUDA), reference(X[:, index], packed, bias), np.float32)
+    X = X[:, index]
+    model = gemm_model(X, packed, bias, compute=compute)
+    check(run_gemm(model, X, None, options, CUDA), reference(X, packed, bias), np.float32)
 
 
 @pytest.mark.parametrize("shape", [(64,), (2, 3, 64), (2, 1, 5, 64), (1, 0, 64)], ids=str)
