@@ -63,6 +63,7 @@ PARTS = {
     "gemm_shapes": Part("gemm_speed.py", ("--part", "shapes"), 2),
     "conv_speed": Part("conv_speed.py", (), 3),
     "gemm_streaming": Part("gemm_speed.py", ("--part", "streaming"), 1),
+    "gemm_codes": Part("gemm_speed.py", ("--part", "codes"), 1),
     "gemm_elimination": Part("gemm_speed.py", ("--part", "elimination"), 1),
     "gemm_chains": Part("gemm_speed.py", ("--part", "chains"), 1),
     "gemm_gelu": Part("gemm_speed.py", ("--part", "gelu"), 1),

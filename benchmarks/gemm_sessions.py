@@ -46,6 +46,7 @@ class Layers:
     kept_block: int = 0
     features: int | None = None  # of X, where kept_block selects K of them
     repeats: int = 1
+    any_rows: bool = False  # the model leaves M open
 
     @property
     def nodes(self) -> int:
@@ -138,6 +139,11 @@ def stock_model(layers: Layers) -> LayersModel:
 
 def session_runner(built: LayersModel, layers: Layers, *, packed: bool, graph: bool) -> Callable[[], None]:
     """Return a function that enqueues one run of the model on the GPU, with inputs and outputs there."""
+    return bound_runner(open_session(built, packed=packed, graph=graph), layers)
+
+
+def open_session(built: LayersModel, *, packed: bool, graph: bool) -> ort.InferenceSession:
+    """A session of the model on the GPU."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -148,7 +154,11 @@ def session_runner(built: LayersModel, layers: Layers, *, packed: bool, graph: b
     as_value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type
     values = [as_value(weight, types[name]) for name, weight in built.weights.items()]
     options.add_external_initializers(list(built.weights), values)
-    session = ort.InferenceSession(built.model.SerializeToString(), options, providers=[provider])
+    return ort.InferenceSession(built.model.SerializeToString(), options, providers=[provider])
+
+
+def bound_runner(session: ort.InferenceSession, layers: Layers) -> Callable[[], None]:
+    """Return a function that enqueues one run for layers.M rows of X; where any are allowed, each has a CUDA graph."""
     dtype, element = getattr(torch, layers.dtype), ONNX_TYPE[layers.dtype]
     binding = session.io_binding()
     inputs = []
@@ -161,6 +171,8 @@ def session_runner(built: LayersModel, layers: Layers, *, packed: bool, graph: b
         binding.bind_output(output.name, "cuda", 0, element, list(outputs[-1].shape), outputs[-1].data_ptr())
     run_options = ort.RunOptions()
     run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    if layers.any_rows:
+        run_options.add_run_config_entry("gpu_graph_id", str(layers.M))
 
     def run(keep: object = (inputs, outputs)) -> None:
         session.run_with_iobinding(binding, run_options)
@@ -172,12 +184,13 @@ def _model(
     layers: Layers, nodes: list[onnx.NodeProto], initializers: list[TensorProto], features: int
 ) -> onnx.ModelProto:
     element = ONNX_TYPE[layers.dtype]
+    rows = "M" if layers.any_rows else layers.M
     ends = [layers.nodes - 1] if layers.chained else range(layers.nodes)
     graph = helper.make_graph(
         nodes,
         "layers",
-        [helper.make_tensor_value_info(f"X{i}", element, [layers.M, features]) for i in range(layers.repeats)],
-        [helper.make_tensor_value_info(f"Y{i}", element, [layers.M, layers.N]) for i in ends],
+        [helper.make_tensor_value_info(f"X{i}", element, [rows, features]) for i in range(layers.repeats)],
+        [helper.make_tensor_value_info(f"Y{i}", element, [rows, layers.N]) for i in ends],
         initializers,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

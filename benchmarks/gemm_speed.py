@@ -1,6 +1,6 @@
 """DeftGemm against cuBLASLt and ONNX Runtime's own 16-bit operators.
 
-    python benchmarks/gemm_speed.py [--part shapes|gelu|streaming|chains|kernels|elimination|fp8 ...] [--output FILE]
+    python benchmarks/gemm_speed.py [--part PART ...] [--output FILE]
 
 Candidates alternate in one process, seven rounds each; figures are microseconds a layer, median and range.
 Needs PyTorch with CUDA and ONNX Runtime's CUDA provider.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import itertools
 import json
 import math
 import statistics
@@ -33,7 +34,7 @@ from families import few_rows, stream, tensor_core  # noqa: E402
 from families.few_rows import FewRows  # noqa: E402
 from families.stream import Stream  # noqa: E402
 from families.tensor_core import Variant  # noqa: E402
-from gemm_sessions import Layers, packed_model, session_runner, stock_model  # noqa: E402
+from gemm_sessions import Layers, bound_runner, open_session, packed_model, session_runner, stock_model  # noqa: E402
 
 ROUNDS = 7
 MOST_NODES = 256  # in a run
@@ -43,7 +44,12 @@ SHAPES = [
     (2048, 2048, 2048), (4096, 4096, 4096), (8192, 8192, 8192), (8192, 3072, 768), (8192, 768, 3072),
     (12608, 3072, 768), (12608, 768, 3072),
 ]  # fmt: skip
-STREAMING = [(16, 8192, 28672), (16, 28672, 8192), (1, 8192, 28672), (8, 28672, 8192), (16, 8192, 8192)]
+STREAMING = [(8192, 28672), (28672, 8192), (8192, 8192)]  # features of X and of Y
+STREAMED_ROWS = (16, 8, 4, 1)
+CODES = [
+    (64, 4096, 4096), (128, 4096, 4096), (256, 4096, 4096), (1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096),
+    (8192, 3072, 768), (8192, 768, 3072),
+]  # fmt: skip
 FP8 = [(1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (8192, 8192, 8192), (8192, 3072, 768)]
 CHAINS = [(16, 256), (64, 1024), (1024, 1024)]
 Run = Callable[[], None]
@@ -156,24 +162,39 @@ def measure_streaming(save: Save) -> list[dict[str, Any]]:
     rows = []
     source = torch.randn(2**28, device="cuda")
     target = torch.empty_like(source)
-    for M, K, N in STREAMING:
-        layers = Layers(M, K, N, count=2, repeats=8)
-        names = ["half", *(f"deft8:{e}" for e in range(1, 8))]
+    copied = 2 * source.numel() * source.element_size()  # read and written
+    for (K, N), dtype in itertools.product(STREAMING, ("float16", "bfloat16")):
+        layers = Layers(0, K, N, dtype=dtype, count=2, repeats=8, any_rows=True)
+        models = {f"deft8:{e}": packed_model(layers, f"deft8:{e}") for e in range(1, 8)}
+        sessions = {name: open_session(model, packed=True, graph=True) for name, model in models.items()}
+        for M in STREAMED_ROWS:
+            sized = dataclasses.replace(layers, M=M)
+            candidates = {f"deft {name}": bound_runner(session, sized) for name, session in sessions.items()}
+            candidates["cublaslt fused bfloat16"] = fastest_graph(dataclasses.replace(sized, dtype="bfloat16"))
+            us = time_together(candidates, layers.nodes, 0.005)
+            copy = time_together({"copy": lambda: torch.mul(source, 2, out=target)}, 1, 0.005)["copy"]
+            share = {f"deft {name}": round(K * N / us[f"deft {name}"][0] * copy[0] / copied, 3) for name in sessions}
+            row = {"shape": [M, K, N], "dtype": dtype, "layers": layers.nodes, "us": us, "copy_us": copy}
+            rows.append(row | {"copied_bytes": copied, "weight_bytes_per_second_over_copy": share})
+            _show(rows[-1])
+            save(rows)
+    return rows
+
+
+def measure_codes(save: Save) -> list[dict[str, Any]]:
+    """8-bit weights against our own 16-bit path where there are more rows of X than are streamed."""
+    rows = []
+    for (M, K, N), dtype in itertools.product(CODES, ("float16", "bfloat16")):
+        count = max(1, min(8, COLD_WEIGHTS // (K * N)))
+        layers = Layers(M, K, N, dtype=dtype, count=count, repeats=24 // count)
+        wide = "half" if dtype == "float16" else "deft16"
         candidates = {
             f"deft {name}": session_runner(packed_model(layers, name), layers, packed=True, graph=True)
-            for name in names
+            for name in (wide, "deft8:3", "deft8:4", "deft8:5")
         }
-        for dtype in ("float16", "bfloat16"):
-            candidates[f"cublaslt fused {dtype}"] = fastest_graph(dataclasses.replace(layers, dtype=dtype))
-        us = time_together(candidates, layers.nodes)
-        copy = time_together({"copy": lambda: torch.mul(source, 2, out=target)}, 1)["copy"]
-        copied = 2 * source.numel() * source.element_size()  # read and written
-        share = {
-            name: round(K * N * (1 if "deft8" in name else 2) / times[0] * copy[0] / copied, 3)
-            for name, times in us.items()
-        }
-        row = {"shape": [M, K, N], "layers": layers.nodes, "us": us, "copy_us": copy, "copied_bytes": copied}
-        rows.append(row | {"weight_bytes_per_second_over_copy": share})
+        us = time_together(candidates, layers.nodes, 0.005)
+        speed = {name: round(us[f"deft {wide}"][0] / times[0], 3) for name, times in us.items() if "deft8" in name}
+        rows.append({"shape": [M, K, N], "dtype": dtype, "layers": layers.nodes, "us": us, "speed_over_16_bit": speed})
         _show(rows[-1])
         save(rows)
     return rows
@@ -269,12 +290,14 @@ PARTS = {
     "kernels": measure_kernels,
     "elimination": measure_elimination,
     "streaming": measure_streaming,
+    "codes": measure_codes,
     "fp8": measure_fp8,
 }
 
 
 def _show(row: dict[str, Any]) -> None:
-    print(row["shape"], row.get("cuda_graph", ""), {k: v[0] for k, v in row["us"].items()}, flush=True)
+    what = [row[key] for key in ("shape", "dtype", "cuda_graph") if key in row]
+    print(*what, {name: times[0] for name, times in row["us"].items()}, flush=True)
 
 
 def environment(commit: str) -> dict[str, str]:

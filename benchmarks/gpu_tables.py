@@ -211,14 +211,36 @@ def gemm_streaming() -> str:
         return NOTHING
     lines = []
     for row in content["streaming"]:
-        base = _least(row, "cublaslt fused")
-        for name in (name for name in row["us"] if name.startswith("deft")):
-            share = row["weight_bytes_per_second_over_copy"][name]
-            line = [_shape(row), name.removeprefix("deft "), _micro(_us(row, name)), f"{share:.0%}"]
-            lines.append([*line, _times(_over(base, _us(row, name)))])
-    note = "Microseconds a layer, median; the bandwidth is that of the weights, in parts of a copy's. "
-    head = ["M×K×N", "weights", "µs", "of the copy bandwidth", "to cuBLASLt fused"]
+        share = row["weight_bytes_per_second_over_copy"]
+        slowest, fastest = min(share, key=share.__getitem__), max(share, key=share.__getitem__)
+        base = _us(row, "cublaslt fused bfloat16")
+        line = [_shape(row), row["dtype"], _micro(_us(row, fastest)), _micro(_us(row, slowest))]
+        line += [slowest.removeprefix("deft "), f"{share[slowest]:.0%}", _times(_over(base, _us(row, slowest)))]
+        lines.append(line)
+    note = (
+        "8-bit weights of every E from 1 to 7, microseconds a layer, median. The last two columns are of the slowest E:"
+        " the bandwidth of its weights in parts of a copy's, and its speed over cuBLASLt's in bfloat16. "
+    )
+    head = ["M×K×N", "X", "fastest E", "slowest E", "which", "of the copy bandwidth", "to cuBLASLt fused"]
     return "\n".join([table(head, lines), "", note + source("gemm_streaming", content, content["streaming"])])
+
+
+def gemm_codes() -> str:
+    """8-bit weights with more rows, against our own 16-bit kernels."""
+    content = load("gemm_codes")
+    if content is None:
+        return NOTHING
+    formats = ("deft8:3", "deft8:4", "deft8:5")
+    lines = []
+    for row in content["codes"]:
+        wide = _us(row, "deft half") or _us(row, "deft deft16")
+        speeds = [_times(_over(wide, _us(row, f"deft {name}"))) for name in formats]
+        lines.append([_shape(row), row["dtype"], _micro(wide), *speeds])
+    note = (
+        "Microseconds a layer with 16-bit weights, median, with bias and ReLU, and the speed of 8-bit weights over it. "
+    )
+    head = ["M×K×N", "X", "16-bit", *formats]
+    return "\n".join([table(head, lines), "", note + source("gemm_codes", content, content["codes"])])
 
 
 def gemm_fp8() -> str:
@@ -363,6 +385,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "footprints": footprints,
     "gemm_shapes": gemm_shapes,
     "gemm_streaming": gemm_streaming,
+    "gemm_codes": gemm_codes,
     "gemm_fp8": gemm_fp8,
     "gemm_chains": gemm_chains,
     "gemm_elimination": gemm_elimination,
