@@ -58,40 +58,36 @@ struct OfCodes {
                        kBytes = T::kWBytes;
 };
 
-// Each of these makes of four codes of a row, two neighbours and the two 8 further on, pairs of 16-bit
-// floats. `first` and `second` hold two codes in their lower bytes.
+// Each of these makes two codes, in the lower bytes of a word, a pair of 16-bit floats.
 
-// Any E whose exponents the type holds; see Decoder.
+// Any E whose exponents the type holds: a float too small by a power of two, subnormals included (see
+// decode.py). With the code's sign in all of its upper byte, one shift leaves a sign where it belongs, whatever
+// the distance, and one mask takes away the rest of that byte.
 template <class Operand>
 struct ShiftedCodes {
-  Decoder<Operand, 1> decoder;
-  __device__ ShiftedCodes(int shift, uint32_t factor) : decoder(shift, factor) {}
-  __device__ void pairs(uint32_t first, uint32_t second, uint32_t& low, uint32_t& high) const {
-    decoder.pairs(__byte_perm(first, second, 0x5140), low, high);  // a word of first, second, first, second
+  int distance;  // from the exponents' lowest bit in a code to the type's
+  uint32_t mask, factor;
+  __device__ ShiftedCodes(int shift, uint32_t factor)
+      : distance(8 - shift), mask(0x80008000u | 0x7f007f00u >> shift), factor(factor) {}
+  __device__ uint32_t pair(uint32_t codes) const {
+    return Operand::rescale(ptx::extend_signs(codes) << distance & mask, factor);
   }
 };
 
 // E = 4: as the hardware converts it.
 struct E4Codes {
   __device__ E4Codes(int, uint32_t) {}
-  static __device__ uint32_t pair(uint32_t codes) {
+  __device__ uint32_t pair(uint32_t codes) const {
     uint32_t pair;
     asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"(static_cast<uint16_t>(codes)));
     return pair;
-  }
-  __device__ void pairs(uint32_t first, uint32_t second, uint32_t& low, uint32_t& high) const {
-    low = pair(first);
-    high = pair(second);
   }
 };
 
 // E = 5: the upper byte of a float16.
 struct E5Codes {
   __device__ E5Codes(int, uint32_t) {}
-  __device__ void pairs(uint32_t first, uint32_t second, uint32_t& low, uint32_t& high) const {
-    low = __byte_perm(first, 0, 0x1404);
-    high = __byte_perm(second, 0, 0x1404);
-  }
+  __device__ uint32_t pair(uint32_t codes) const { return __byte_perm(codes, 0, 0x1404); }
 };
 
 template <class Element>
@@ -161,8 +157,8 @@ class Consumer {
     for (int i = 0; i < T::kGroup; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const uint32_t (&piece)[2] = pieces[i][half];
-        unpacker_.pairs(piece[0], piece[1], left[i][half], left[i][half + 2]);
+        left[i][half] = unpacker_.pair(pieces[i][half][0]);
+        left[i][half + 2] = unpacker_.pair(pieces[i][half][1]);
       }
     }
   }

@@ -253,9 +253,16 @@ __device__ inline void store_transposed(uint32_t shared, uint32_t a, uint32_t b,
 
 // Two bytes, the rest of the register zero.
 __device__ inline uint32_t load_two_bytes(uint32_t shared) {
-  uint16_t v;
-  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(shared) : "memory");
+  uint32_t v;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=r"(v) : "r"(shared) : "memory");
   return v;
+}
+
+// The two lower bytes as two signed 16-bit numbers.
+__device__ inline uint32_t extend_signs(uint32_t bytes) {
+  uint32_t halves;
+  asm("prmt.b32 %0, %1, 0, 0x9180;" : "=r"(halves) : "r"(bytes));
+  return halves;
 }
 
 __device__ inline void store_shared(uint32_t shared, float a) {
