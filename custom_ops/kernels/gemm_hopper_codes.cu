@@ -13,7 +13,7 @@
 #include "hopper_loads.cuh"
 #include "hopper_splits.cuh"
 #include "hopper_transposed.cuh"
-#include "stream_operands.cuh"
+#include "mma_operands.cuh"
 #include "wgmma.cuh"
 
 namespace hopper {
@@ -21,7 +21,7 @@ namespace hopper {
 // What the codes need beside Problem; runtime/gemm_hopper_codes.cpp has the same.
 struct CodesProblem {
   Problem problem;  // w: boxes (kColumns, 64 bytes); y: boxes (64, 64)
-  int shift;        // of Decoder
+  int shift;        // of ShiftedCodes
   uint32_t factor;
   float sum_factor;  // what the unpacked weights are too small by
 };
@@ -61,8 +61,8 @@ struct OfCodes {
 // Each of these makes two codes, in the lower bytes of a word, a pair of 16-bit floats.
 
 // Any E whose exponents the type holds: a float too small by a power of two, subnormals included (see
-// decode.py). With the code's sign in all of its upper byte, one shift leaves a sign where it belongs, whatever
-// the distance, and one mask takes away the rest of that byte.
+// decode.py). With the code's sign in all of its upper byte, one shift leaves a sign where it belongs,
+// whatever the distance, and one mask takes away the rest of that byte.
 template <class Operand>
 struct ShiftedCodes {
   int distance;  // from the exponents' lowest bit in a code to the type's
