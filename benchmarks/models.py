@@ -129,12 +129,13 @@ def _providers(choice: dict[str, str]) -> list[Any]:
 class Runner:
     """A session of one variant at one batch size."""
 
-    def __init__(self, path: Path, options: dict[str, str], batch: int, graph: bool) -> None:
+    def __init__(self, path: Path, options: dict[str, str], batch: int, library: bool, graph: bool) -> None:
         settings = ort.SessionOptions()
         settings.log_severity_level = 4
         # the batch is known, as in a model exported for it: shapes are folded, so that most models can be captured
         settings.add_free_dimension_override_by_name(BATCH_AXIS, batch)
-        register_if_built(settings)
+        if library:
+            register_if_built(settings)
         choice = {**options, "enable_cuda_graph": "1" if graph else "0"}
         self.session = ort.InferenceSession(str(path), settings, providers=_providers(choice))
 
@@ -158,13 +159,16 @@ class Runner:
 
 
 def ready(
-    path: Path, options: dict[str, str], inputs: dict[str, np.ndarray], like: np.ndarray
+    path: Path, options: dict[str, str], inputs: dict[str, np.ndarray], like: np.ndarray, library: bool
 ) -> tuple[Runner, dict[str, Any]]:
-    """A warm runner, with a CUDA graph if the model can be captured, and what is known of it."""
+    """A warm runner, with a CUDA graph if the model can be captured, and what is known of it.
+
+    library: whether its session has our operators.
+    """
     batch = len(like)
     for graph in (True, False):
         try:
-            create = functools.partial(Runner, path, options, batch, graph)
+            create = functools.partial(Runner, path, options, batch, library, graph)
             if batch != FOOTPRINT:
                 runner = create()
                 runner.warm(inputs, like)
@@ -234,7 +238,7 @@ def measure(name: str, batch: int, folder: Path, variants: list[str], with_compi
         if not path.exists():
             continue
         try:
-            runner, known = ready(path, options, inputs, want)
+            runner, known = ready(path, options, inputs, want, form in OPTIMIZED)
         except Exception as error:
             rows[variant] = {"error": str(error).splitlines()[0][:300]}
             print(f"    {variant}: {rows[variant]['error']}", flush=True)
