@@ -37,7 +37,6 @@ CASES = [
     *(("vgg16_half_cifar10", 0.75, g) for g in ("element", "vector", "block:32", "channel")),
     *(("vgg16_half_cifar10", 0.5, g) for g in ("element", "vector", "block:32", "channel")),
     ("vgg16_half_cifar10", 0.5, "fastest"),
-    ("vit_cifar10", 0.75, "fastest"),
 ]
 SAMPLES = 4000
 
