@@ -41,6 +41,8 @@ POOLS = {
         {"kernel_shape": [1, 1], "size": 5, "alpha": 0.3, "beta": 0.75, "bias": 2.0},
     ),
     "normalise_narrow": ("normalise", (3, 2), 2, {"kernel_shape": [1, 1], "size": 9, "alpha": 2.0, "beta": 0.5}),
+    "normalise_vectors": ("normalise", (6, 7), 24, {"kernel_shape": [1, 1], "size": 17, "alpha": 0.3, "beta": 0.75}),
+    "normalise_far": ("normalise", (5, 3), 24, {"kernel_shape": [1, 1], "size": 19, "alpha": 0.3, "beta": 0.75}),
     "normalise_image": (
         "normalise",
         (8, 9),

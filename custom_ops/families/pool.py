@@ -25,7 +25,7 @@ def rows(architectures: list[int] | None, cache: Path, each: Callable[..., Any])
         for architecture, code in codes.items()
         for kind in _KINDS
         for x_type, widest in _WIDTHS.items()
-        for width in ((1,) if kind == "normalise" else (widest, 1))
+        for width in (widest, 1)
     ]
 
 

@@ -1,6 +1,8 @@
 // Images with channels last from images with channels first. Bound by memory: a thread moves up to 8 channels
 // of a pixel, neighbouring threads neighbouring pixels, so that where there are few channels both sides are
 // read and written in whole lines. Bits alone are moved, so types of one size share a kernel.
+#include "early_start.cuh"
+
 namespace {
 
 constexpr int kThreads = 256;
@@ -30,6 +32,7 @@ __device__ void move(const ChannelsLastParameters& p) {
   auto* y = static_cast<Bits*>(p.y) + (static_cast<long long>(image) * p.pixels + pixel) * p.channels + first;
   const unsigned count = min(p.channels - first, kWidth);
   Group<Bits> group;
+  wait_for_operands();
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
     if (i < count) group.values[i] = x[static_cast<long long>(i) * p.pixels];

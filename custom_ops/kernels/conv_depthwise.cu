@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "activate_all.cuh"
+#include "early_start.cuh"
 
 namespace {
 
@@ -66,7 +67,7 @@ __device__ void load_line(const Parameters& p, const uint4* line, int column, in
   for (int i = 0; i < COUNT; ++i) {
     const int at = column + i * step;
     const bool inside = at >= 0 && at < p.in_columns;
-    v[i] = inside ? __ldg(line + static_cast<long long>(at) * p.vectors) : uint4{0, 0, 0, 0};
+    v[i] = inside ? line[static_cast<long long>(at) * p.vectors] : uint4{0, 0, 0, 0};
   }
 }
 
@@ -117,6 +118,7 @@ __device__ void convolve(const Parameters& p) {
   const int column = first * p.column_stride + p.column_start;
   float sums[kPixels][8] = {};
   const uint4* weight = p.weight + vector;
+  wait_for_operands();
   for (int k = 0; k < p.kernel_rows; ++k, weight += p.kernel_columns * p.vectors) {
     const int at = row * p.row_stride + p.row_start + k * p.row_dilation;
     if (at < 0 || at >= p.in_rows) continue;

@@ -1,6 +1,7 @@
 // DeftConv without tensor cores: every type, group count, filter and kept block, in float32. A thread sums
 // one output channel at PIXELS neighbouring pixels, which share what it reads of W; neighbouring threads have
 // neighbouring channels.
+#include "early_start.cuh"
 #include "epilogue.cuh"
 
 namespace {
@@ -73,6 +74,7 @@ __device__ void convolve(const DirectParameters& p) {
   const int4* runs = p.runs + n / p.outputs * p.run_count;
   const float* weight = p.weight + n;
   float sums[kPixels] = {};
+  wait_for_operands();
   for (int r = 0; r < p.run_count; ++r) {
     const int4 run = runs[r];
     add_run<Element>(p, c, run, weight, sums);

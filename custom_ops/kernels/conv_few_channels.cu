@@ -8,6 +8,7 @@
 // pixels begin at odd values, from two words each. W's features are ordered so that a thread's sums are 8
 // neighbours of a row, stored at once.
 #include "activate_all.cuh"
+#include "early_start.cuh"
 #include "mma_operands.cuh"
 
 namespace {
@@ -23,8 +24,7 @@ struct Parameters {
   const uint16_t* x;    // (batch, in_rows, in_columns, channels)
   const uint4* weight;  // (parts, steps, kTiles / 2, 32): right operands, as lanes hold them
   const int2* pairs;    // (8 * steps,): place in the patch, row << 16 | word; which halves of the word count
-  const float* scale;   // (64 * parts,)
-  const float* bias;    // (64 * parts,)
+  const float2* lines;  // (64 * parts,): scale and bias
   const uint16_t* residual;  // (pixels, N) or null
   uint16_t* y;               // (pixels, N)
   int steps, parts, N;
@@ -50,10 +50,12 @@ __device__ Tile tile_at(const Parameters& p, int index) {
           (within % p.column_tiles) << p.column_shift};
 }
 
-__device__ void copy_word(uint32_t* shared, const void* global, bool inside) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(
+// Starts to copy BYTES; zeros where there is nothing `inside`.
+template <int BYTES>
+__device__ void copy(void* shared, const void* global, bool inside = true) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(
                    static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global), "r"(inside ? 4 : 0)
+               "l"(global), "n"(BYTES), "r"(inside ? BYTES : 0)
                : "memory");
 }
 __device__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -76,7 +78,7 @@ __device__ void load_patch(const Parameters& p, int index, uint32_t* patch) {
       uint32_t* to = patch + r * p.pitch + i;
       if (p.aligned) {  // and so is the row's end: a word is all inside or all outside
         const bool here = inside && at >= 0 && at < line;
-        copy_word(to, from + (here ? at : 0), here);
+        copy<4>(to, from + (here ? at : 0), here);
       } else {
         const uint32_t low = inside && at >= 0 && at < line ? from[at] : 0;
         const uint32_t high = inside && at + 1 >= 0 && at + 1 < line ? from[at + 1] : 0;
@@ -218,18 +220,9 @@ __device__ void convolve(const Parameters& p) {
   const int patch_words = p.patch_rows * p.pitch;
   const int part = blockIdx.x % p.parts, stride = gridDim.x / p.parts;
   int index = blockIdx.x / p.parts;
-  load_patch(p, index, patches);
-  commit_copies();
   const int words = p.steps * (kTiles / 2) * 32;
-  for (int i = threadIdx.x; i < words; i += kThreads) weight[i] = p.weight[part * words + i];
-  for (int i = threadIdx.x; i < p.steps * kStepPairs; i += kThreads) {
-    const int2 pair = p.pairs[i];
-    pairs[i] = {(pair.x >> 16) * p.pitch + (pair.x & 0xffff), pair.y};
-  }
-  if (threadIdx.x < kFeatures) {
-    const int n = part * kFeatures + threadIdx.x;
-    lines[threadIdx.x] = {p.scale[n], p.bias[n]};
-  }
+  for (int i = threadIdx.x; i < words; i += kThreads) copy<16>(weight + i, p.weight + part * words + i);
+  if (threadIdx.x < kFeatures) copy<8>(lines + threadIdx.x, p.lines + part * kFeatures + threadIdx.x);
   const int first = threadIdx.x / 32 * kWarpPixels + threadIdx.x % 32 / 4;
   Pixels pixels;
 #pragma unroll
@@ -241,6 +234,13 @@ __device__ void convolve(const Parameters& p) {
     pixels.bits[i] = value % 2 * 16;
   }
   const bool plain = p.epilogue.curve == 0 && !p.epilogue.gated;
+  wait_for_operands();
+  load_patch(p, index, patches);
+  commit_copies();
+  for (int i = threadIdx.x; i < p.steps * kStepPairs; i += kThreads) {
+    const int2 pair = p.pairs[i];
+    pairs[i] = {(pair.x >> 16) * p.pitch + (pair.x & 0xffff), pair.y};
+  }
   for (int turn = 0; index < p.tiles; index += stride, turn ^= 1) {
     if (index + stride < p.tiles) load_patch(p, index + stride, patches + (turn ^ 1) * patch_words);
     commit_copies();

@@ -16,6 +16,8 @@
 
 #include <cstdint>
 
+#include "early_start.cuh"
+
 #if __CUDA_ARCH__ >= 890
 #include <cuda_fp8.h>
 #endif
@@ -148,10 +150,7 @@ struct Bfloat16s {
 
 template <class X, class Output>
 __device__ void round_rows(const Problem& p) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
+  wait_for_operands();
   const int place = threadIdx.x % p.row_threads;
   const int64_t row =
       static_cast<int64_t>(blockIdx.x) * (kThreads / p.row_threads) + threadIdx.x / p.row_threads;

@@ -118,7 +118,7 @@ class CudaChannelsLast {
     const unsigned threads = image_->threads;
     void* arguments[] = {&parameters};
     driver_.Launch(kernel_->Get(), (narrow(items) + threads - 1) / threads, 1, threads, 0,
-                   ort.ComputeStream(context), arguments);
+                   ort.ComputeStream(context), arguments, CanStartEarly(image_->architecture));
   }
 
  private:

@@ -87,7 +87,7 @@ class DepthwiseConv : public ConvKernel {
     if (blocks > kMostBlocks) Refuse(s, "Y is too large");
     void* arguments[] = {const_cast<Parameters*>(&parameters)};
     node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(blocks), 1, row_.image.threads, 0, call.stream,
-                        arguments);
+                        arguments, CanStartEarly(row_.image.architecture));
   }
 
  private:

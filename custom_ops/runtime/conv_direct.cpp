@@ -95,7 +95,7 @@ class DirectConv : public ConvKernel {
     if (blocks > kMostBlocks) Refuse(s, "Y is too large");
     void* arguments[] = {const_cast<DirectParameters*>(&parameters)};
     node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(blocks), 1, row_.image.threads, 0, call.stream,
-                        arguments);
+                        arguments, CanStartEarly(row_.image.architecture));
   }
 
  private:

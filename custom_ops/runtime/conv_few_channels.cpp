@@ -20,14 +20,13 @@ constexpr int64_t kStepPairs = 8;
 constexpr int64_t kStepBytes = kTiles * 32 * 8 + kStepPairs * 8;
 constexpr int64_t kLineBytes = kFeatures * 8;
 
-constexpr int64_t kBlocksPerMultiprocessor = 2;
 constexpr int64_t kMostFeatures = 1024;
 // Seen on the H200: of a multiprocessor, a product of a warp; of the device's memory.
 constexpr double kProductNs = 14, kTileNs = 900, kBytes = 3000;
 
 // Parameters of the kernel.
 struct Parameters {
-  const void *x, *weight, *pairs, *scale, *bias, *residual;
+  const void *x, *weight, *pairs, *lines, *residual;
   void* y;
   int32_t steps, parts, N;
   int32_t channels, in_rows, in_columns, out_rows, out_columns;
@@ -44,7 +43,7 @@ struct Pair {
 
 struct Operands {
   int64_t steps = 0, parts = 0;
-  DeviceBuffer weight, pairs, scale, bias;
+  DeviceBuffer weight, pairs, lines;
 };
 
 // Values by which a patch begins before the first that the filter sees, so that it begins at a word of X.
@@ -103,14 +102,13 @@ Operands MakeOperands(const ConvNode& node) {
       }
     }
   }
-  std::vector<float> scale = weight.scale, bias(spec.N);
+  std::vector<float> bias(spec.N);
   node.driver.CopyToHost(bias.data(), node.bias, bias.size() * sizeof(float));
-  scale.resize(operands.parts * kFeatures);
-  bias.resize(operands.parts * kFeatures);
+  std::vector<std::array<float, 2>> lines(operands.parts * kFeatures);
+  for (int64_t n = 0; n < spec.N; ++n) lines[n] = {weight.scale[n], bias[n]};
   operands.weight = DeviceBuffer(node.driver, values);
   operands.pairs = DeviceBuffer(node.driver, pairs);
-  operands.scale = DeviceBuffer(node.driver, scale);
-  operands.bias = DeviceBuffer(node.driver, bias);
+  operands.lines = DeviceBuffer(node.driver, lines);
   return operands;
 }
 
@@ -168,8 +166,9 @@ class FewChannelsConv : public ConvKernel {
     if (cut.Tiles() == 0) return kConvRefused;
     const int64_t tiles = cut.Tiles() * shape.batch * operands_.parts;
     if (tiles > std::numeric_limits<int32_t>::max() / kTilePixels) return kConvRefused;
-    const int64_t rounds = CeilDivide(tiles, node_.multiprocessors * kBlocksPerMultiprocessor);
-    const double tile = kTileNs + kProductNs * kBlocksPerMultiprocessor * operands_.steps * kTiles;
+    const int64_t together = BlocksPerMultiprocessor(cut);
+    const int64_t rounds = CeilDivide(tiles, node_.multiprocessors * together);
+    const double tile = kTileNs + kProductNs * together * operands_.steps * kTiles;
     const double bytes = 2.0 * shape.Pixels() * node_.spec.N * (node_.spec.has_residual ? 2 : 1);
     return 4000 + std::max(rounds * tile, bytes / kBytes);
   }
@@ -185,8 +184,7 @@ class FewChannelsConv : public ConvKernel {
     const Parameters parameters{call.x,
                                 operands_.weight.data(),
                                 operands_.pairs.data(),
-                                operands_.scale.data(),
-                                operands_.bias.data(),
+                                operands_.lines.data(),
                                 call.residual,
                                 call.y,
                                 narrow(operands_.steps),
@@ -211,15 +209,20 @@ class FewChannelsConv : public ConvKernel {
                                 narrow(cut.column_tiles),
                                 narrow(tiles),
                                 EpilogueArguments(s)};
-    const int64_t most = CeilDivide(node_.multiprocessors * kBlocksPerMultiprocessor, operands_.parts);
+    const int64_t most = CeilDivide(node_.multiprocessors * BlocksPerMultiprocessor(cut), operands_.parts);
     const int64_t blocks = std::min(tiles, most) * operands_.parts;
     void* arguments[] = {const_cast<Parameters*>(&parameters)};
     node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(blocks), 1, row_.image.threads,
-                        static_cast<unsigned>(OperandBytes() + cut.PatchBytes()), call.stream, arguments);
+                        static_cast<unsigned>(OperandBytes() + cut.PatchBytes()), call.stream, arguments,
+                        CanStartEarly(row_.image.architecture));
   }
 
  private:
   int64_t OperandBytes() const { return operands_.steps * kStepBytes + kLineBytes; }
+  // Two, where a multiprocessor has the memory; the system takes a KiB of each block.
+  int64_t BlocksPerMultiprocessor(const Cut& cut) const {
+    return 2 * (OperandBytes() + cut.PatchBytes() + 1024) <= row_.image.shared_bytes + 1024 ? 2 : 1;
+  }
   Cut CutFor(const ConvShape& shape) const {
     return BestCut(node_.spec, shape, row_.image.shared_bytes - OperandBytes());
   }

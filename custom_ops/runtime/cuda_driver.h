@@ -18,6 +18,9 @@ struct alignas(64) TensorMap {
   uint64_t opaque[16];
 };
 
+// Whether kernels made for this compute capability may start before the one ahead of them has ended.
+inline bool CanStartEarly(int architecture) { return architecture >= 90; }
+
 // The driver's functions; every call throws CudaError with the driver's message on failure.
 class CudaDriver {
  public:

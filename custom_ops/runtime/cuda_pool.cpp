@@ -51,13 +51,15 @@ void CudaPool::Compute(const Ort& ort, OrtKernelContext* context) const {
   if (std::max(call.batch * call.in_rows * call.in_columns, call.Pixels()) > kMostElements) {
     Refuse(spec_, "X has too many pixels");
   }
+  const bool normalises = spec_.kind == PoolKind::kNormalise;
   const Candidate& chosen = *std::find_if(kernels_.begin(), kernels_.end(), [&](const Candidate& candidate) {
-    return candidate.row->width == 1 || call.channels % candidate.row->width == 0;
+    const int width = candidate.row->width;
+    const bool reaches = !normalises || (call.Taps() == 1 && spec_.size / 2 <= width);
+    return width == 1 || (call.channels % width == 0 && reaches);
   });
   const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
   const bool padded = spec_.kind == PoolKind::kAveragePadded;
   const int64_t vectors = call.channels / chosen.row->width;
-  const bool normalises = spec_.kind == PoolKind::kNormalise;
   const int slices = !normalises && call.Taps() >= kShared ? kSlices : 1;
   const PoolParameters parameters{call.x,
                                   y,
@@ -87,7 +89,7 @@ void CudaPool::Compute(const Ort& ort, OrtKernelContext* context) const {
   if (blocks > std::numeric_limits<int32_t>::max()) Refuse(spec_, "Y is too large");
   void* arguments[] = {const_cast<PoolParameters*>(&parameters)};
   driver_.Launch(chosen.kernel->Get(), static_cast<unsigned>(blocks), 1, threads, 0,
-                 ort.ComputeStream(context), arguments);
+                 ort.ComputeStream(context), arguments, CanStartEarly(chosen.row->image.architecture));
 }
 
 }  // namespace deftonnx

@@ -79,7 +79,7 @@ void RowRounder::Launch(const GemmCall& call) const {
                   whole};
   void* arguments[] = {&problem};
   const int64_t rows = row_->image.threads / row_threads;
-  const bool early = row_->image.architecture >= 90;
+  const bool early = CanStartEarly(row_->image.architecture);
   node_.driver.Launch(kernel_->Get(), static_cast<unsigned>(CeilDivide(call.M, rows)), 1, row_->image.threads,
                       0, call.stream, arguments, early);
 }
