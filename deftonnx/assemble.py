@@ -29,6 +29,7 @@ from deftonnx.report.report import LayerRow
 from deftonnx.rewrite.absorb import absorb
 from deftonnx.rewrite.channels_last import to_channels_last
 from deftonnx.rewrite.eliminate import eliminate, walks_channels
+from deftonnx.rewrite.fill_features import fill_features
 from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.fuse import fuse
 from deftonnx.rewrite.narrow import chains, narrow
@@ -119,6 +120,8 @@ def assemble(
         verify(expected, finish(graph, origin, {}), probe, rounding(settings))
         wide = _narrow(graph, origin, settings.io_types, batches)
         join_casts(graph)
+    if formats and settings.format != FP8:
+        fill_features(graph)
     if rounded := {choice.layer.name for choice in formats if choice.format == FP8}:
         verify(expected, finish(graph, origin, {}), probe, rounding(settings))
         round_activations(graph, rounded)

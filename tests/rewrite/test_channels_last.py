@@ -285,6 +285,31 @@ def test_pooling_between_convolutions(case, channels):
     assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
 
 
+def test_pooling_of_single_pixels_is_left_out():
+    proto = model(
+        """g (float[N,3,9,10] x) => (float[N,6,9,10] y) <float[12,3,3,3] w, float[6,12,1,1] u> {
+        a = Conv <pads=[1,1,1,1]> (x, w) b = AveragePool <kernel_shape=[1,1]> (a)
+        c = MaxPool <kernel_shape=[1,1], strides=[1,1]> (b) y = Conv (c, u) }"""
+    )
+    result, made = rewritten(proto)
+    assert len(made) == 2
+    assert count(result, "DeftPool") == count(result, "Pad") == 0
+    assert moves(result) == 2
+    assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
+
+
+@pytest.mark.parametrize(("channels", "filled"), [(20, 32), (50, 64), (10, 16), (4, 8), (24, 24)])
+def test_channels_are_filled_up_to_whole_loads_and_blocks(channels, filled):
+    proto = model(
+        f"""g (float[N,3,9,10] x) => (float[N,6,9,10] y) <float[{channels},3,3,3] w, float[6,{channels},1,1] u> {{
+        a = Conv <pads=[1,1,1,1]> (x, w) y = Conv (a, u) }}"""
+    )
+    result, made = rewritten(proto)
+    first, second = (node.attrs for node in made.values())
+    assert first["N"] == second["channels"] == filled
+    assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
+
+
 LEAVING = {
     "flatten": ("b = Flatten (a) y = Gemm <transB=1> (b, wt, c)", 1),
     "reshape": ("b = Reshape (a, flat) d = Relu (b) y = MatMul (d, w)", 1),

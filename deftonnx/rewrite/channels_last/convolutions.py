@@ -16,6 +16,8 @@ from deftonnx.rewrite.channels_last import patches
 from deftonnx.rewrite.channels_last.region import ALIGNMENT, Region
 from deftonnx.rewrite.functions import KEPT_CONV
 
+BLOCK = 32
+"""Channels at a tap that one copy brings well: narrower ones bind the copy engine (docs/kernels.md)."""
 SMALL_FILTER = 1024
 """Features of a filter for images of few channels: custom_ops/runtime/conv_few_channels.cpp."""
 
@@ -49,7 +51,7 @@ def convert(region: Region, node: gs.Node, format_name: str) -> gs.Node:
         extra, image = -y.shape[1] % ALIGNMENT, list(source.shape)[1:-1]
         conv = _wider(conv, 0, extra)
     elif _can_be_filled(node):
-        extra = -y.shape[1] % ALIGNMENT
+        extra = _filling(y.shape[1])
         source, missing = region.filled(x)
         if not missing and x.shape[1] % ALIGNMENT and int(np.prod(node.inputs[1].shape[1:])) > SMALL_FILTER:
             missing = -x.shape[1] % ALIGNMENT
@@ -62,6 +64,14 @@ def convert(region: Region, node: gs.Node, format_name: str) -> gs.Node:
     region.graph.nodes.append(made)
     node.outputs.clear()
     return made
+
+
+def _filling(outputs: int) -> int:
+    """How many output channels of zeros to add: up to whole loads, and on to whole blocks of the next convolution's
+    K loop where those are at most a third more."""
+    extra = -outputs % ALIGNMENT
+    block = -outputs % BLOCK
+    return block if extra and 3 * (block - extra) <= outputs + extra else extra
 
 
 def _can_be_filled(node: gs.Node) -> bool:

@@ -30,6 +30,10 @@ def pool(region: Region, node: gs.Node) -> None:
     window = window_of(node)
     if window is None or not _fits(region, node):
         return
+    if _is_idle(window):
+        region.same(node.inputs[0], node.outputs[0])
+        node.outputs.clear()
+        return
     kind = MAX
     if node.op == "AveragePool":
         kind = AVERAGE_PADDED if node.attrs.get("count_include_pad", 0) else AVERAGE
@@ -82,6 +86,11 @@ def scale(region: Region, node: gs.Node, attributes: dict[str, Any]) -> None:
     """The end of a normalisation that `written_out` knows."""
     if _fits(region, node):
         _replace(region, node, attributes)
+
+
+def _is_idle(window: dict[str, Any]) -> bool:
+    """True for windows of a pixel each, as exporters write adaptive pooling where it has nothing to do."""
+    return {*window["kernel_shape"], *window["strides"]} == {1} and not any(window["pads"])
 
 
 def _fits(region: Region, node: gs.Node) -> bool:

@@ -81,6 +81,15 @@ class Region:
         self._transpose(made, tensor, channels_first(len(tensor.shape) - 2))
         return result
 
+    def same(self, source: gs.Tensor, tensor: gs.Variable) -> None:
+        """`tensor` has the values of `source`, and needs no node to make it."""
+        made, extra = self.filled(source)
+        if extra:
+            self._filled[id(tensor)] = (made, extra)
+        tensor.inputs.clear()
+        self._made[id(tensor)] = self.last(source)
+        self._transpose(self._made[id(tensor)], tensor, channels_first(len(tensor.shape) - 2))
+
     def _like(self, tensor: gs.Tensor) -> gs.Variable:
         shape: list[Any] = [tensor.shape[axis] for axis in channels_last(len(tensor.shape) - 2)]
         return gs.Variable(unused_name(f"{tensor.name}/channels_last"), tensor.dtype or np.dtype(np.float32), shape)
