@@ -17,6 +17,7 @@ _SOURCE, _TARGET, _ARCHITECTURE = "gemm_hopper.cu", "90a", 90
 _PAIRS = {"none": 0, "rows": 1, "columns": 2}
 _ROW_BYTES = 128  # of a K step
 _UNIT_BYTES = 4096  # of a warp's part of the epilogue
+_MOST_SPLITS = {"64x128": 4, "64x64": 8}  # blocks that share out K, as the kernels say
 _BARRIER_BYTES = 8
 
 
@@ -65,7 +66,7 @@ class Hopper:
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory, as laid out in kernels/hopper_work.cuh."""
-        return shared_bytes_of(self.tile, self.stages, self.warpgroups)
+        return shared_bytes_of(self.tile, self.stages, self.warpgroups, _MOST_SPLITS.get(self._tile, 1))
 
     @property
     def blocks_per_multiprocessor(self) -> int:
@@ -73,10 +74,12 @@ class Hopper:
         return 228 * 1024 // (self.shared_bytes + 1024)
 
 
-def shared_bytes_of(tile: tuple[int, int], stages: int, warpgroups: int) -> int:
+def shared_bytes_of(tile: tuple[int, int], stages: int, warpgroups: int, most_splits: int = 1) -> int:
     """Dynamic shared memory of a block, as laid out in kernels/hopper_work.cuh."""
     stage = sum(tile) * _ROW_BYTES
-    return stages * stage + 4 * warpgroups * _UNIT_BYTES + (2 * stages + 3) * _BARRIER_BYTES
+    shares = 64 * tile[1] // most_splits * (most_splits - 1)
+    warp = max(_UNIT_BYTES, shares)
+    return stages * stage + 4 * warpgroups * warp + (2 * stages + 3) * _BARRIER_BYTES
 
 
 def kernels(architectures: list[int] | None = None, convolution: bool = False) -> list[Hopper]:

@@ -24,6 +24,7 @@
 // transposed tile and needs an end of its own.
 #include "hopper_loads.cuh"
 #include "hopper_residual.cuh"
+#include "hopper_splits.cuh"
 #include "hopper_windows.cuh"
 #include "hopper_work.cuh"
 #include "wgmma.cuh"
@@ -94,8 +95,14 @@ class Consumer {
       if (T::kPingPong) ptx::barrier_wait(turn<T>(memory_, warpgroup_), (round ^ warpgroup_ ^ 1) & 1);
       multiply(sums);
       if (T::kPingPong) ring_.skip(work_.steps);
-      if constexpr (T::kSplits) {
-        if (p_.splits > 1) return finish_splits(sums[0], row, column);
+      if constexpr (T::kMostSplits >= 2) {
+        if (p_.splits == 2) return finish_share<2>(sums[0], row + 16 * warp_, column);
+      }
+      if constexpr (T::kMostSplits >= 4) {
+        if (p_.splits == 4) return finish_share<4>(sums[0], row + 16 * warp_, column);
+      }
+      if constexpr (T::kMostSplits >= 8) {
+        if (p_.splits == 8) return finish_share<8>(sums[0], row + 16 * warp_, column);
       }
       if (adds) {
         finish_added(sums, row, column);
@@ -108,7 +115,7 @@ class Consumer {
   }
 
  private:
-  __device__ uint32_t own_unit() const { return memory_ + T::kUnits + warp_ * kUnitBytes; }
+  __device__ uint32_t own_unit() const { return own_memory<T>(memory_, warp_); }
   // This warp's first row of a block of 64 rows of the tile at `row`.
   __device__ int own_row(int row, int block) const {
     return row + (T::kPingPong ? 64 * block + 16 * (warp_ % 4) : 16 * warp_);
@@ -215,81 +222,37 @@ class Consumer {
     }
   }
 
-  // Where COUNT blocks share out K, a unit of the tile is made of items, each added up by one of the blocks:
-  // item i, counted through the tile, by block i % COUNT, as the (i / COUNT)th that it gets from each. The
-  // partial sums take the place of the stages: what the block has, a slice for each of the others, and then
-  // what it gets.
+  // A share is neighbouring columns.
   template <int COUNT>
-  struct Split {
-    static constexpr int kParts = 8 / COUNT;   // of 4 rows, in an item
-    static constexpr int kItems = 4 / kParts;  // in a unit
-    static constexpr int kItemBytes = kParts * 1024;
-    static constexpr int kAll = T::kRows / 16 * T::kPieces * kItems;
-    static constexpr int kSliceBytes = kAll / COUNT * kItemBytes;
-    static constexpr int kReceived = COUNT * kSliceBytes;
-    static_assert(2 * kReceived <= T::kUnits, "room for the partial sums");
-  };
-
-  template <int COUNT>
-  __device__ void send(const float (&sums)[T::kSums]) const {
-    using S = Split<COUNT>;
-    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    ptx::named_barrier_sync(1, 32 * T::kWarps);  // no warpgroup reads stages any more
-#pragma unroll
-    for (int piece = 0; piece < T::kPieces; ++piece) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = g + 8 * half, item = row / (4 * S::kParts);
-        const int i = (warp_ * T::kPieces + piece) * S::kItems + item;
-        const uint32_t to = memory_ + i % COUNT * S::kSliceBytes + (i / COUNT - item) * S::kItemBytes;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          const float* two = sums + 32 * piece + 4 * j + 2 * half;
-          ptx::store_shared(to + unit_offset(row, 8 * j + 2 * q), two[0], two[1]);
+  __device__ void finish_share(const float (&sums)[T::kSums], int row, int column) const {
+    constexpr int kColumns = T::kColumns / COUNT;
+    send_shares<COUNT>(work_, sums, memory_);
+    column += work_.split * kColumns;
+    float total[T::kSums / COUNT];
+    if constexpr (kColumns >= kLeastColumns) {
+      if (p_.by_box) {
+        const ReadColumns<kColumns> columns(p_.output, column);
+        add_shares<COUNT>(work_, sums, memory_, total);
+        switch (finish_of(p_.output.epilogue)) {
+          case Finish::kFloor: store_share<Finish::kFloor>(total, columns, row, column); break;
+          case Finish::kLine: store_share<Finish::kLine>(total, columns, row, column); break;
+          case Finish::kSigmoid: store_share<Finish::kSigmoid>(total, columns, row, column); break;
+          case Finish::kGelu: store_share<Finish::kGelu>(total, columns, row, column); break;
         }
+        return;
       }
     }
-    ptx::fence_async_proxy();
-    ptx::named_barrier_sync(1, 32 * T::kWarps);
-    ptx::cluster_sync();  // no block reads stages any more
-    if (threadIdx.x != 0) return;
-#pragma unroll
-    for (int other = 0; other < COUNT; ++other) {
-      const int rank = other * (work_.pair ? 2 : 1) + work_.member;
-      const uint32_t to = ptx::address_at(memory_ + S::kReceived + work_.split * S::kSliceBytes, rank);
-      const uint32_t barrier = ptx::address_at(partial_sums<T>(memory_), rank);
-      ptx::copy_to_block(to, memory_ + other * S::kSliceBytes, S::kSliceBytes, barrier);
-    }
+    const LaneColumns<kColumns> columns(p_.output, column);
+    add_shares<COUNT>(work_, sums, memory_, total);
+    finish_unit(p_.output, total, 0, own_unit(), row, column, columns);
   }
 
-  template <int COUNT>
-  __device__ void add_up(int row, int column) const {
-    using S = Split<COUNT>;
-    ptx::barrier_wait(partial_sums<T>(memory_), 0);
-    for (int j = warp_; j < S::kAll / COUNT; j += T::kWarps) {
-      const int i = j * COUNT + work_.split, unit = i / S::kItems, item = i % S::kItems;
-      const PartialSums<COUNT> sums{memory_ + S::kReceived + (j - item) * S::kItemBytes, S::kSliceBytes};
-      const int unit_row = row + unit / T::kPieces * 16,
-                unit_column = column + unit % T::kPieces * kUnitColumns;
-      if (p_.output.vectors) {
-        finish_vectors<S::kParts>(p_.output, sums, unit_row, unit_column, item * S::kParts);
-      } else {
-        finish_elements(p_.output, sums, unit_row, unit_column, item * S::kParts, S::kParts);
-      }
-    }
-  }
-
-  template <int COUNT>
-  __device__ void finish_split(const float (&sums)[T::kSums], int row, int column) const {
-    send<COUNT>(sums);
-    add_up<COUNT>(row, column);
-  }
-
-  // Adds up the sums of the blocks that share out K, in a fixed order.
-  __device__ void finish_splits(const float (&sums)[T::kSums], int row, int column) const {
-    if (p_.splits == 2) finish_split<2>(sums, row, column);
-    if (p_.splits == 4) finish_split<4>(sums, row, column);
-    if (p_.splits == 8) finish_split<8>(sums, row, column);
+  template <Finish FINISH, int COLUMNS>
+  __device__ void store_share(const float (&total)[COLUMNS / 2], const ReadColumns<COLUMNS>& columns, int row,
+                              int column) const {
+    __syncwarp();  // all lanes have read what came
+    store_rows<TypeCode<Element>::value, FINISH, COLUMNS>(p_.output, total, 0, columns, own_unit(), row,
+                                                          column);
   }
 
   const Problem& p_;
@@ -307,6 +270,11 @@ __device__ void gemm(const Problem& p, const LoadX& load_x) {
   const uint32_t memory = ptx::shared_address(shared);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   const Work<T> work(p);
+  if (work.index >= work.row_cells * work.column_cells) {  // here only to hold a place, see runtime
+    ptx::launch_dependents();
+    ptx::wait_dependencies();
+    return;
+  }
 
   if (warp == T::kWarps && ptx::elect_one()) {
     ptx::prefetch_map(p.x);
@@ -327,14 +295,14 @@ __device__ void gemm(const Problem& p, const LoadX& load_x) {
     if (warp == T::kWarps) load_x(work, memory);
     if (warp == T::kWarps + 1) load_w(p, work, memory);
     __syncwarp();
-    if (p.splits > 1) ptx::cluster_sync();
   } else {
     if (T::kMovesRegisters) ptx::take_registers<T::kRegisters>();
-    ptx::wait_dependencies();
     Consumer<Element, T> consumer(p, work, memory, warp);
+    touch(p.output);
+    ptx::wait_dependencies();
     consumer.run();
   }
-  if (work.cluster > 1) ptx::cluster_sync();  // others may still signal this block or read its sums
+  if (p.pair) ptx::cluster_sync();  // the other block may still signal this one
 }
 
 }  // namespace
@@ -346,12 +314,12 @@ __device__ void gemm(const Problem& p, const LoadX& load_x) {
     const auto load_x = [&](const auto& work, uint32_t memory) { hopper::load_x(p, work, memory); }; \
     hopper::gemm<Element, hopper::Tile<__VA_ARGS__>>(p, load_x);                                     \
   }
-#define KERNELS(type, Element)                                       \
-  KERNEL(hopper_##type##_128x256, Element, 1, 2, 256, 4)             \
-  KERNEL(hopper_##type##_128x192, Element, 1, 2, 192, 4)             \
-  KERNEL(hopper_##type##_128x128_turns, Element, 1, 2, 128, 6, true) \
-  KERNEL(hopper_##type##_64x128, Element, 1, 1, 128, 8)              \
-  KERNEL(hopper_##type##_64x64, Element, 2, 1, 64, 6)
+#define KERNELS(type, Element)                                          \
+  KERNEL(hopper_##type##_128x256, Element, 1, 2, 256, 4)                \
+  KERNEL(hopper_##type##_128x192, Element, 1, 2, 192, 4)                \
+  KERNEL(hopper_##type##_128x128_turns, Element, 1, 2, 128, 6, 1, true) \
+  KERNEL(hopper_##type##_64x128, Element, 1, 1, 128, 8, 4)              \
+  KERNEL(hopper_##type##_64x64, Element, 2, 1, 64, 6, 8)
 
 KERNELS(fp16, __half)
 KERNELS(bf16, __nv_bfloat16)
@@ -363,14 +331,14 @@ KERNELS(bf16, __nv_bfloat16)
     const auto load_x = [&](const auto& work, uint32_t memory) { hopper::load_x(p, w, work, memory); }; \
     hopper::gemm<Element, hopper::Tile<__VA_ARGS__>>(p, load_x);                                        \
   }
-#define CONV_KERNELS(type, Element)                                     \
-  CONV_KERNEL(conv_##type##_128x256, Element, 1, 2, 256, 4)             \
-  CONV_KERNEL(conv_##type##_128x192, Element, 1, 2, 192, 4)             \
-  CONV_KERNEL(conv_##type##_192x128, Element, 1, 3, 128, 4)             \
-  CONV_KERNEL(conv_##type##_128x128_turns, Element, 1, 2, 128, 6, true) \
-  CONV_KERNEL(conv_##type##_128x64_turns, Element, 1, 2, 64, 8, true)   \
-  CONV_KERNEL(conv_##type##_64x128, Element, 1, 1, 128, 8)              \
-  CONV_KERNEL(conv_##type##_64x64, Element, 2, 1, 64, 6)
+#define CONV_KERNELS(type, Element)                                        \
+  CONV_KERNEL(conv_##type##_128x256, Element, 1, 2, 256, 4)                \
+  CONV_KERNEL(conv_##type##_128x192, Element, 1, 2, 192, 4)                \
+  CONV_KERNEL(conv_##type##_192x128, Element, 1, 3, 128, 4)                \
+  CONV_KERNEL(conv_##type##_128x128_turns, Element, 1, 2, 128, 6, 1, true) \
+  CONV_KERNEL(conv_##type##_128x64_turns, Element, 1, 2, 64, 8, 1, true)   \
+  CONV_KERNEL(conv_##type##_64x128, Element, 1, 1, 128, 8, 4)              \
+  CONV_KERNEL(conv_##type##_64x64, Element, 2, 1, 64, 6, 8)
 
 CONV_KERNELS(fp16, __half)
 CONV_KERNELS(bf16, __nv_bfloat16)

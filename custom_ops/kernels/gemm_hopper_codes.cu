@@ -36,18 +36,18 @@ constexpr int kProducts = 4;            // of a K step
 template <int WARPGROUPS, int ROWS, int STAGES, int GROUP>
 struct CodesTile {
   static constexpr int kRows = ROWS, kColumns = 64 * WARPGROUPS, kStages = STAGES, kGroup = GROUP;
-  static constexpr int kGroups = kProducts / GROUP;                         // of a K step
-  static constexpr int kWarps = 4 * WARPGROUPS;                             // that multiply
-  static constexpr int kReleases = kWarps;                                  // warps that read a stage
-  static constexpr int kSums = ROWS / 2;                                    // of a thread
-  [[maybe_unused]] static constexpr int kPieces = kColumns / kUnitColumns;  // epilogue units side by side
-  static constexpr bool kSplits = ROWS <= 128;
+  static constexpr int kGroups = kProducts / GROUP;                       // of a K step
+  static constexpr int kWarps = 4 * WARPGROUPS;                           // that multiply
+  static constexpr int kReleases = kWarps;                                // warps that read a stage
+  static constexpr int kSums = ROWS / 2;                                  // of a thread
+  static constexpr int kMostSplits = ROWS > 128 ? 1 : ROWS > 64 ? 2 : 4;  // see hopper_splits.cuh
+  static constexpr int kWarpBytes = kUnitBytes;
   static constexpr bool kMovesRegisters = WARPGROUPS == 2;
   static constexpr int kThreads = 32 * (kWarps + (kMovesRegisters ? 4 : 2));
   static constexpr int kXBytes = ROWS * kRowBytes, kWBytes = kColumns * kCodesRowBytes;
   static constexpr int kStageBytes = kXBytes + kWBytes;
   static constexpr int kUnits = STAGES * kStageBytes;
-  static constexpr int kBarriers = kUnits + kWarps * kUnitBytes;
+  static constexpr int kBarriers = kUnits + kWarps * kWarpBytes;
   static_assert(kBarriers + 8 * (2 * STAGES + 3) <= 227 * 1024, "shared memory of a block");
 };
 
@@ -127,8 +127,11 @@ class Consumer {
       prefetch_columns<T::kColumns>(p_.output, column);
       float sums[T::kSums];
       multiply(sums);
-      if constexpr (T::kSplits) {
-        if (p_.splits > 1) return finish_splits(sums, row, column);
+      if constexpr (T::kMostSplits >= 2) {
+        if (p_.splits == 2) return finish_share<2>(sums, row, column);
+      }
+      if constexpr (T::kMostSplits >= 4) {
+        if (p_.splits == 4) return finish_share<4>(sums, row, column);
       }
       finish(sums, row, column + 64 * warpgroup_);
     }
@@ -238,24 +241,16 @@ class Consumer {
                                                              own_chunks(), buffer_, warpgroup_, row, column);
   }
 
-  __device__ uint32_t own_chunks() const { return memory_ + T::kUnits + warpgroup_ * 4 * kUnitBytes; }
+  __device__ uint32_t own_chunks() const { return own_memory<T>(memory_, 4 * warpgroup_); }
 
+  // A share is neighbouring rows of X.
   template <int COUNT>
-  __device__ void finish_split(float (&sums)[T::kSums], int row, int column) const {
-    multiply_all(sums, codes_.sum_factor);
-    ptx::named_barrier_sync(1, 32 * T::kWarps);  // no warpgroup reads stages any more
-#pragma unroll
-    for (int chunk = 0; chunk < T::kSums / kChunkSums; ++chunk) {
-      put_chunk(sums, chunk, [&](int unit, int r, int c) {
-        return Split<T, COUNT>::place(memory_, (4 * chunk + unit) * T::kPieces + warpgroup_, r, c);
-      });
-    }
-    exchange_and_finish<COUNT>(p_, work_, memory_, row, column);
-  }
-
-  __device__ void finish_splits(float (&sums)[T::kSums], int row, int column) const {
-    if (p_.splits == 2) finish_split<2>(sums, row, column);
-    if (p_.splits == 4) finish_split<4>(sums, row, column);
+  __device__ void finish_share(const float (&sums)[T::kSums], int row, int column) const {
+    send_shares<COUNT>(work_, sums, memory_);
+    float total[T::kSums / COUNT];
+    add_shares<COUNT>(work_, sums, memory_, total);
+    finish_columns(p_.output, total, codes_.sum_factor, own_chunks(), warpgroup_,
+                   row + work_.split * (T::kRows / COUNT), column + 64 * warpgroup_);
   }
 
   const CodesProblem& codes_;
@@ -316,14 +311,13 @@ __device__ void gemm(const CodesProblem& codes) {
   if (warp >= T::kWarps) {
     if (T::kMovesRegisters) ptx::give_up_registers<40>();
     load_operands(p, work, memory, warp - T::kWarps);
-    if (p.splits > 1) ptx::cluster_sync();
   } else {
     if (T::kMovesRegisters) ptx::take_registers<232>();
     ptx::wait_dependencies();
     Consumer<Element, Codes, T> consumer(codes, work, memory, warp);
     consumer.run();
   }
-  if (work.cluster > 1) ptx::cluster_sync();  // others may still signal this block or read its sums
+  if (p.pair) ptx::cluster_sync();  // the other block may still signal this one
 }
 
 }  // namespace

@@ -1,9 +1,9 @@
 // The end of a tile whose sums are in wgmma's registers: scale, bias, residual, activation, store. Works a
 // warp at a time, on units of 16 rows (the warp's) by 64 columns, without any barrier among warps.
 //
-// store_boxes is the fast way: no residual, Y of the operands' type, through shared memory and the copy
-// engine. finish_units does everything else, through float32 units in shared memory, from which rows are read
-// 8 features at a time; the same units hold partial sums where the blocks of a cluster share out K.
+// store_boxes and store_rows are the fast ways: no residual, Y of the operands' type, through shared memory
+// in 16 bits. finish_units does everything else, through float32 units in shared memory, from which rows are
+// read 8 features at a time.
 #pragma once
 
 #include "epilogue.cuh"
@@ -24,72 +24,32 @@ struct Output {
 constexpr int kUnitColumns = 64;
 constexpr int kUnitBytes = 16 * kUnitColumns * 4;
 
-// Byte offset of an even column of a row of a unit. Pieces of 32 bytes and their halves are exchanged so that
+// Byte offset of an even column of a row of a unit, COLUMNS wide. Chunks of 16 bytes are exchanged so that
 // neither the rows of a fragment nor the lanes of a row meet in a bank.
+template <int COLUMNS>
 __device__ inline uint32_t unit_offset(int row, int column) {
-  const int piece = column >> 3 ^ (row & 7);
-  const int half = (column >> 2 ^ piece >> 2) & 1;
-  return row * 256 + piece * 32 + half * 16 + (column & 3) * 4;
+  int chunk = (column >> 2) ^ (row & (COLUMNS / 4 - 1) & 7);
+  chunk ^= chunk >> 3 & 1;
+  return (row * COLUMNS + chunk * 4 + (column & 3)) * 4;
 }
 
-// Writes columns 64 unit ... of this warp's sums.
-template <int COUNT>
-__device__ inline void store_unit(uint32_t shared, const float (&d)[COUNT], int unit) {
+// Writes this warp's sums of COLUMNS columns, from d[first] on, as a unit.
+template <int COLUMNS, int COUNT>
+__device__ inline void store_unit(uint32_t shared, const float (&d)[COUNT], int first) {
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
 #pragma unroll
-  for (int u = 0; u < COUNT / 32; ++u) {  // registers have no run-time index
-    if (u != unit) continue;
+  for (int start = 0; start < COUNT; start += COLUMNS / 2) {  // registers have no run-time index
+    if (start != first) continue;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float* four = d + 32 * u + 4 * j;
-      const uint32_t offset = unit_offset(g, 8 * j + 2 * q);
-      ptx::store_shared(shared + offset, four[0], four[1]);
-      ptx::store_shared(shared + offset + 8 * 256, four[2], four[3]);
+    for (int j = 0; j < COLUMNS / 8; ++j) {
+      const float* four = d + start + 4 * j;
+      ptx::store_shared(shared + unit_offset<COLUMNS>(g, 8 * j + 2 * q), four[0], four[1]);
+      ptx::store_shared(shared + unit_offset<COLUMNS>(g + 8, 8 * j + 2 * q), four[2], four[3]);
     }
   }
 }
 
-// Rows 4 first ... of a unit that this lane ends: PARTS rows 4 apart, 8 columns each.
-struct Rows {
-  int first;
-  __device__ uint32_t offset(int part, int half) const {
-    const int lane = threadIdx.x % 32;
-    return unit_offset(4 * (first + part) + lane / 8, 8 * (lane % 8) + 4 * half);
-  }
-};
-
 __device__ inline void put(float* to, const float4& v) { to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w; }
-
-// Sums from one unit of this block.
-struct OwnSums {
-  uint32_t unit;
-  __device__ float4 four(uint32_t offset) const { return ptx::load_shared(unit + offset); }
-  template <int PARTS>
-  __device__ void read(float (&v)[8 * PARTS], const Rows& rows) const {
-#pragma unroll
-    for (int i = 0; i < 2 * PARTS; ++i) put(v + 4 * i, four(rows.offset(i / 2, i % 2)));
-  }
-};
-
-// The sum over COUNT copies of a unit, `stride` bytes apart, in their order.
-template <int COUNT>
-struct PartialSums {
-  uint32_t unit, stride;
-  __device__ float4 four(uint32_t offset) const {
-    float4 sum = ptx::load_shared(unit + offset);
-#pragma unroll
-    for (int i = 1; i < COUNT; ++i) {
-      const float4 more = ptx::load_shared(unit + i * stride + offset);
-      sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
-    }
-    return sum;
-  }
-  template <int PARTS>
-  __device__ void read(float (&v)[8 * PARTS], const Rows& rows) const {
-#pragma unroll
-    for (int i = 0; i < 2 * PARTS; ++i) put(v + 4 * i, four(rows.offset(i / 2, i % 2)));
-  }
-};
 
 template <int COUNT>
 __device__ inline void activate_all(const Epilogue& e, float (&z)[COUNT]) {
@@ -152,52 +112,73 @@ __device__ inline void store_vector(void* base, size_t at, int type, const float
   }
 }
 
-// Ends rows row + 4 part + lane / 8, columns column + 8 (lane % 8) ..., of the unit that starts at
-// (unit_row, column), for PARTS parts from `first`. Needs output.vectors.
-template <int PARTS, class Sums>
-__device__ inline void finish_vectors(const Output& o, const Sums& sums, int unit_row, int column,
-                                      int first) {
-  const int lane = threadIdx.x % 32, within = 8 * (lane % 8);
-  const int mine = column + within;
-  if (mine >= o.N) return;
-  const auto* scales = reinterpret_cast<const float4*>(o.scale + mine);
-  const auto* biases = reinterpret_cast<const float4*>(o.bias + mine);
-  const float4 s[2] = {scales[0], scales[1]}, b[2] = {biases[0], biases[1]};
+// Scale and bias of the 8 columns that a lane ends, of a unit of COLUMNS columns that starts at `column`.
+template <int COLUMNS>
+struct LaneColumns {
+  int first;  // of the lane's columns
+  float4 scale[2] = {}, bias[2] = {};
+
+  __device__ LaneColumns(const Output& o, int column) : first(column + 8 * (threadIdx.x % (COLUMNS / 8))) {
+    if (!o.vectors || first >= o.N) return;
+    const auto* scales = reinterpret_cast<const float4*>(o.scale + first);
+    const auto* biases = reinterpret_cast<const float4*>(o.bias + first);
+    scale[0] = scales[0], scale[1] = scales[1];
+    bias[0] = biases[0], bias[1] = biases[1];
+  }
+};
+
+// Rows of a unit of COLUMNS columns that a warp ends at a time: a part.
+template <int COLUMNS>
+constexpr int kPartRows = COLUMNS < 16 ? 16 : 256 / COLUMNS;
+
+// Ends PARTS parts of a unit from its row `first` on, 8 columns of a row a lane: the unit's sums lie in
+// `shared`, and its rows begin at unit_row of Y. Needs output.vectors.
+template <int PARTS, int COLUMNS>
+__device__ inline void finish_vectors(const Output& o, uint32_t shared, int unit_row, int first,
+                                      const LaneColumns<COLUMNS>& columns) {
+  constexpr int kLanes = COLUMNS / 8;  // of a row
+  const int lane = threadIdx.x % 32, within = 8 * (lane % kLanes);
+  if (columns.first >= o.N || lane / kLanes >= kPartRows<COLUMNS>) return;
+  first += lane / kLanes;
+  const float4 *s = columns.scale, *b = columns.bias;
   float z[8 * PARTS];
-  sums.template read<PARTS>(z, Rows{first});
 #pragma unroll
   for (int part = 0; part < PARTS; ++part) {
+    const int row = first + kPartRows<COLUMNS> * part;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float* v = z + 8 * part + 4 * half;
+      put(v, ptx::load_shared(shared + unit_offset<COLUMNS>(row, within + 4 * half)));
       v[0] = fmaf(v[0], s[half].x, b[half].x);
       v[1] = fmaf(v[1], s[half].y, b[half].y);
       v[2] = fmaf(v[2], s[half].z, b[half].z);
       v[3] = fmaf(v[3], s[half].w, b[half].w);
     }
-    const int row = unit_row + 4 * (first + part) + lane / 8;
-    if (o.residual != nullptr && row < o.M) {
-      add_vector(z + 8 * part, o.residual, static_cast<size_t>(row) * o.N + mine, o.epilogue.y_type);
+    if (o.residual != nullptr && unit_row + row < o.M) {
+      const size_t at = static_cast<size_t>(unit_row + row) * o.N + columns.first;
+      add_vector(z + 8 * part, o.residual, at, o.epilogue.y_type);
     }
   }
   activate_all(o.epilogue, z);
 #pragma unroll
   for (int part = 0; part < PARTS; ++part) {
-    const int row = unit_row + 4 * (first + part) + lane / 8;
+    const int row = unit_row + first + kPartRows<COLUMNS> * part;
     if (row >= o.M) continue;
-    store_vector(o.y, static_cast<size_t>(row) * o.N + mine, o.epilogue.y_type, z + 8 * part);
+    const size_t at = static_cast<size_t>(row) * o.N + columns.first;
+    store_vector(o.y, at, o.epilogue.y_type, z + 8 * part);
   }
 }
 
-// The same for any N and alignment, an element at a time.
-template <class Sums>
-__device__ inline void finish_elements(const Output& o, const Sums& sums, int unit_row, int column, int first,
-                                       int parts) {
+// The same for any N and alignment, an element at a time: ROWS rows of a unit.
+template <int ROWS, int COLUMNS>
+__device__ inline void finish_elements(const Output& o, uint32_t shared, int unit_row, int first,
+                                       int column) {
+  constexpr int kFours = COLUMNS / 4;
   const int lane = threadIdx.x % 32;
 #pragma unroll 1
-  for (int i = lane; i < parts * 4 * 16; i += 32) {  // four columns at a time
-    const int row = 4 * first + i / 16, within = 4 * (i % 16);
-    const float4 v = sums.four(unit_offset(row, within));
+  for (int i = lane; i < ROWS * kFours; i += 32) {  // four columns at a time
+    const int row = first + i / kFours, within = 4 * (i % kFours);
+    const float4 v = ptx::load_shared(shared + unit_offset<COLUMNS>(row, within));
     const float values[] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -211,22 +192,29 @@ __device__ inline void finish_elements(const Output& o, const Sums& sums, int un
   }
 }
 
-// Ends this warp's 16 rows of a tile, at (row, column), whatever the epilogue. `shared`: one unit of the
-// warp's own.
+// Ends 16 rows by COLUMNS columns of this warp's sums, from d[first] on, at (row, column), whatever the
+// epilogue. `shared`: room for a unit of as many columns, the warp's own.
+template <int COLUMNS, int COUNT>
+__device__ inline void finish_unit(const Output& o, const float (&d)[COUNT], int first, uint32_t shared,
+                                   int row, int column, const LaneColumns<COLUMNS>& columns) {
+  if (column >= o.N) return;
+  __syncwarp();
+  store_unit<COLUMNS>(shared, d, first);
+  __syncwarp();
+  if (o.vectors) {
+    finish_vectors<16 / kPartRows<COLUMNS>>(o, shared, row, 0, columns);
+  } else {
+    finish_elements<16, COLUMNS>(o, shared, row, 0, column);
+  }
+}
+
+// The same for all columns of a tile. `shared`: a unit of the warp's own.
 template <int COUNT>
 __device__ inline void finish_units(const Output& o, const float (&d)[COUNT], uint32_t shared, int row,
                                     int column) {
 #pragma unroll 1
-  for (int unit = 0; unit < COUNT / 32; ++unit, column += kUnitColumns) {
-    if (column >= o.N) return;
-    __syncwarp();
-    store_unit(shared, d, unit);
-    __syncwarp();
-    if (o.vectors) {
-      finish_vectors<4>(o, OwnSums{shared}, row, column, 0);
-    } else {
-      finish_elements(o, OwnSums{shared}, row, column, 0, 4);
-    }
+  for (int first = 0; first < COUNT; first += kUnitColumns / 2, column += kUnitColumns) {
+    finish_unit(o, d, first, shared, row, column, LaneColumns<kUnitColumns>(o, column));
   }
 }
 
@@ -276,13 +264,73 @@ __device__ inline float finish_one(const Epilogue& e, float z) {
   return activate({1, e.gated, e.slope, e.offset, e.low, e.high, 0}, z);
 }
 
-// Activation of scale d + bias (no residual) in type TYPE (see Epilogue) to Y's map, whose boxes are (16,
-// 64). `shared`: one unit of the warp's own, made of two buffers of 16-bit values in rows of 128 bytes,
-// swizzled.
+// Scale and bias of two neighbouring columns.
+struct ColumnPair {
+  float2 scale, bias;
+};
+
+// Of the columns that a lane has sums of (see wgmma.cuh), from `column` on, pair j: read when it is asked
+// for.
+struct FragmentColumns {
+  const Output& o;
+  int column;
+
+  __device__ ColumnPair at(int j) const {
+    const int mine = min(column + 8 * j + 2 * (threadIdx.x % 4), o.N - 2);  // beyond the end: not stored
+    return {*reinterpret_cast<const float2*>(o.scale + mine),
+            *reinterpret_cast<const float2*>(o.bias + mine)};
+  }
+};
+
+// The same, all COLUMNS / 8 pairs read at once, ahead of their use.
+template <int COLUMNS>
+struct ReadColumns {
+  ColumnPair pairs[COLUMNS / 8];
+
+  __device__ ReadColumns(const Output& o, int column) {
+#pragma unroll
+    for (int j = 0; j < COLUMNS / 8; ++j) pairs[j] = FragmentColumns{o, column}.at(j);
+  }
+  __device__ const ColumnPair& at(int j) const { return pairs[j]; }
+};
+
+// Byte offset of 8 columns of a row in a buffer of 16 rows and COLUMNS columns in 16 bits: for 64, the copy
+// engine's swizzle.
+template <int COLUMNS>
+__device__ inline uint32_t piece_offset(int row, int piece) {
+  return row * 2 * COLUMNS + (piece ^ (row & (COLUMNS / 8 - 1) & 7)) * 16;
+}
+
+// Activation of scale d + bias (no residual), d from d[first] on, in type TYPE (see Epilogue) to a buffer.
+template <int TYPE, Finish FINISH, int COLUMNS, int COUNT, class Columns>
+__device__ inline void finish_fragments(const Output& o, const float (&d)[COUNT], int first,
+                                        const Columns& columns, uint32_t buffer) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int j = 0; j < COLUMNS / 8; j += 2) {
+    uint32_t pairs[4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const auto [s, b] = columns.at(j + i);
+      const float* four = d + first + 4 * (j + i);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float x = finish_one<FINISH>(o.epilogue, fmaf(four[2 * half], s.x, b.x));
+        const float y = finish_one<FINISH>(o.epilogue, fmaf(four[2 * half + 1], s.y, b.y));
+        pairs[2 * i + half] = pack_pair(x, y, TYPE);
+      }
+    }
+    // lane 8 i + r addresses row r of matrix i: columns 8 (j + i / 2) ..., rows 8 (i % 2) ...
+    const uint32_t to = buffer + piece_offset<COLUMNS>(lane % 16, j + lane / 16);
+    ptx::store_matrices(to, pairs[0], pairs[1], pairs[2], pairs[3]);
+  }
+}
+
+// Ends this warp's 16 rows of a tile in registers, to Y's map, whose boxes are (16, 64). `shared`: one unit
+// of the warp's own, made of two buffers.
 template <int TYPE, Finish FINISH, int COUNT>
 __device__ inline void store_boxes(const Output& o, const ptx::TensorMap& map, const float (&d)[COUNT],
                                    uint32_t shared, int row, int column) {
-  const int lane = threadIdx.x % 32, q = lane % 4;
 #pragma unroll
   for (int unit = 0; unit < COUNT / 32; ++unit) {
     const int first = column + unit * kUnitColumns;
@@ -294,33 +342,43 @@ __device__ inline void store_boxes(const Output& o, const ptx::TensorMap& map, c
       ptx::wait_stores_read<1>();
     }
     __syncwarp();
-#pragma unroll
-    for (int j = 0; j < 8; j += 2) {
-      uint32_t pairs[4];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int mine = min(first + 8 * (j + i) + 2 * q, o.N - 2);  // beyond the end: not stored
-        const float2 s = *reinterpret_cast<const float2*>(o.scale + mine);
-        const float2 b = *reinterpret_cast<const float2*>(o.bias + mine);
-        const float* four = d + 32 * unit + 4 * (j + i);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float x = finish_one<FINISH>(o.epilogue, fmaf(four[2 * half], s.x, b.x));
-          const float y = finish_one<FINISH>(o.epilogue, fmaf(four[2 * half + 1], s.y, b.y));
-          pairs[2 * i + half] = pack_pair(x, y, TYPE);
-        }
-      }
-      // lane 8 i + r addresses row r of matrix i: columns 8 (j + i / 2) ..., rows 8 (i % 2) ...
-      const int line = lane % 16, piece = (j + lane / 16) ^ (lane & 7);
-      ptx::store_matrices(buffer + line * 128 + piece * 16, pairs[0], pairs[1], pairs[2], pairs[3]);
-    }
+    finish_fragments<TYPE, FINISH, kUnitColumns>(o, d, 32 * unit, FragmentColumns{o, first}, buffer);
     ptx::fence_async_proxy();
     __syncwarp();
-    if (lane == 0) {
+    if (threadIdx.x % 32 == 0) {
       ptx::store_box(map, buffer, row, first);
       ptx::commit_stores();
     }
   }
+}
+
+constexpr int kLeastColumns = 16;  // that store_rows ends
+
+// Ends COLUMNS columns, d from d[first] on, stored by the warp itself: sooner done than by the copy engine,
+// which has loads to do as well. `buffer`: 16 rows in 16 bits, the warp's own.
+template <int TYPE, Finish FINISH, int COLUMNS, int COUNT, class Columns>
+__device__ inline void store_rows(const Output& o, const float (&d)[COUNT], int first, const Columns& columns,
+                                  uint32_t buffer, int row, int column) {
+  finish_fragments<TYPE, FINISH, COLUMNS>(o, d, first, columns, buffer);
+  __syncwarp();
+#pragma unroll
+  for (int i = threadIdx.x % 32; i < 2 * COLUMNS; i += 32) {
+    const int within = i / (COLUMNS / 8), piece = i % (COLUMNS / 8);
+    const uint4 eight = ptx::load_shared_16(buffer + piece_offset<COLUMNS>(within, piece));
+    const int to_row = row + within, to_column = column + 8 * piece;
+    if (to_row >= o.M || to_column >= o.N) continue;
+    auto* y = static_cast<uint16_t*>(o.y) + static_cast<size_t>(to_row) * o.N + to_column;
+    *reinterpret_cast<uint4*>(y) = eight;
+  }
+}
+
+// Reads what ends a tile. The kernel's argument is constant memory that no cache holds yet: to read it while
+// waiting for the kernel before this one is to have it when it is needed.
+__device__ inline void touch(const Output& o) {
+  asm volatile("" ::"l"(o.scale), "l"(o.bias), "l"(o.residual), "l"(o.y), "r"(o.M), "r"(o.N), "r"(o.vectors));
+  const Epilogue& e = o.epilogue;
+  asm volatile("" ::"r"(e.curve), "r"(e.gated), "f"(e.slope), "f"(e.offset), "f"(e.low), "f"(e.high),
+               "r"(e.y_type));
 }
 
 // Brings the scale and bias of COLUMNS features to the multiprocessor ahead of their use. A warp.

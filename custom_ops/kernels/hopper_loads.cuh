@@ -91,9 +91,9 @@ __device__ void load_kept(const Problem& p, const Work<T>& work, uint32_t memory
 
 template <class T>
 __device__ void load_x(const Problem& p, const Work<T>& work, uint32_t memory) {
+  const bool shared = work.pair == kPairColumns, kept = p.kept != nullptr;
   ptx::wait_dependencies();
-  const bool shared = work.pair == kPairColumns;
-  if (p.kept != nullptr) {
+  if (kept) {
     if (shared) {
       load_kept<T, true>(p, work, memory);
     } else {

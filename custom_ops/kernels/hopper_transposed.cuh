@@ -23,19 +23,20 @@ __device__ inline void multiply_all(float (&d)[COUNT], float factor) {
   for (int i = 0; i < COUNT; ++i) d[i] *= factor;
 }
 
-// Puts a thread's sums of a chunk at place(unit of 16 rows in the chunk, row and column in the unit).
-template <int COUNT, class Place>
-__device__ inline void put_chunk(const float (&d)[COUNT], int chunk, Place place) {
+// Puts a thread's sums of a chunk of ROWS rows into units.
+template <int ROWS, int COUNT>
+__device__ inline void put_chunk(const float (&d)[COUNT], int chunk, uint32_t shared) {
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, feature = threadIdx.x / 32 % 4 * 16 + g;
 #pragma unroll
-  for (int c = 0; c < COUNT / kChunkSums; ++c) {  // registers have no run-time index
-    if (c != chunk) continue;
+  for (int c = 0; c < COUNT; c += ROWS / 2) {  // registers have no run-time index
+    if (c != chunk * (ROWS / 2)) continue;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
+    for (int j = 0; j < ROWS / 8; ++j) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        ptx::store_shared(place(j / 2, j % 2 * 8 + 2 * q + i % 2, feature + i / 2 * 8),
-                          d[c * kChunkSums + 4 * j + i]);
+        const int row = j % 2 * 8 + 2 * q + i % 2;
+        ptx::store_shared(shared + j / 2 * kUnitBytes + unit_offset<kUnitColumns>(row, feature + i / 2 * 8),
+                          d[c + 4 * j + i]);
       }
     }
   }
@@ -45,21 +46,25 @@ __device__ inline void put_chunk(const float (&d)[COUNT], int chunk, Place place
 template <int COUNT>
 __device__ inline void finish_columns(const Output& o, float (&d)[COUNT], float factor, uint32_t shared,
                                       int warpgroup, int row, int column) {
+  constexpr int kRows = COUNT < kChunkSums ? 2 * COUNT : kChunkRows;  // of a chunk, shared out among warps
+  constexpr int kPart = kPartRows<kUnitColumns>;
   const int warp = threadIdx.x / 32 % 4;
   multiply_all(d, factor);
 #pragma unroll 1
-  for (int chunk = 0; chunk < COUNT / kChunkSums; ++chunk, row += kChunkRows) {
+  for (int chunk = 0; chunk < 2 * COUNT / kRows; ++chunk, row += kRows) {
     if (row >= o.M || column >= o.N) return;
     warpgroup_sync(warpgroup);
-    put_chunk(d, chunk,
-              [&](int unit, int r, int c) { return shared + unit * kUnitBytes + unit_offset(r, c); });
+    put_chunk<kRows>(d, chunk, shared);
     warpgroup_sync(warpgroup);
-    const OwnSums sums{shared + warp * kUnitBytes};
-    if (o.vectors) {
 #pragma unroll 1
-      for (int part = 0; part < 4; ++part) finish_vectors<1>(o, sums, row + 16 * warp, column, part);
-    } else {
-      finish_elements(o, sums, row + 16 * warp, column, 0, 4);
+    for (int from = warp * (kRows / 4); from < (warp + 1) * (kRows / 4); from += kPart) {
+      const int unit = from / 16, first = from % 16;
+      if (o.vectors) {
+        const LaneColumns<kUnitColumns> columns(o, column);
+        finish_vectors<1>(o, shared + unit * kUnitBytes, row + 16 * unit, first, columns);
+      } else {
+        finish_elements<kPart, kUnitColumns>(o, shared + unit * kUnitBytes, row + 16 * unit, first, column);
+      }
     }
   }
 }

@@ -1,8 +1,8 @@
 // The work of a block of gemm_hopper.cu: the problem, the shape of its tile, which tiles it makes, and the
 // ring of stages between the warps that load and those that multiply.
 //
-// Shared memory of a block: stages [kStages]: X rows, W rows | a unit a multiplying warp, for the epilogue |
-// barriers
+// Shared memory of a block: stages [kStages]: X rows, W rows | each multiplying warp's own, for the epilogue
+// | barriers
 #pragma once
 
 #include "hopper_epilogue.cuh"
@@ -28,11 +28,12 @@ struct Problem {
   int pair;         // 0, kPairRows, kPairColumns
   int splits;       // blocks that share out K: 1, 2, 4, 8
   int group;        // row tiles (or pairs of them) that are walked together
-  int by_box;       // the epilogue is store_boxes's
+  int by_box;       // the end is in registers: store_boxes's or store_rows's
 };
 
-// WARPGROUPS multiply: 64 rows of each tile each, or, if PING_PONG, 128 rows of every other tile.
-template <int WARPGROUPS, int COLUMNS, int STAGES, bool PING_PONG = false>
+// WARPGROUPS multiply: 64 rows of each tile each, or, if PING_PONG, 128 rows of every other tile. At most
+// MOST_SPLITS blocks share out K.
+template <int WARPGROUPS, int COLUMNS, int STAGES, int MOST_SPLITS = 1, bool PING_PONG = false>
 struct Tile {
   static constexpr int kColumns = COLUMNS, kStages = STAGES;
   static constexpr bool kPingPong = PING_PONG;
@@ -42,7 +43,10 @@ struct Tile {
   static constexpr int kReleases = PING_PONG ? 4 : kWarps;  // warps that read a stage
   static constexpr int kSums = COLUMNS / 2;                 // of a thread, for each 64 rows
   static constexpr int kPieces = COLUMNS / kUnitColumns;    // epilogue units side by side
-  static constexpr bool kSplits = WARPGROUPS == 1 && COLUMNS <= 128;  // K can be shared out
+  static constexpr int kMostSplits = MOST_SPLITS;
+  // A warp's own memory: a unit, or the sums that it gets of the others' (see hopper_splits.cuh).
+  static constexpr int kSharesBytes = 16 * COLUMNS * 4 / MOST_SPLITS * (MOST_SPLITS - 1);
+  static constexpr int kWarpBytes = kSharesBytes > kUnitBytes ? kSharesBytes : kUnitBytes;
   // Two warpgroups of 128 sums a thread need registers that only a whole warpgroup can give up for them.
   static constexpr bool kMovesRegisters = WARPGROUPS > 1;
   static constexpr int kLoaderRegisters = WARPGROUPS == 2 ? 40 : 32;
@@ -51,7 +55,7 @@ struct Tile {
   static constexpr int kXBytes = kRows * kRowBytes, kWBytes = COLUMNS * kRowBytes;
   static constexpr int kStageBytes = kXBytes + kWBytes;
   static constexpr int kUnits = STAGES * kStageBytes;
-  static constexpr int kBarriers = kUnits + kWarps * kUnitBytes;
+  static constexpr int kBarriers = kUnits + kWarps * kWarpBytes;
   static_assert(kBarriers + 8 * (2 * STAGES + 3) <= 227 * 1024, "shared memory of a block");
 };
 
@@ -98,6 +102,12 @@ struct Work {
     *column = c * T::kColumns;
   }
 };
+
+// A multiplying warp's own memory, for the epilogue.
+template <class T>
+__device__ inline uint32_t own_memory(uint32_t memory, int warp) {
+  return memory + T::kUnits + warp * T::kWarpBytes;
+}
 
 // A place in the ring of stages.
 template <int STAGES>
@@ -146,7 +156,10 @@ __device__ inline void init_barriers(const Problem& p, uint32_t memory) {
   ptx::barrier_init(turn<T>(memory, 1), 4);
   ptx::barrier_init(partial_sums<T>(memory), 1);
   ptx::fence_barrier_init();
-  if (p.splits > 1) ptx::barrier_arrive_expect(partial_sums<T>(memory), T::kRows * T::kColumns * 4);
+  if (p.splits > 1) {
+    const int all = T::kRows * T::kColumns * 4;
+    ptx::barrier_arrive_expect(partial_sums<T>(memory), all / p.splits * (p.splits - 1));
+  }
 }
 
 }  // namespace hopper

@@ -126,12 +126,11 @@ __device__ inline float load_float_at(uint32_t address) {
   return v;
 }
 
-// Copies shared memory of this block to `to` in another, asynchronously; completes on `barrier` there.
-__device__ inline void copy_to_block(uint32_t to, uint32_t from, uint32_t bytes, uint32_t barrier) {
+// 16 bytes to `to` in another block of the cluster, asynchronously; completes on `barrier` there.
+__device__ inline void store_at(uint32_t to, const float* v, uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          to),
-      "r"(from), "r"(bytes), "r"(barrier)
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+      "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(barrier)
       : "memory");
 }
 
@@ -283,6 +282,15 @@ __device__ inline float4 load_shared(uint32_t shared) {
   float4 v;
   asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
                : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(shared)
+               : "memory");
+  return v;
+}
+
+__device__ inline uint4 load_shared_16(uint32_t shared) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "r"(shared)
                : "memory");
   return v;

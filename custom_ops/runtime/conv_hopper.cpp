@@ -151,8 +151,9 @@ class HopperConv : public ConvKernel {
     const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
     HopperProblem problem = problem_;
     problem.x = ImageMap(call);
-    problem.SetOutput(s, node_.driver, shape.Pixels(), call.y, call.residual,
-                      row_.splits == 1 && EndsInBoxes(s, row_.type));
+    const bool boxes =
+        row_.splits == 1 ? EndsInBoxes(s, row_.type) : EndsInRegisters(s, call.residual, row_.type);
+    problem.SetOutput(s, node_.driver, shape.Pixels(), call.y, call.residual, boxes);
     const Windows windows{operands_->blocks.data(), narrow(operands_->count),  narrow(s.GroupOutputs()),
                           narrow(shape.out_rows),   narrow(shape.out_columns), narrow(s.rows.stride),
                           narrow(s.columns.stride), narrow(-s.rows.pad_begin), narrow(-s.columns.pad_begin)};

@@ -73,12 +73,13 @@ class HopperKernel : public GemmKernel {
     HopperProblem problem = problem_;
     const int rows = row_.pair == kPairColumns ? row_.block_m / 2 : row_.block_m;
     problem.x = Map(call.x, call.M, spec.features, rows, problem.box_columns, 2 * problem.box_columns);
-    problem.SetOutput(node_, call, row_.splits == 1 && EndsInBoxes(spec, row_.type));
-    const int64_t cells = Cells(call.M);
-    const int64_t clusters = row_.splits > 1 ? cells : std::min(cells, Clusters());
+    const bool boxes =
+        row_.splits == 1 ? EndsInBoxes(spec, row_.type) : EndsInRegisters(spec, call.residual, row_.type);
+    problem.SetOutput(node_, call, boxes);
     void* arguments[] = {&problem};
-    node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(clusters * ClusterSize()), ClusterSize(),
-                        row_.image.threads, row_.image.shared_bytes, call.stream, arguments, true);
+    node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(Launched(Cells(call.M)) * ClusterSize()),
+                        ClusterSize(), row_.image.threads, row_.image.shared_bytes, call.stream, arguments,
+                        true);
   }
 
  private:
@@ -99,6 +100,14 @@ class HopperKernel : public GemmKernel {
     // clusters of more than two do not fill every part of the GPU that they must not leave
     const int64_t usable = ClusterSize() > 2 ? node_.multiprocessors * 9 / 10 : node_.multiprocessors;
     return std::max<int64_t>(1, usable * row_.blocks_per_multiprocessor / ClusterSize());
+  }
+  // Clusters that are launched. Where two blocks fit a multiprocessor, the next kernel's blocks come while
+  // this one's run: one of each everywhere, so that no multiprocessor gets two of one kernel, needs blocks
+  // with nothing to do.
+  int64_t Launched(int64_t cells) const {
+    const int64_t all = node_.multiprocessors / ClusterSize();
+    if (row_.blocks_per_multiprocessor > 1 && ClusterSize() <= 2 && cells <= all) return all;
+    return row_.splits > 1 ? cells : std::min(cells, Clusters());
   }
   int64_t Cells(int64_t M) const {
     return CeilDivide(M, row_.block_m * (row_.pair == kPairRows ? 2 : 1)) *
