@@ -8,6 +8,7 @@ in parallel.
 """
 
 from families import (
+    attention,
     channels_last,
     conv_depthwise,
     conv_direct,
@@ -28,5 +29,5 @@ from families import (
 FAMILIES = (
     *(few_rows, stream, hopper, hopper_codes, hopper_fp8, round_rows, gather_kept, tensor_core, simt),
     *(conv_hopper, conv_few_channels, conv_depthwise, conv_direct),
-    *(pool, channels_last),
+    *(pool, channels_last, attention),
 )

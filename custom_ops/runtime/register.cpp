@@ -3,6 +3,7 @@
 #include <mutex>
 #include <vector>
 
+#include "attention_op.h"
 #include "channels_last_op.h"
 #include "choice_op.h"
 #include "ort_abi.h"
@@ -27,6 +28,7 @@ OrtStatus* Register(const Ort& ort, OrtSessionOptions* options) {
     std::vector<OrtCustomOp*> ops = PackedOps();
     for (OrtCustomOp* op : PoolOps()) ops.push_back(op);
     for (OrtCustomOp* op : ChannelsLastOps()) ops.push_back(op);
+    for (OrtCustomOp* op : AttentionOps()) ops.push_back(op);
     ops.push_back(ChoiceOp());
     ops.push_back(ConvChoiceOp());
     if (OrtStatus* status = ort.CreateDomain(kDomain, ops, &domain)) return status;

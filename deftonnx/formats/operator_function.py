@@ -22,7 +22,7 @@ DOMAIN = "ai.deftonnx"
 OLDEST_OPSET = 13  # Cast of bfloat16
 MOST_BODIES = 24
 """Names of a packed operator that the library knows: custom_ops/runtime/packed_op.cpp."""
-_NUMBERED = ("DeftGemm", "DeftConv", "DeftPool", "DeftChannelsLast")
+_NUMBERED = ("DeftGemm", "DeftConv", "DeftPool", "DeftChannelsLast", "DeftAttention")
 _IR_VERSION_WITH_FUNCTIONS = 8
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from onnx import parser
 
+from deftonnx.formats.attention_function import attach_attention_functions
 from deftonnx.formats.channels_last_function import attach_channels_last_functions
 from deftonnx.formats.conv_function import attach_conv_functions
 from deftonnx.formats.gemm_function import attach_gemm_functions
@@ -79,6 +80,7 @@ def attach_functions(model: onnx.ModelProto, opset: int) -> None:
     attach_conv_functions(model)
     attach_pool_functions(model)
     attach_channels_last_functions(model)
+    attach_attention_functions(model)
 
 
 def conv_weight(

@@ -3,8 +3,8 @@
     python tests/gpu/sanitize.py [memcheck|racecheck|synccheck|initcheck ...]
 
 The set: two rows of the covering array of DeftGemm for every operand and path, every kernel of DeftGemm that is made
-for few rows or for Hopper by its name (with all features and with kept blocks), and DeftConv's float16 kernels. Those
-for other architectures than this GPU's are not in it. PARTS processes share the set out, and all tools run at one time.
+for few rows or for Hopper by its name (with all features and with kept blocks), and the float16 kernels of DeftConv and
+DeftAttention. Those for other architectures than this GPU's are not in it. PARTS processes share the set out, and all tools run at one time.
 Exits 1 if a tool finds anything or a result is wrong.
 
 What racecheck can see: it follows ordinary accesses to shared memory, and barriers by the threads that arrive. So a
@@ -29,6 +29,8 @@ with contextlib.suppress(ImportError):
 import ml_dtypes
 import numpy as np
 import onnxruntime
+from attention_model import case as attention_case
+from attention_model import run as run_attention
 from conv_model import conv_case, conv_model
 from conv_model import reference as conv_reference
 from gemm_cases import TOLERANCE, Case, covering_rows, failure, make_case, run_cases
@@ -127,6 +129,15 @@ def conv_failure(kernel, block, options):
     return None if error <= TOLERANCE[np.float16] else f"{kernel}, block {block}: error {error:.3g}"
 
 
+def attention_failure(kernel, options):
+    """What is wrong with an attention by that kernel, or None."""
+    size = int(kernel.split("_")[2]) if "hopper" not in kernel else 64
+    X, bias, model, expected = attention_case((2, 149, 2, size), "rows", np.float16, compute=kernel)
+    Y = run_attention(model, X, bias, options, (CUDA,)).astype(np.float64)
+    error = np.linalg.norm(Y - expected) / np.linalg.norm(expected)
+    return None if error <= 2 * TOLERANCE[np.float16] else f"{kernel}: error {error:.3g}"
+
+
 def run(part):
     """Run a part of the set in this process; returns what is wrong."""
     options = onnxruntime.SessionOptions()
@@ -141,7 +152,10 @@ def run(part):
     kernels = [k for k in kernel_names() if re.match(r"fp16_(hopper|direct)", k)]
     convs = [(kernel, block) for kernel in kernels for block in (0, 16)][part::PARTS]
     failures += [f for conv in convs if (f := conv_failure(*conv, options))]
-    print(f"{len(cases)} cases of DeftGemm, {len(convs)} of DeftConv", flush=True)
+    attentions = [kernel for kernel in kernel_names() if kernel.startswith("attention_fp16")][part::PARTS]
+    failures += [f for kernel in attentions if (f := attention_failure(kernel, options))]
+    sizes = f"{len(cases)} cases of DeftGemm, {len(convs)} of DeftConv, {len(attentions)} of DeftAttention"
+    print(sizes, flush=True)
     return failures
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
+from deftonnx.formats.attention_function import is_attention
 from deftonnx.formats.channels_last_function import is_channels_last
 from deftonnx.formats.conv_function import is_conv
 from deftonnx.formats.gemm_function import is_gemm
@@ -43,6 +44,7 @@ _PLAIN = Kernel()
 _HEAVY = Kernel(heavy=True)
 _OURS = Kernel(inputs=(0, 5), bfloat16=True, heavy=True)
 _POOL = Kernel(bfloat16=True)
+_ATTENTION = Kernel(bfloat16=True, heavy=True)
 
 STANDARD = {
     **dict.fromkeys(("Conv", "ConvTranspose", "MatMul", "Gemm"), _HEAVY),
@@ -92,6 +94,8 @@ def kernel(node: gs.Node) -> Kernel | None:
         return _OURS
     if is_pool(node.domain, node.op) or is_channels_last(node.domain, node.op):
         return _POOL
+    if is_attention(node.domain, node.op):
+        return _ATTENTION
     if node.domain == CONTRIB:
         return CONTRIBUTED.get(node.op)
     return STANDARD.get(node.op) if is_standard(node) else None

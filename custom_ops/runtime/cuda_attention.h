@@ -1,0 +1,35 @@
+// DeftAttention for the CUDA provider.
+#pragma once
+
+#include <vector>
+
+#include "attention_op.h"
+#include "attention_spec.h"
+#include "cuda_driver.h"
+
+namespace deftonnx {
+
+class CudaAttention {
+ public:
+  CudaAttention(const Ort& ort, const OrtKernelInfo* info, ElementType type, ElementType);
+
+  // Launches on ONNX Runtime's stream, without synchronisation. Safe in several threads at once.
+  void Compute(const Ort& ort, OrtKernelContext* context) const;
+
+ private:
+  struct Loaded {
+    const AttentionImage* row;
+    CUkernel kernel;
+  };
+
+  // The one that makes the most rows a block of those that leave no multiprocessor idle.
+  const Loaded& For(int64_t heads, int64_t length) const;
+
+  AttentionSpec spec_;
+  const CudaDriver& driver_;
+  int multiprocessors_;
+  bool starts_early_;            // the kernels wait for those ahead of them themselves
+  std::vector<Loaded> kernels_;  // of one file; those that make many rows first
+};
+
+}  // namespace deftonnx
