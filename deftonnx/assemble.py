@@ -27,6 +27,7 @@ from deftonnx.plan import Plan
 from deftonnx.precision import Narrowed, to_sixteen_bits
 from deftonnx.report.report import LayerRow
 from deftonnx.rewrite.absorb import absorb
+from deftonnx.rewrite.attention.pack import pack_attention
 from deftonnx.rewrite.channels_last import to_channels_last
 from deftonnx.rewrite.eliminate import eliminate, walks_channels
 from deftonnx.rewrite.fill_features import fill_features
@@ -132,6 +133,8 @@ def assemble(
             rows[name].format, rows[name].bytes_after = str(node.attrs["format"]), constant_bytes(node)
     _tell_output_types(graph, rows, narrowed)
     _tell_times(rows, judge)
+    if settings.precision != "keep":
+        pack_attention(graph)
     changed = [row for row in rows.values() if row.changed]
     macs = sum(row.macs_after for row in rows.values())
     return Assembled(expected, macs, changed, formats, unpacked, wide, narrowed.refusals)

@@ -71,13 +71,13 @@ def test_granularity_head(name):
     result = deftonnx.optimize(
         proto, calib_data=feed, preset="balanced", density=0.5, granularity="head", measure=False, keep_last=False
     )
-    nodes = [n for n in result.model.graph.node if n.op_type == "MultiHeadAttention"]
+    nodes = [n for n in result.model.graph.node if n.op_type.startswith("DeftAttention")]
     heads = [a.i for n in nodes for a in n.attribute if a.name == "num_heads"]
     whole = deftonnx.optimize(proto, calib_data=feed, preset="dense16", measure=False)
     before = [
         a.i
         for n in whole.model.graph.node
-        if n.op_type == "MultiHeadAttention"
+        if n.op_type.startswith("DeftAttention")
         for a in n.attribute
         if a.name == "num_heads"
     ]

@@ -37,9 +37,9 @@ def test_exported_models(name):
     result = deftonnx.optimize(proto, calib_data=feed, preset="dense16", measure=False)
     assert not result.report.left_in_float32
     found = ops(result.model)
-    assert found.count("MultiHeadAttention") == 2
+    assert sum(op.startswith("DeftAttention") for op in found) == 2
     assert found.count("SkipLayerNormalization") == 4
-    assert sum(op.startswith("DeftGemm") for op in found) >= 12
+    assert sum(op.startswith("DeftGemm") for op in found) >= 8
     assert {"Softmax", "MatMul", "Gelu", "Erf"}.isdisjoint(found)
     for other in (feed, feeds(name, batch=2, length=6, seed=3), feeds(name, batch=1, length=11, seed=4)):
         assert distance(result.model, proto, other) <= TOLERANCE
@@ -54,7 +54,7 @@ def test_plans_presets_and_types(name):
     again = deftonnx.optimize(result.model, calib_data=feed, preset="dense16", measure=False)
     assert distance(again.model, proto, feed) <= TOLERANCE
     reduced = deftonnx.optimize(proto, calib_data=feed, preset="balanced", measure=False)
-    assert ops(reduced.model).count("MultiHeadAttention") == 2
+    assert sum(op.startswith("DeftAttention") for op in ops(reduced.model)) == 2
     assert any(row.granularity for row in reduced.report.layers)
     narrow = deftonnx.optimize(proto, calib_data=feed, preset="dense16", io_types="float16", measure=False)
     halves = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in feed.items()}
