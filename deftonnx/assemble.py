@@ -134,6 +134,7 @@ def assemble(
     _tell_output_types(graph, rows, narrowed)
     _tell_times(rows, judge)
     if settings.precision != "keep":
+        infer_shapes(graph)
         pack_attention(graph)
     changed = [row for row in rows.values() if row.changed]
     macs = sum(row.macs_after for row in rows.values())

@@ -14,8 +14,8 @@ _SOURCE, _HOPPER_SOURCE = "attention.cu", "attention_hopper.cu"
 _HOPPER, _HOPPER_TARGET, _HOPPER_SIZE = 90, "90a", 64
 _THREADS = 128
 _STAGES = 2 * 2 * 64  # rows of keys and values in shared memory
-_TILES = {32: (1, 2), 64: (1, 2), 128: (1,)}
-"""By the largest head size: the rows of a warp, in sixteens."""
+_SIZES, _TILES = (32, 64), (1, 2)
+"""The largest head size, and the rows of a warp, in sixteens."""
 
 
 def rows(architectures: list[int] | None, cache: Path, each: Callable[..., Any]) -> list[Row]:
@@ -26,21 +26,21 @@ def rows(architectures: list[int] | None, cache: Path, each: Callable[..., Any])
         _row(x_type, size, tiles, architecture, code)
         for architecture, code in codes.items()
         for x_type in ("fp16", "bf16")
-        for size, counts in _TILES.items()
-        for tiles in counts
+        for size in _SIZES
+        for tiles in _TILES
     ]
 
 
 def _hopper(cache: Path) -> list[Row]:
     code = compile_cuda.compile_cached(_HOPPER_SOURCE, _HOPPER_TARGET, cache)
-    return [_hopper_row(x_type, warpgroups, code) for x_type in ("fp16", "bf16") for warpgroups in (1, 2)]
+    return [_hopper_row(x_type, code) for x_type in ("fp16", "bf16")]
 
 
-def _hopper_row(x_type: str, warpgroups: int, code: bytes) -> Row:
-    name = f"attention_{x_type}_hopper_{warpgroups}"
-    queries = 64 * warpgroups
+def _hopper_row(x_type: str, code: bytes) -> Row:
+    name = f"attention_{x_type}_hopper"
+    queries = 64
     shared_bytes = (queries + _STAGES) * 2 * _HOPPER_SIZE
-    image = Image(name, name, _HOPPER, code, shared_bytes, 128 * warpgroups)
+    image = Image(name, name, _HOPPER, code, shared_bytes, _THREADS)
     return Row(image, (element_type(x_type), _HOPPER_SIZE, queries, "true"))
 
 

@@ -1,9 +1,8 @@
 // DeftAttention with heads of at most 64 features on Hopper's tensor cores; see attention.cu for others.
 //
-// A block is one or two warpgroups, which make 64 rows of Y of one head each. Q stays in shared memory; keys
-// and values come 64 at a time, the next ones meanwhile, in rows of 128 bytes, swizzled as wgmma reads them.
-// The last step takes as many keys as there are, to 16. Weights go from the registers of one product to those
-// of the next.
+// A block is one warpgroup and makes 64 rows of Y of one head. Q stays in shared memory; keys and values come
+// 64 at a time, the next ones meanwhile, in rows of 128 bytes, swizzled as wgmma reads them. The last step
+// takes as many keys as there are, to 16. Weights go from the registers of one product to those of the next.
 //
 // Requires: 16-byte alignment, a head size that is a multiple of 8.
 #include "attention.cuh"
@@ -13,7 +12,8 @@ namespace attention {
 namespace {
 
 constexpr int kSize = 64, kRowBytes = 2 * kSize, kChunks = kSize / 8;
-constexpr int kStageBytes = 2 * kKeys * kRowBytes;
+constexpr int kRows = 64, kThreads = 128;
+constexpr int kQueryBytes = kRows * kRowBytes, kStageBytes = 2 * kKeys * kRowBytes;
 
 // Products of a warpgroup with sums as in attention.cuh.
 template <class Element>
@@ -66,16 +66,14 @@ __device__ inline void settle(float (&d)[COUNT][4]) {
   for (int i = 0; i < COUNT; ++i) wgmma::settle(d[i]);
 }
 
-template <class Element, int WARPGROUPS>
+template <class Element>
 class Head {
  public:
-  static constexpr int kRows = 64 * WARPGROUPS, kThreads = 128 * WARPGROUPS;
-
   __device__ Head(const Parameters& p, uint32_t memory)
       : p_(p), place_(p, kRows), memory_(memory), warp_(threadIdx.x / 32) {}
 
   __device__ void run() {
-    load<kRows>(place_.start, memory_, place_.first);
+    load(place_.start, memory_, place_.first);
     load_keys(0);
     ptx::commit_copies();
     rows_.clear();
@@ -86,7 +84,7 @@ class Head {
       ptx::wait_copy_groups<1>();
       ptx::fence_async_proxy();
       __syncthreads();
-      if (own_rows() < p_.length) add_keys(step);
+      add_keys(step);
       __syncthreads();
     }
     if (own_row() >= p_.length) return;
@@ -100,15 +98,13 @@ class Head {
   static __device__ uint32_t place(int row, int chunk) {
     return row * kRowBytes + ((chunk ^ (row & 7)) << 4);
   }
-  __device__ uint32_t stage(int step) const { return memory_ + kRows * kRowBytes + step % 2 * kStageBytes; }
+  __device__ uint32_t stage(int step) const { return memory_ + kQueryBytes + step % 2 * kStageBytes; }
   __device__ int own_row() const { return place_.first + 16 * warp_; }
-  __device__ int own_rows() const { return place_.first + 64 * (warp_ / 4); }  // the warpgroup's first
 
-  // COUNT rows from `first` on to shared memory, zeros beyond the sequence and the head.
-  template <int COUNT>
+  // 64 rows from `first` on to shared memory, zeros beyond the sequence and the head.
   __device__ void load(const Element* from, uint32_t to, int first) const {
 #pragma unroll
-    for (int i = 0; i < COUNT * kChunks / kThreads; ++i) {
+    for (int i = 0; i < kRows * kChunks / kThreads; ++i) {
       const int row = i * (kThreads / kChunks) + threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
       const bool inside = first + row < p_.length && 8 * chunk < p_.head_size;
       const Element* at = inside ? from + (first + row) * place_.stride + 8 * chunk : from;
@@ -117,8 +113,8 @@ class Head {
   }
   __device__ void load_keys(int step) const {
     const int features = p_.heads * p_.head_size;
-    load<kKeys>(place_.start + features, stage(step), kKeys * step);
-    load<kKeys>(place_.start + 2 * features, stage(step) + kKeys * kRowBytes, kKeys * step);
+    load(place_.start + features, stage(step), kKeys * step);
+    load(place_.start + 2 * features, stage(step) + kKeys * kRowBytes, kKeys * step);
   }
 
   __device__ void add_keys(int step) {
@@ -138,7 +134,7 @@ class Head {
   template <int COUNT>
   __device__ void add(int step) {
     float scores[2 * COUNT][4];
-    const uint64_t queries = wgmma::descriptor(memory_ + warp_ / 4 * 64 * kRowBytes, kRowBytes, 0);
+    const uint64_t queries = wgmma::descriptor(memory_, kRowBytes, 0);
     const uint64_t keys = wgmma::descriptor(stage(step), kRowBytes, 0);
     wgmma::fence();
 #pragma unroll
@@ -179,25 +175,22 @@ class Head {
   Rows<Element, kSize> rows_;
 };
 
-template <class Element, int WARPGROUPS>
+template <class Element>
 __device__ void attend(const Parameters& p) {
   extern __shared__ __align__(1024) unsigned char shared[];
   ptx::launch_dependents();
   ptx::wait_dependencies();
-  Head<Element, WARPGROUPS>(p, ptx::shared_address(shared)).run();
+  Head<Element>(p, ptx::shared_address(shared)).run();
 }
 
 }  // namespace
 }  // namespace attention
 
-#define ATTENTION(NAME, ELEMENT, WARPGROUPS)                                                    \
-  extern "C" __global__ void __launch_bounds__(128 * WARPGROUPS, 4 / WARPGROUPS)                \
-      attention_##NAME##_hopper_##WARPGROUPS(const __grid_constant__ attention::Parameters p) { \
-    attention::attend<ELEMENT, WARPGROUPS>(p);                                                  \
+#define ATTENTION(NAME, ELEMENT)                                                   \
+  extern "C" __global__ void __launch_bounds__(attention::kThreads, 4)             \
+      attention_##NAME##_hopper(const __grid_constant__ attention::Parameters p) { \
+    attention::attend<ELEMENT>(p);                                                 \
   }
-#define ATTENTIONS(NAME, ELEMENT) \
-  ATTENTION(NAME, ELEMENT, 1)     \
-  ATTENTION(NAME, ELEMENT, 2)
 
-ATTENTIONS(fp16, __half)
-ATTENTIONS(bf16, __nv_bfloat16)
+ATTENTION(fp16, __half)
+ATTENTION(bf16, __nv_bfloat16)

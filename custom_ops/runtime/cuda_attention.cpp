@@ -4,8 +4,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
-
-#include "kernel_cache.h"
+#include <tuple>
 
 namespace deftonnx {
 namespace {
@@ -14,7 +13,7 @@ constexpr int64_t kVector = 8;  // elements of 16 bytes
 constexpr float kLog2E = 1.44269504f;
 constexpr int kStartsEarly = 90;  // compute capability
 
-// AttentionParameters of the kernel.
+// attention::Parameters of kernels/attention.cuh.
 struct Parameters {
   const void* x;
   const void* bias;
@@ -35,27 +34,30 @@ CudaAttention::CudaAttention(const Ort& ort, const OrtKernelInfo* info, ElementT
   multiprocessors_ = driver_.MultiprocessorCount(device);
   starts_early_ = architecture >= kStartsEarly;
   if (spec_.head_size % kVector != 0) Refuse(spec_, "head_size is no multiple of 8");
-  int least = std::numeric_limits<int>::max();  // head size of a kernel that has room for the node's
   for (const AttentionImage& row : kAttentionImages) {
-    if (row.head_size >= spec_.head_size) least = std::min(least, row.head_size);
-  }
-  for (const AttentionImage& row : kAttentionImages) {
-    if (row.image.architecture != architecture || row.type != type || row.head_size != least) continue;
-    if (row.wgmma && architecture != capability) continue;
+    if (row.image.architecture != architecture || row.type != type) continue;
+    if (row.head_size < spec_.head_size || (row.wgmma && architecture != capability)) continue;
     if (!spec_.kernel.empty() && spec_.kernel != row.image.name) continue;
-    kernels_.push_back({&row, LoadKernel(driver_, row.image, device)});
+    kernels_.push_back({&row, &KernelOf(driver_, row.image, device)});
   }
   if (kernels_.empty()) Refuse(spec_, "no kernel " + spec_.kernel + " for this GPU, type and head_size");
-  std::sort(kernels_.begin(), kernels_.end(), [](const Loaded& a, const Loaded& b) {
-    return a.row->wgmma != b.row->wgmma ? a.row->wgmma : a.row->rows > b.row->rows;
-  });
-  while (kernels_.front().row->wgmma != kernels_.back().row->wgmma) kernels_.pop_back();
+  // best first: for Hopper, of little room to spare, of many rows
+  const auto rank = [](const Candidate& candidate) {
+    return std::make_tuple(!candidate.row->wgmma, candidate.row->head_size, -candidate.row->rows);
+  };
+  std::sort(kernels_.begin(), kernels_.end(),
+            [&](const Candidate& a, const Candidate& b) { return rank(a) < rank(b); });
+  const AttentionImage& best = *kernels_.front().row;
+  const auto differs = [&](const Candidate& candidate) {
+    return candidate.row->wgmma != best.wgmma || candidate.row->head_size != best.head_size;
+  };
+  kernels_.erase(std::remove_if(kernels_.begin(), kernels_.end(), differs), kernels_.end());
 }
 
-const CudaAttention::Loaded& CudaAttention::For(int64_t heads, int64_t length) const {
-  for (const Loaded& loaded : kernels_) {
-    const int64_t tiles = (length + loaded.row->rows - 1) / loaded.row->rows;
-    if (heads * tiles >= multiprocessors_) return loaded;
+const CudaAttention::Candidate& CudaAttention::For(int64_t heads, int64_t length) const {
+  for (const Candidate& candidate : kernels_) {
+    const int64_t tiles = (length + candidate.row->rows - 1) / candidate.row->rows;
+    if (heads * tiles >= multiprocessors_) return candidate;
   }
   return kernels_.back();
 }
@@ -64,7 +66,7 @@ void CudaAttention::Compute(const Ort& ort, OrtKernelContext* context) const {
   const AttentionCall call = ReadAttentionCall(spec_, ort, context);
   const int64_t heads = call.batch * spec_.heads;
   if (heads == 0 || call.length == 0) return;
-  const Loaded& chosen = For(heads, call.length);
+  const Candidate& chosen = For(heads, call.length);
   const int64_t tiles = (call.length + chosen.row->rows - 1) / chosen.row->rows;
   if (heads * tiles > std::numeric_limits<int32_t>::max()) Refuse(spec_, "X is too large");
   const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
@@ -83,8 +85,8 @@ void CudaAttention::Compute(const Ort& ort, OrtKernelContext* context) const {
                         spec_.scale * kLog2E};
   void* arguments[] = {&parameters};
   const KernelImage& image = chosen.row->image;
-  driver_.Launch(chosen.kernel, static_cast<unsigned>(heads * tiles), 1, image.threads, image.shared_bytes,
-                 ort.ComputeStream(context), arguments, starts_early_);
+  driver_.Launch(chosen.kernel->Get(), static_cast<unsigned>(heads * tiles), 1, image.threads,
+                 image.shared_bytes, ort.ComputeStream(context), arguments, starts_early_);
 }
 
 }  // namespace deftonnx

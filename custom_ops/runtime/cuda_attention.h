@@ -6,6 +6,7 @@
 #include "attention_op.h"
 #include "attention_spec.h"
 #include "cuda_driver.h"
+#include "kernel_cache.h"
 
 namespace deftonnx {
 
@@ -17,19 +18,19 @@ class CudaAttention {
   void Compute(const Ort& ort, OrtKernelContext* context) const;
 
  private:
-  struct Loaded {
+  struct Candidate {
     const AttentionImage* row;
-    CUkernel kernel;
+    LazyKernel* kernel;
   };
 
   // The one that makes the most rows a block of those that leave no multiprocessor idle.
-  const Loaded& For(int64_t heads, int64_t length) const;
+  const Candidate& For(int64_t heads, int64_t length) const;
 
   AttentionSpec spec_;
   const CudaDriver& driver_;
   int multiprocessors_;
-  bool starts_early_;            // the kernels wait for those ahead of them themselves
-  std::vector<Loaded> kernels_;  // of one file; those that make many rows first
+  bool starts_early_;               // the kernels wait for those ahead of them themselves
+  std::vector<Candidate> kernels_;  // of one file; those that make many rows first
 };
 
 }  // namespace deftonnx

@@ -4,7 +4,7 @@
 
 Inputs
     X: (batch, length, 3 * num_heads * head_size) float32, float16 or bfloat16: queries, keys and values, each with the
-        features of a head side by side. On the GPU not float32, and head_size a multiple of 8, at most 128.
+        features of a head side by side. On the GPU not float32, and head_size a multiple of 8, at most 64.
     bias: (batch or 1, num_heads or 1, length or 1, length) of X's type, may be left off the end. Rows of -infinity
         alone give zeros.
 Output
@@ -32,7 +32,7 @@ from deftonnx.formats.operator_function import (
 )
 
 OPERATOR = "DeftAttention"
-HEAD_SIZE_STEP, LARGEST_HEAD = 8, 128
+HEAD_SIZE_STEP, LARGEST_HEAD = 8, 64
 """Head sizes that the CUDA kernels serve: custom_ops/runtime/cuda_attention.cpp."""
 _INPUTS = ("X", "bias")
 _ATTRIBUTES = ("num_heads", "head_size", "scale", "output_type", "compute")

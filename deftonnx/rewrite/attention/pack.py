@@ -1,8 +1,8 @@
 """Queries, keys and values of one MultiHeadAttention by one product, and the attention by DeftAttention.
 
 ONNX Runtime's operator takes the three packed, but on the GPU takes them apart again by a kernel of its own, and a mask
-keeps it from its fastest kernels. Ours reads them where they are. To be called when types are settled: the rewrite is
-for attention in 16 bits between DeftGemm nodes.
+keeps it from its fastest kernels. Ours reads them where they are, which pays while sequences are short: long ones are
+left. To be called when types are settled: the rewrite is for attention in 16 bits between DeftGemm nodes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from deftonnx.rewrite.fuse import is_deft_gemm
 
 _WEIGHT, _SCALE, _BIAS, _KEPT, _RESIDUAL = 1, 2, 3, 4, 5
 _ATTENTION_BIAS = 5
+_LONGEST = 256
+"""Rows of a sequence; beyond, ONNX Runtime's own kernels gain more than one product does."""
 _TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
@@ -39,6 +41,9 @@ def _projections(graph: gs.Graph, node: gs.Node) -> list[gs.Node] | None:
     if node.op != "MultiHeadAttention" or len(node.inputs) <= 2 or not node.attrs.get("scale"):
         return None
     if any(t.name for i, t in enumerate(node.inputs) if i > 2 and i != _ATTENTION_BIAS) or len(node.outputs) > 1:
+        return None
+    shape = node.inputs[0].shape
+    if shape is not None and len(shape) == 3 and isinstance(shape[1], int) and shape[1] > _LONGEST:
         return None
     gemms = []
     for tensor in node.inputs[:3]:
