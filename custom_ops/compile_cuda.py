@@ -9,12 +9,16 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 KERNELS = Path(__file__).parent / "kernels"
 _OPTIONS = ("-std=c++17", "-O3", "-cubin")
+_MOST_STACK = 64
+"""Bytes of local memory a thread may use: more is an array that did not fit, or was not indexed by constants, and a
+kernel that is many times slower for it."""
 
 
 def find_nvcc() -> str:
@@ -49,6 +53,14 @@ def _version(nvcc: str) -> str:
     return subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
 
 
+def _split_usage(text: str) -> tuple[dict[str, int], str]:
+    """From what ptxas -v writes: the bytes of stack of each function, and the lines that are not its information."""
+    found = re.findall(r"Function properties for (\S+)\s+(\d+) bytes stack frame", text)
+    information = re.compile(r"ptxas info|\s+\d+ bytes stack frame|Compile time")
+    other = [line for line in text.splitlines(keepends=True) if not information.match(line)]
+    return {kernel: int(stack) for kernel, stack in found}, "".join(other)
+
+
 def compile_for(architectures: Iterable[int], source: str, cache: Path, each: Callable[..., Any]) -> dict[int, bytes]:
     """Return the machine code of kernels/`source` for each architecture, once; `each` maps, perhaps side by side."""
     chosen = list(dict.fromkeys(architectures))
@@ -70,7 +82,12 @@ def compile_cached(source: str, target: str, cache: Path) -> bytes:
         cache.mkdir(parents=True, exist_ok=True)
         pending = code.with_suffix(f".{os.getpid()}")
         architecture = f"-gencode=arch=compute_{target},code=sm_{target}"
-        command = [nvcc, *_OPTIONS, architecture, "-o", str(pending), str(KERNELS / source)]
-        subprocess.run(command, check=True)
+        command = [nvcc, *_OPTIONS, architecture, "-Xptxas", "-v", "-o", str(pending), str(KERNELS / source)]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        usage, other = _split_usage(done.stderr)
+        sys.stderr.write(other)
+        done.check_returncode()
+        if large := [f"{kernel} ({stack})" for kernel, stack in usage.items() if stack > _MOST_STACK]:
+            raise RuntimeError(f"{source}: kernels with arrays in local memory (bytes a thread): {', '.join(large)}")
         pending.replace(code)
     return code.read_bytes()

@@ -28,15 +28,15 @@ template <int ROWS, int COUNT>
 __device__ inline void put_chunk(const float (&d)[COUNT], int chunk, uint32_t shared) {
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, feature = threadIdx.x / 32 % 4 * 16 + g;
 #pragma unroll
-  for (int c = 0; c < COUNT; c += ROWS / 2) {  // registers have no run-time index
-    if (c != chunk * (ROWS / 2)) continue;
+  for (int c = 0; c < 2 * COUNT / ROWS; ++c) {  // registers have no run-time index
+    if (c != chunk) continue;
 #pragma unroll
     for (int j = 0; j < ROWS / 8; ++j) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int row = j % 2 * 8 + 2 * q + i % 2;
         ptx::store_shared(shared + j / 2 * kUnitBytes + unit_offset<kUnitColumns>(row, feature + i / 2 * 8),
-                          d[c + 4 * j + i]);
+                          d[c * (ROWS / 2) + 4 * j + i]);
       }
     }
   }
