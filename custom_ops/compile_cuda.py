@@ -18,7 +18,7 @@ KERNELS = Path(__file__).parent / "kernels"
 _OPTIONS = ("-std=c++17", "-O3", "-cubin")
 _MOST_STACK = 64
 """Bytes of local memory a thread may use: more is an array that did not fit, or was not indexed by constants, and a
-kernel that is many times slower for it."""
+kernel that is much slower for it."""
 
 
 def find_nvcc() -> str:

@@ -7,6 +7,8 @@
 // the same: elements are copied.
 #include <cstdint>
 
+#include "early_start.cuh"
+
 namespace {
 
 constexpr int kThreads = 256;
@@ -54,10 +56,7 @@ __device__ void gather(const Problem& p) {
       from[i] = (p.kept[k >> p.block_shift] << p.block_shift) + (k & ((1 << p.block_shift) - 1));
     }
   }
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
+  wait_for_operands();
   if (v >= p.vectors) return;
   const auto* x = static_cast<const Word*>(p.x);
   Vector held[kRows];

@@ -11,7 +11,6 @@ namespace {
 
 constexpr int64_t kVector = 8;  // elements of 16 bytes
 constexpr float kLog2E = 1.44269504f;
-constexpr int kStartsEarly = 90;  // compute capability
 
 // attention::Parameters of kernels/attention.cuh.
 struct Parameters {
@@ -32,7 +31,7 @@ CudaAttention::CudaAttention(const Ort& ort, const OrtKernelInfo* info, ElementT
   const int capability = driver_.ComputeCapability(device);
   const int architecture = kAttentionImages.ArchitectureFor(capability);
   multiprocessors_ = driver_.MultiprocessorCount(device);
-  starts_early_ = architecture >= kStartsEarly;
+  starts_early_ = CanStartEarly(architecture);
   if (spec_.head_size % kVector != 0) Refuse(spec_, "head_size is no multiple of 8");
   for (const AttentionImage& row : kAttentionImages) {
     if (row.image.architecture != architecture || row.type != type) continue;
@@ -40,7 +39,11 @@ CudaAttention::CudaAttention(const Ort& ort, const OrtKernelInfo* info, ElementT
     if (!spec_.kernel.empty() && spec_.kernel != row.image.name) continue;
     kernels_.push_back({&row, &KernelOf(driver_, row.image, device)});
   }
-  if (kernels_.empty()) Refuse(spec_, "no kernel " + spec_.kernel + " for this GPU, type and head_size");
+  if (kernels_.empty()) {
+    const std::string wanted = spec_.kernel.empty() ? "" : " '" + spec_.kernel + "'";
+    Refuse(spec_, "no kernel" + wanted + " for compute capability " + std::to_string(capability) +
+                      ", this type and a head_size of " + std::to_string(spec_.head_size));
+  }
   // best first: for Hopper, of little room to spare, of many rows
   const auto rank = [](const Candidate& candidate) {
     return std::make_tuple(!candidate.row->wgmma, candidate.row->head_size, -candidate.row->rows);

@@ -86,7 +86,7 @@ class Gatherer {
     const int64_t blocks =
         CeilDivide(vectors, row_threads) * CeilDivide(call.M, kRows * image.threads / row_threads);
     node_.driver.Launch(kernels_[i]->Get(), static_cast<unsigned>(blocks), 1, image.threads, 0, call.stream,
-                        arguments, image.architecture >= 90);
+                        arguments, CanStartEarly(image.architecture));
   }
 
  private:

@@ -16,7 +16,7 @@
 namespace deftonnx {
 namespace {
 
-constexpr int kMostBodies = 24;  // deftonnx/formats/operator_function.py
+constexpr int kMostGemmBodies = 64, kMostConvBodies = 24;  // deftonnx/formats/operator_function.py
 
 ElementType InputType(const OrtCustomOp* op, size_t index) {
   switch (index) {
@@ -44,12 +44,12 @@ TypedOp MakePackedOp(const char* name, ElementType x, ElementType y,
 
 std::vector<OrtCustomOp*> PackedOps() {
   static std::vector<TypedOp> ops = [] {
-    std::vector<TypedOp> all;
+    std::vector<TypedOp> gemms, convs;
     const auto add = [&](ElementType x, ElementType y) {
-      all.push_back(MakePackedOp<CudaGemm>("DeftGemm", x, y, CudaProvider));
-      all.push_back(MakePackedOp<CpuGemm>("DeftGemm", x, y, CpuProvider));
-      all.push_back(MakePackedOp<CudaConv>("DeftConv", x, y, CudaProvider));
-      all.push_back(MakePackedOp<CpuConv>("DeftConv", x, y, CpuProvider));
+      gemms.push_back(MakePackedOp<CudaGemm>("DeftGemm", x, y, CudaProvider));
+      gemms.push_back(MakePackedOp<CpuGemm>("DeftGemm", x, y, CpuProvider));
+      convs.push_back(MakePackedOp<CudaConv>("DeftConv", x, y, CudaProvider));
+      convs.push_back(MakePackedOp<CpuConv>("DeftConv", x, y, CpuProvider));
     };
     const ElementType types[] = {ElementType::kFloat, ElementType::kFloat16, ElementType::kBfloat16};
     for (ElementType x : types) add(x, x);
@@ -58,7 +58,10 @@ std::vector<OrtCustomOp*> PackedOps() {
         if (x != y) add(x, y);
       }
     }
-    return WithNumberedNames(all, kMostBodies);
+    std::vector<TypedOp> all = WithNumberedNames(gemms, kMostGemmBodies);
+    const std::vector<TypedOp> numbered = WithNumberedNames(convs, kMostConvBodies);
+    all.insert(all.end(), numbered.begin(), numbered.end());
+    return all;
   }();
   std::vector<OrtCustomOp*> pointers;
   for (TypedOp& op : ops) pointers.push_back(&op);

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
@@ -38,7 +39,7 @@ _INPUTS = ("X", "bias")
 _ATTRIBUTES = ("num_heads", "head_size", "scale", "output_type", "compute")
 _REDUCTIONS_BY_INPUT = 18
 """The opset from which ReduceMax takes its axes as an input."""
-_LOWEST = -3.4e38
+_LOWEST = float(np.finfo(np.float32).min)
 
 
 def attention_attributes(

@@ -20,16 +20,15 @@ from deftonnx.formats.packed import LAYOUT_VERSION, FormatError
 
 DOMAIN = "ai.deftonnx"
 OLDEST_OPSET = 13  # Cast of bfloat16
-MOST_BODIES = 24
-"""Names of a packed operator that the library knows: custom_ops/runtime/packed_op.cpp."""
-_NUMBERED = ("DeftGemm", "DeftConv", "DeftPool", "DeftChannelsLast", "DeftAttention")
+MOST_BODIES = {"DeftGemm": 64, "DeftConv": 24, "DeftPool": 16, "DeftChannelsLast": 2, "DeftAttention": 2}
+"""Names of each operator that the library knows: custom_ops/runtime/packed_op.cpp, pool_op.cpp and so on."""
 _IR_VERSION_WITH_FUNCTIONS = 8
 
 
 def base_name(operator: str) -> str:
     """The operator, DeftGemm say, for the numbered names of their bodies, and any other operator's own name."""
     head, _, number = operator.partition("_")
-    return head if head in _NUMBERED and number.isdecimal() else operator
+    return head if head in MOST_BODIES and number.isdecimal() else operator
 
 
 def is_operator(domain: str | None, name: str, operator: str) -> bool:
@@ -47,15 +46,19 @@ def attach_functions(
 
     combination: what the body of a node depends on; nodes of the same combination share one.
     body: the function of a node, under a name, for the model's opset.
-    The IR version rises to 8 where it was lower. Raises FormatError for more than MOST_BODIES combinations.
+    The IR version rises to 8 where it was lower. Raises FormatError for more combinations than MOST_BODIES.
     """
     nodes = [n for n in _all_nodes(model.graph) if is_operator(n.domain, n.op_type, operator)]
     if not nodes:
         return model
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     examples = {combination(node): node for node in nodes}
-    if len(examples) > MOST_BODIES:
-        raise FormatError(f"{len(examples)} combinations of format, activation and inputs; {MOST_BODIES} are possible")
+    most = MOST_BODIES[operator]
+    if len(examples) > most:
+        raise FormatError(
+            f"{operator} in {len(examples)} combinations of format, activation and inputs; {most} are possible. "
+            "Choose one --format in place of deft8:auto, or fewer in the plan"
+        )
     names = {key: operator if i == 1 else f"{operator}_{i}" for i, key in enumerate(sorted(examples), start=1)}
     for node in nodes:
         node.op_type = names[combination(node)]

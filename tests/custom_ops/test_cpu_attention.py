@@ -40,6 +40,14 @@ def test_a_row_of_masked_keys_is_zero(options, with_library):
 
 
 @pytest.mark.parametrize("with_library", [False, True])
+def test_a_row_of_the_lowest_number_is_the_mean(options, with_library):  # as exporters of PyTorch mask
+    X, values, model, _ = case(SHAPES["short"], "rows", np.float32)
+    values[1, 0, 4] = np.finfo(np.float32).min
+    Y = run(model, X, values, options if with_library else None)
+    np.testing.assert_allclose(Y[1, 4], X[1].mean(0)[-Y.shape[-1] :], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_library", [False, True])
 def test_a_score_that_is_not_a_number_shows(options, with_library):
     X, values, model, _ = case(SHAPES["short"], "rows", np.float32)
     values[1, 0, 4, 2] = np.nan

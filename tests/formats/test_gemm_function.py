@@ -151,9 +151,10 @@ def test_every_combination_has_a_body_of_its_own_name():
 def test_too_many_combinations_are_refused():
     names = [name for name in FORMAT_NAMES if name != "deft16"]
     combinations = [(name, activation) for name in names for activation in ACTIVATIONS]
-    assert len(combinations) > MOST_BODIES
-    attach_gemm_functions(several(combinations[:MOST_BODIES])[0])
-    with pytest.raises(FormatError, match=f"combinations of format, activation and inputs; {MOST_BODIES} are possible"):
+    most = MOST_BODIES["DeftGemm"]
+    assert len(combinations) > most
+    attach_gemm_functions(several(combinations[:most])[0])
+    with pytest.raises(FormatError, match=f"DeftGemm in .* combinations of format, activation .* {most} are possible"):
         attach_gemm_functions(several(combinations)[0])
 
 

@@ -16,7 +16,9 @@ from deftonnx.rewrite.normalise import import_model
 FEATURES, HEADS = 32, 2
 
 
-def attention(*, N=32, others="qkv", biased=True, kept=(), activations=("none",) * 3, more=(), scale=0.25):
+def attention(
+    *, N=32, others="qkv", biased=True, kept=(), activations=("none",) * 3, more=(), scale=0.25, **attributes
+):
     """X → three DeftGemm nodes → MultiHeadAttention, all float16; `others`: which of them read X."""
     rng = np.random.default_rng(0)
     nodes, initializers = [], []
@@ -29,11 +31,11 @@ def attention(*, N=32, others="qkv", biased=True, kept=(), activations=("none",)
         if kept:
             initializers.append(onnx.numpy_helper.from_array(np.array(kept, np.int32), f"kept{part}"))
             names.append(f"kept{part}")
-        attributes = {"features": FEATURES, "block": 16} if kept else {}
+        blocks = {"features": FEATURES, "block": 16} if kept else {}
         options = {"name": f"make_{part}", "output_type": TensorProto.FLOAT16, "activation": activation}
-        nodes.append(gemm_node(names, part, packed, **options, **attributes))
+        nodes.append(gemm_node(names, part, packed, **options, **blocks))
     inputs = ["q", "k", "v", *(["", "", "mask"] if biased else [])]
-    attributes = {"num_heads": HEADS, "scale": scale} if scale else {"num_heads": HEADS}
+    attributes |= {"num_heads": HEADS, "scale": scale} if scale else {"num_heads": HEADS}
     nodes.append(helper.make_node("MultiHeadAttention", inputs, ["Y"], "attend", domain="com.microsoft", **attributes))
     given = [("X", ["B", "S", FEATURES]), ("other", ["B", "S", FEATURES]), ("mask", ["B", 1, "S", "S"])]
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape) for name, shape in given]
@@ -81,8 +83,9 @@ def test_one_product_and_one_attention(options):
         {"activations": ("none", "none", "relu")},
         {"more": ("k",)},
         {"scale": None},
+        {"unidirectional": 1},
     ],
-    ids=["another_input", "odd_head_size", "other_activation", "key_is_an_output", "default_scale"],
+    ids=["another_input", "odd_head_size", "other_activation", "key_is_an_output", "default_scale", "causal"],
 )
 def test_what_is_left(options):
     count, result = packed(attention(**options))

@@ -1,8 +1,9 @@
 """Queries, keys and values of one MultiHeadAttention by one product, and the attention by DeftAttention.
 
 ONNX Runtime's operator takes the three packed, but on the GPU takes them apart again by a kernel of its own, and a mask
-keeps it from its fastest kernels. Ours reads them where they are, which pays while sequences are short: long ones are
-left. To be called when types are settled: the rewrite is for attention in 16 bits between DeftGemm nodes.
+keeps it from its fastest kernels. Ours reads them where they are, which pays while sequences are short: those that are
+known to be long are left. To be called when types are settled: the rewrite is for attention in 16 bits between DeftGemm
+nodes.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from deftonnx.formats.attention_function import HEAD_SIZE_STEP, LARGEST_HEAD, OPERATOR, attention_attributes
 from deftonnx.formats.operator_function import DOMAIN
 from deftonnx.layers.linear import unused_name
+from deftonnx.rewrite.attention.fuse import CONTRIB
 from deftonnx.rewrite.fuse import is_deft_gemm
+from deftonnx.rewrite.output_types import has_residual
 
-_WEIGHT, _SCALE, _BIAS, _KEPT, _RESIDUAL = 1, 2, 3, 4, 5
+_WEIGHT, _SCALE, _BIAS, _KEPT = 1, 2, 3, 4
 _ATTENTION_BIAS = 5
 _LONGEST = 256
 """Rows of a sequence; beyond, ONNX Runtime's own kernels gain more than one product does."""
@@ -38,7 +41,9 @@ def pack_attention(graph: gs.Graph) -> int:
 
 def _projections(graph: gs.Graph, node: gs.Node) -> list[gs.Node] | None:
     """The three products that only make the query, key and value of the attention `node`, from one tensor."""
-    if node.op != "MultiHeadAttention" or len(node.inputs) <= 2 or not node.attrs.get("scale"):
+    if node.op != "MultiHeadAttention" or node.domain != CONTRIB or len(node.inputs) <= 2:
+        return None
+    if not node.attrs.get("scale") or node.attrs.get("unidirectional"):
         return None
     if any(t.name for i, t in enumerate(node.inputs) if i > 2 and i != _ATTENTION_BIAS) or len(node.outputs) > 1:
         return None
@@ -57,7 +62,7 @@ def _projections(graph: gs.Graph, node: gs.Node) -> list[gs.Node] | None:
     if rest or head_size % HEAD_SIZE_STEP or head_size > LARGEST_HEAD or first.attrs["output_type"] not in _TYPES:
         return None
     alike = all(_alike(first, other) for other in gemms[1:])
-    return gemms if alike and not any(_has_residual(gemm) for gemm in gemms) else None
+    return gemms if alike and not any(has_residual(gemm) for gemm in gemms) else None
 
 
 def _alike(a: gs.Node, b: gs.Node) -> bool:
@@ -65,11 +70,6 @@ def _alike(a: gs.Node, b: gs.Node) -> bool:
     if a.inputs[0] is not b.inputs[0] or a.attrs != b.attrs or len(a.inputs) != len(b.inputs):
         return False
     return len(a.inputs) <= _KEPT or np.array_equal(a.inputs[_KEPT].values, b.inputs[_KEPT].values)
-
-
-def _has_residual(gemm: gs.Node) -> bool:
-    """True for a residual of another shape than the scalar that stands for none."""
-    return len(gemm.inputs) > _RESIDUAL and not isinstance(gemm.inputs[_RESIDUAL], gs.Constant)
 
 
 def _rewrite(graph: gs.Graph, node: gs.Node, gemms: list[gs.Node], joined: dict[tuple[int, ...], gs.Constant]) -> None:
