@@ -29,15 +29,19 @@ class Granularity:
 
     @classmethod
     def parse(cls, text: str) -> Granularity:
-        """channel, channel:P, element, vector, block or block:B with B in 16, 32, 64, head:D; head: D is not known."""
+        """channel, channel:P, element, vector, block or block:B with B in 16, 32, 64, head:D; head alone stands for
+        the head:D of each attention. Raises UsageError for anything else."""
         found = re.fullmatch(r"(channel|element|vector|block|head)(?::(\d+))?", text)
         if not found or (found[2] and found[1] not in ("block", CHANNEL, HEAD)):
             raise UsageError(
-                f"granularity '{text}' is not one of channel, element, vector, block, block:16, block:32, block:64,"
-                " head"
+                f"granularity '{text}' is not one of auto, fastest, channel, channel:P, element, vector, block,"
+                " block:16, block:32, block:64, head, head:D"
             )
         if found[1] in (CHANNEL, HEAD):
-            return cls(text, max(1, int(found[2] or 1)))
+            width = int(found[2] or 1)
+            if width < 1:
+                raise UsageError(f"granularity '{text}' has units of no features: {found[1]}:1 is the smallest")
+            return cls(text, width)
         if found[1] != "block":
             return cls(text, VECTOR if text == "vector" else 1)
         width = int(found[2] or DEFAULT_BLOCK)

@@ -90,6 +90,17 @@ def test_unknown_granularity(name: str) -> None:
         Granularity.parse(name)
 
 
+def test_the_granularities_there_are() -> None:
+    with pytest.raises(UsageError, match=r"'fast' is not one of auto, fastest, channel, channel:P, .*, head, head:D$"):
+        Granularity.parse("fast")
+
+
+@pytest.mark.parametrize("name", ["channel:0", "head:0"])
+def test_units_of_no_features(name: str) -> None:
+    with pytest.raises(UsageError, match=f"'{name}' has units of no features"):
+        Granularity.parse(name)
+
+
 @pytest.mark.parametrize(
     ("density", "units", "count"), [(0.5, 8, 4), (0.5, 5, 2), (0.75, 9, 7), (0.01, 8, 1), (1.0, 7, 7)]
 )
