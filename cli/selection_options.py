@@ -21,9 +21,10 @@ def selection_options(command: Command) -> Command:
                 "--granularity",
                 default="auto",
                 show_default=True,
-                metavar="auto|fastest|channel|block[:B]|vector|element|head",
+                metavar="auto|fastest|channel[:P]|block[:B]|vector|element|head[:D]",
                 help="The unit of elimination. auto: channel for a Conv (blocks with --target cuda), else element;"
-                " fastest (--target cuda): whatever takes the least time, at the cost of accuracy.",
+                " fastest (--target cuda; not with --alpha, --portable or --decide-by nothing): whatever takes the"
+                " least time, at the cost of accuracy.",
             ),
             click.option(
                 "--target",

@@ -31,7 +31,7 @@ from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.narrow import OLDEST_OPSET
 from deftonnx.rewrite.normalise import export_model, import_model, normalise
 from deftonnx.selection import record, select
-from deftonnx.settings import AUTOMATIC, Settings
+from deftonnx.settings import AUTOMATIC, FASTEST, Settings
 from deftonnx.transformers import fuse_transformers
 
 Progress = Callable[[str, int, int], None]
@@ -135,7 +135,7 @@ def optimize(
         left_alone=refusals,
         left_unpacked=done.unpacked,
         left_in_float32=unfused + done.in_float32,
-        warnings=_warnings(settings, calib_data, bool(feeds), done),
+        warnings=_warnings(settings, calib_data, bool(feeds), done, plan is not None or judge is not None),
     )
     if feeds:
         assemble.verify(done.expected, final, probe, assemble.rounding(settings))
@@ -184,7 +184,8 @@ def _feeds(
         return []
 
 
-def _warnings(settings: Settings, source: Any, ran: bool, done: assemble.Assembled) -> list[str]:
+def _warnings(settings: Settings, source: Any, ran: bool, done: assemble.Assembled, decided: bool) -> list[str]:
+    """`decided`: a plan or a judge said in what units features go, if it was asked."""
     warnings = []
     lossless = settings.density is None and settings.alpha is None
     if isinstance(source, str) and source == "random":
@@ -198,6 +199,8 @@ def _warnings(settings: Settings, source: Any, ran: bool, done: assemble.Assembl
         warnings.append("reduced from the weights alone, without calibration data: check the accuracy before use")
     if source is None and settings.format in AUTOMATIC and done.formats:
         warnings.append("without --calib-data the exponent bits of deft8 were chosen from the weights alone")
+    if settings.granularity == FASTEST and settings.density not in (None, 1) and not decided:
+        warnings.append("--granularity fastest was taken as auto: the model could not be run to see its sizes")
     for left in done.wide:
         warnings.append(f"{left.op} '{left.name}' stays float32: {left.reason} on the calibration data")
     if not ran:

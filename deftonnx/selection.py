@@ -132,7 +132,7 @@ def _choose(
         wanted = f"{HEAD}:{head_size}" if head_size else AUTO
     pays = False
     if wanted in (AUTO, FASTEST):
-        verdict = _judged(layer, settings, opset, density, source, judge)
+        verdict = _judged(layer, settings, opset, density, source, layers, judge)
         if verdict.reason is not None:
             return verdict.reason
         pays = verdict.granularity is not None
@@ -184,6 +184,7 @@ def _judged(
     opset: int,
     density: float | None,
     source: Source | None,
+    layers: list[LinearLayer],
     judge: Judge | None,
 ) -> Verdict:
     """What `judge` says; nothing where it cannot, or everything is kept."""
@@ -195,15 +196,15 @@ def _judged(
     else:
         packable = pack.refuse(layer, opset) is None
     packable = packable and settings.format != FP32 and not settings.portable
-    whole = None if source is None else _whole(layer, source)
+    whole = None if source is None else _whole(layer, source, layers)
     coarse = settings.granularity == FASTEST
     ways = Ways(packable, coarse, whole, [] if source is None else source.makers)
     return judge.granularity(layer, float(density), ways) or Verdict()
 
 
-def _whole(layer: LinearLayer, source: Source) -> str:
-    """The granularity at which what makes the layer's features leaves them out."""
-    if layer.taps > 1:
+def _whole(layer: LinearLayer, source: Source, layers: list[LinearLayer]) -> str:
+    """The granularity at which what makes the layer's features leaves them out: the same for all that read them."""
+    if any(other.x is layer.x and other.taps > 1 for other in layers):
         return CHANNEL
     if source.unit == 1:
         return ELEMENT

@@ -98,11 +98,9 @@ class Settings:
         check_format(self.format, "--format")
         if self.portable and self.format != FP32:
             raise UsageError(f"--format {self.format} needs ai.deftonnx nodes, which --portable forbids")
-        if self.granularity == FASTEST and self.target != "cuda":
-            raise UsageError(
-                f"--granularity fastest compares times on a GPU: it needs --target cuda, not {self.target}"
-            )
-        if self.granularity not in (AUTO, FASTEST):
+        if self.granularity == FASTEST:
+            self._check_fastest()
+        elif self.granularity != AUTO:
             Granularity.parse(self.granularity)
         if self.gpu is not None:
             known_gpu(self.gpu)
@@ -117,6 +115,19 @@ class Settings:
                 re.compile(pattern)
             except re.error as error:
                 raise UsageError(f"--nodes-to-exclude '{pattern}' is not a regular expression: {error}") from error
+
+    def _check_fastest(self) -> None:
+        """Refuse what leaves no times to compare."""
+        if self.target != "cuda":
+            raise UsageError(
+                f"--granularity fastest compares times on a GPU: it needs --target cuda, not {self.target}"
+            )
+        if self.portable:
+            raise UsageError("--granularity fastest compares times of ai.deftonnx nodes, which --portable forbids")
+        if self.decide_by == "nothing":
+            raise UsageError("--granularity fastest compares times, which --decide-by nothing does not look at")
+        if self.alpha is not None:
+            raise UsageError("--granularity fastest compares times at one density, which --alpha does not give")
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -88,7 +88,7 @@ class Judge:
         self._packed = Form(DEFT, kind, format_name)
         self._packed_conv = Form(DEFT, kind, weight_format(format_name))  # whose activations are not rounded
         self._dense: dict[str, Work] = {}
-        self._written: dict[str, units.Part] = {}  # as decided so far
+        self._written: dict[str, units.Part] = {}  # as decided so far, with all outputs: several may read them
         self._known: dict[tuple[Work, Form], tuple[list[float], str]] = {}
 
     @property
@@ -121,18 +121,17 @@ class Judge:
         walked = units.walked(own, layer, density, ways)
         whole = ways.whole if ways.coarse or ways.whole == ELEMENT else None
         makers = [maker.name for maker in ways.makers if whole is not None and maker.name in self._written]
-        before = {name: self._written[name] for name in makers}
-        smaller = {name: units.with_fewer_outputs(part, density) for name, part in before.items()}
-        fewer = [units.with_fewer_inputs(own, density), *smaller.values()]
+        before = [self._written[name] for name in makers]
+        smaller = [units.with_fewer_outputs(part, density) for part in before]
+        fewer = [units.with_fewer_inputs(own, density), *smaller]
         self._written[layer.name] = own
         self._times(work, [own[1], *(form for _, form in walked.values())])  # together
-        picked, how = self._pick([own, *before.values()], walked, None if whole is None else (whole, fewer))
+        picked, how = self._pick([own, *before], walked, None if whole is None else (whole, fewer))
         if picked is None:
             return None
         if picked.fast < GAIN[how]:
             what = f"with {picked.name} at density {density:g}"
             return Verdict(reason=self._sentence(what, picked.seconds, picked.dense, how))
-        self._written |= smaller if picked.whole else {}
         self._written[layer.name] = fewer[0] if picked.whole else walked[picked.name]
         return Verdict(granularity=picked.name)
 

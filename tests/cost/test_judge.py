@@ -10,6 +10,7 @@ from models import model
 from onnx import TensorProto
 
 import deftonnx
+from deftonnx import deciding
 from deftonnx.cost import gpu_clock
 from deftonnx.cost.roofline import RATES, ModelClock
 from deftonnx.cost.work import DEFT, STOCK, Convolution, Form, Product, Work
@@ -164,6 +165,29 @@ def test_without_a_gpu_the_model_decides(monkeypatch: pytest.MonkeyPatch) -> Non
         deftonnx.optimize(model(NETWORK), calib_data=FEED, preset="dense16", decide_by="measurement")
 
 
+def test_a_maker_shrinks_once_for_all_its_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = model("""g (float[N,40] x) => (float[N,8] p, float[N,8] q, float[N,8] s) <float[40,96] u, float[96,512] v,
+        float[512,8] w> { [a] a = MatMul (x, u) b = Relu (a) [c] c = MatMul (b, v) r = Relu (c)
+        [d] p = MatMul (r, w) [e] q = MatMul (r, w) [f] s = MatMul (r, w) }""")
+    monkeypatch.setattr(cuda, "obstacle", lambda: None)
+    monkeypatch.setattr(cuda, "devices", lambda: [GPUS["h200"]])
+    clock = FakeClock({Product: 5e-6})
+    monkeypatch.setattr(clock, "_time", lambda work, form: 1e-9 * work.K * work.N * form.density)
+    monkeypatch.setattr(gpu_clock, "GpuClock", lambda budget: clock)
+    feed = {"x": np.random.default_rng(0).standard_normal((600, 40)).astype(np.float32)}
+    options = {"preset": "dense16", "density": 0.5, "keep_last": False, "measure": False}
+    deftonnx.optimize(proto, calib_data=feed, **options)
+    assert {work.N for work, _ in clock.asked if work.K in (96, 48)} == {512, 256}  # of c
+
+
+def test_fastest_without_a_run_is_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deciding, "observed_shapes", lambda *_: None)
+    options = {"preset": "dense16", "density": 0.5, "criterion": "magnitude", "refit": "none", "measure": False}
+    for granularity, warned in (("fastest", True), ("auto", False)):
+        result = deftonnx.optimize(model(NETWORK), calib_data=FEED, granularity=granularity, **options)
+        assert any("--granularity fastest was taken as auto" in line for line in result.report.warnings) == warned
+
+
 def test_refusals() -> None:
     with pytest.raises(UsageError, match="--decide-by 'x' is not one of auto, measurement"):
         deftonnx.optimize(model(NETWORK), decide_by="x")
@@ -171,6 +195,10 @@ def test_refusals() -> None:
         deftonnx.optimize(model(NETWORK), batches=())
     with pytest.raises(UsageError, match=r"--granularity fastest .* needs --target cuda, not any"):
         deftonnx.optimize(model(NETWORK), calib_data=FEED, granularity="fastest")
+    for option in ({"portable": True}, {"decide_by": "nothing"}, {"alpha": 0.5}):
+        name = next(iter(option)).replace("_", "-")
+        with pytest.raises(UsageError, match=f"--granularity fastest compares times.*--{name}"):
+            deftonnx.optimize(model(NETWORK), calib_data=FEED, granularity="fastest", target="cuda", **option)
     with pytest.raises(UsageError, match="--gpu x is not one of"):
         deftonnx.optimize(model(NETWORK), calib_data=FEED, preset="dense16", decide_by="model", gpu="x")
 

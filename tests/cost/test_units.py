@@ -80,7 +80,9 @@ ATTENTION = """g (float[N,64,256] x) => (float[N,64,256] y) <float[256,256] i, f
     [o] b = MatMul (a, o) [u] y = MatMul (b, u) }"""
 
 
-def granularities(text: str, shape: tuple[int, ...], granularity: str) -> tuple[dict[str, str | None], set[str]]:
+def granularities(
+    text: str, shape: tuple[int, ...], granularity: str, keep_last: bool = True
+) -> tuple[dict[str, str | None], set[str]]:
     """Of every layer, by the model of an H200; and the operators of the result."""
     feed = {"x": np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)}
     options = {"density": 0.5, "criterion": "magnitude", "refit": "none", "gpu": "h200", "batches": (256,)}
@@ -91,6 +93,7 @@ def granularities(text: str, shape: tuple[int, ...], granularity: str) -> tuple[
         decide_by="model",
         measure=False,
         granularity=granularity,
+        keep_last=keep_last,
         **options,
     )
     assert deftonnx.optimize(model(text), calib_data=feed, measure=False, plan=result.plan).model == result.model
@@ -106,6 +109,18 @@ def test_convolutions_lose_whole_channels_if_asked() -> None:
     assert fastest["b"] in ("channel", "block:32")  # its features are made by a small layer
     assert (fastest["c"], fastest["d"]) == ("channel", "channel:49")
     assert "Gather" not in operators
+
+
+def test_convolutions_that_share_features_lose_the_same_channels() -> None:
+    """As SqueezeNet's expand layers do: a 1×1 convolution and a 3×3 read what one layer makes."""
+    text = """g (float[N,64,14,14] x) => (float[N,512,14,14] y) <float[256,64,1,1] k, float[256,256,1,1] l,
+        float[256,256,1,1] m, float[256,256,3,3] n> { [a] a = Conv (x, k) r = Relu (a) [b] b = Conv (r, l) s = Relu (b)
+        [c] c = Conv (s, m) [d] d = Conv <pads=[1,1,1,1]> (s, n) e = Concat <axis=1> (c, d) y = Softmax <axis=1> (e) }"""
+    fastest, operators = granularities(text, (64, 14, 14), "fastest", keep_last=False)
+    assert fastest["c"] == fastest["d"] == "channel"
+    assert "Gather" not in operators
+    auto, _ = granularities(text, (64, 14, 14), "auto", keep_last=False)
+    assert "channel" not in auto.values()
 
 
 def test_attention_loses_heads_and_products_blocks_if_asked() -> None:
