@@ -20,7 +20,7 @@ from deftonnx.formats.packed import LAYOUT_VERSION, FormatError
 
 DOMAIN = "ai.deftonnx"
 OLDEST_OPSET = 13  # Cast of bfloat16
-MOST_BODIES = {"DeftGemm": 64, "DeftConv": 24, "DeftPool": 16, "DeftChannelsLast": 2, "DeftAttention": 2}
+MOST_BODIES = {"DeftGemm": 40, "DeftConv": 24, "DeftPool": 16, "DeftChannelsLast": 2, "DeftAttention": 2}
 """Names of each operator that the library knows: custom_ops/runtime/packed_op.cpp, pool_op.cpp and so on."""
 _IR_VERSION_WITH_FUNCTIONS = 8
 
