@@ -60,8 +60,8 @@ class Hopper:
 
     @property
     def threads(self) -> int:
-        """Threads of a block: those that multiply and those that load."""
-        return 128 * self.warpgroups + (128 if self.warpgroups > 1 else 64)
+        """Threads of a block."""
+        return threads_of(self.warpgroups)
 
     @property
     def shared_bytes(self) -> int:
@@ -70,8 +70,18 @@ class Hopper:
 
     @property
     def blocks_per_multiprocessor(self) -> int:
-        """Blocks that the shared memory of a multiprocessor has room for, 1 KiB each lost to the system."""
-        return 228 * 1024 // (self.shared_bytes + 1024)
+        """Blocks that a multiprocessor has room for."""
+        return blocks_of(self.shared_bytes)
+
+
+def threads_of(warpgroups: int) -> int:
+    """Threads of a block of so many warpgroups that multiply, with those that load."""
+    return 128 * warpgroups + (128 if warpgroups > 1 else 64)
+
+
+def blocks_of(shared_bytes: int) -> int:
+    """Blocks that the shared memory of a multiprocessor has room for, 1 KiB each lost to the system."""
+    return 228 * 1024 // (shared_bytes + 1024)
 
 
 def shared_bytes_of(tile: tuple[int, int], stages: int, warpgroups: int, most_splits: int = 1) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import compile_cuda
 from images import Image, Row, Table, element_type
 
-from families.hopper import TUNING
+from families.hopper import TUNING, blocks_of, threads_of
 
 TABLE = Table("gemm_hopper_codes.h", "HopperCodesImage", "kHopperCodesImages")
 _SOURCE, _TARGET, _ARCHITECTURE = "gemm_hopper_codes.cu", "90a", 90
@@ -55,8 +55,8 @@ class HopperCodes:
 
     @property
     def threads(self) -> int:
-        """Threads of a block: those that multiply and those that load."""
-        return 128 * self.warpgroups + (128 if self.warpgroups == 2 else 64)
+        """Threads of a block."""
+        return threads_of(self.warpgroups)
 
     @property
     def shared_bytes(self) -> int:
@@ -66,8 +66,8 @@ class HopperCodes:
 
     @property
     def blocks_per_multiprocessor(self) -> int:
-        """Blocks that the shared memory of a multiprocessor has room for, 1 KiB each lost to the system."""
-        return 228 * 1024 // (self.shared_bytes + 1024)
+        """Blocks that a multiprocessor has room for."""
+        return blocks_of(self.shared_bytes)
 
 
 def kernels(architectures: list[int] | None = None) -> list[HopperCodes]:

@@ -11,7 +11,7 @@ from typing import Any
 import compile_cuda
 from images import Image, Row, Table
 
-from families.hopper import TUNING, shared_bytes_of
+from families.hopper import TUNING, shared_bytes_of, threads_of
 
 TABLE = Table("gemm_hopper_fp8.h", "HopperFp8Image", "kHopperFp8Images")
 _SOURCE, _TARGET, _ARCHITECTURE = "gemm_hopper_fp8.cu", "90a", 90
@@ -44,8 +44,8 @@ class HopperFp8:
 
     @property
     def threads(self) -> int:
-        """Threads of a block: those that multiply and those that load."""
-        return 128 * self.warpgroups + (128 if self.warpgroups == 2 else 64)
+        """Threads of a block."""
+        return threads_of(self.warpgroups)
 
     @property
     def shared_bytes(self) -> int:

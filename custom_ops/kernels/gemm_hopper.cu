@@ -276,19 +276,7 @@ __device__ void gemm(const Problem& p, const LoadX& load_x) {
     return;
   }
 
-  if (warp == T::kWarps && ptx::elect_one()) {
-    ptx::prefetch_map(p.x);
-    ptx::prefetch_map(p.w);
-    if (p.by_box) ptx::prefetch_map(p.y);
-    init_barriers<T>(p, memory);
-  }
-  __syncwarp();
-  if (work.cluster > 1) {
-    ptx::cluster_sync();
-  } else {
-    __syncthreads();
-  }
-  ptx::launch_dependents();
+  begin<T>(p, work, memory, warp);
 
   if (warp >= T::kWarps) {
     if (T::kMovesRegisters) ptx::give_up_registers<T::kLoaderRegisters>();

@@ -162,4 +162,23 @@ __device__ inline void init_barriers(const Problem& p, uint32_t memory) {
   }
 }
 
+// How a block starts, all of its threads: barriers, seen by the whole cluster, and the next kernel may start
+// too.
+template <class T>
+__device__ inline void begin(const Problem& p, const Work<T>& work, uint32_t memory, int warp) {
+  if (warp == T::kWarps && ptx::elect_one()) {
+    ptx::prefetch_map(p.x);
+    ptx::prefetch_map(p.w);
+    if (p.by_box) ptx::prefetch_map(p.y);
+    init_barriers<T>(p, memory);
+  }
+  __syncwarp();
+  if (work.cluster > 1) {
+    ptx::cluster_sync();
+  } else {
+    __syncthreads();
+  }
+  ptx::launch_dependents();
+}
+
 }  // namespace hopper
