@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 Array = np.ndarray[Any, Any]
 FLOAT_TYPES = (np.float16, np.float32, np.float64)
@@ -190,6 +192,20 @@ def is_standard(node: gs.Node) -> bool:
 def constant_bytes(node: gs.Node) -> int:
     """Bytes of the constants that a node reads, without loading them."""
     return sum(int(t._values.nbytes) for t in node.inputs if isinstance(t, gs.Constant))
+
+
+def stored(constant: gs.Constant) -> Array:
+    """The values of a constant that may be bfloat16, which `constant.values` is not made for."""
+    lazy = constant._values
+    values: Array = onnx.numpy_helper.to_array(lazy.tensor) if isinstance(lazy, LazyValues) else constant.values
+    return values
+
+
+def stored_as(name: str, values: Array) -> gs.Constant:
+    """A constant of that name with `values`, which may be bfloat16: NumPy itself has no such type."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+    tensor = onnx.TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=values.tobytes())
+    return gs.Constant(name, LazyValues(tensor))
 
 
 def replace_constant(node: gs.Node, index: int, values: Array) -> None:

@@ -7,11 +7,9 @@ has zeros for the features that are added, in its padding.
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from deftonnx.layers.linear import unused_name
+from deftonnx.layers.linear import stored, stored_as, unused_name
 from deftonnx.rewrite.fuse import is_deft_gemm
 from deftonnx.rewrite.output_types import has_residual
 from deftonnx.rewrite.reserved import Reserved
@@ -47,14 +45,9 @@ def _multiplies(node: gs.Node, x: gs.Tensor) -> bool:
 def _fill_outputs(node: gs.Node, extra: int) -> None:
     """Give `node` output features that are activation(0)."""
     weight = node.inputs[_WEIGHT]
-    codes = (
-        onnx.numpy_helper.to_array(weight._values.tensor) if isinstance(weight._values, LazyValues) else weight.values
-    )
+    codes = stored(weight)
     filled = np.concatenate([codes, np.zeros((extra, codes.shape[1]), codes.dtype)])
-    kind = onnx.helper.np_dtype_to_tensor_dtype(codes.dtype)
-    tensor = onnx.TensorProto(name=unused_name(f"{weight.name}/filled"), data_type=kind, dims=filled.shape)
-    tensor.raw_data = filled.tobytes()
-    node.inputs[_WEIGHT] = gs.Constant(tensor.name, LazyValues(tensor))  # NumPy has no bfloat16
+    node.inputs[_WEIGHT] = stored_as(unused_name(f"{weight.name}/filled"), filled)
     for index, value in ((_SCALE, 1.0), (_BIAS, 0.0)):
         constant = node.inputs[index]
         values = np.pad(constant.values, (0, extra), constant_values=value)

@@ -9,14 +9,12 @@ nodes.
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
-from onnx import TensorProto, numpy_helper
-from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx import TensorProto
 
 from deftonnx.formats.attention_function import HEAD_SIZE_STEP, LARGEST_HEAD, OPERATOR, attention_attributes
 from deftonnx.formats.operator_function import DOMAIN
-from deftonnx.layers.linear import unused_name
+from deftonnx.layers.linear import stored, stored_as, unused_name
 from deftonnx.rewrite.attention.fuse import CONTRIB
 from deftonnx.rewrite.fuse import is_deft_gemm
 from deftonnx.rewrite.output_types import has_residual
@@ -98,12 +96,4 @@ def _rewrite(graph: gs.Graph, node: gs.Node, gemms: list[gs.Node], joined: dict[
 
 def _joined(constants: list[gs.Constant], name: str) -> gs.Constant:
     """The constants one after another along their first axis."""
-    tensors = [_tensor(constant) for constant in constants]
-    joined = TensorProto(data_type=tensors[0].data_type, dims=[sum(t.dims[0] for t in tensors), *tensors[0].dims[1:]])
-    joined.raw_data = b"".join(numpy_helper.to_array(tensor).tobytes() for tensor in tensors)
-    return gs.Constant(unused_name(f"{name}/qkv/{constants[0].name}"), LazyValues(joined))  # NumPy has no bfloat16
-
-
-def _tensor(constant: gs.Constant) -> onnx.TensorProto:
-    values = constant._values
-    return values.tensor if isinstance(values, LazyValues) else numpy_helper.from_array(values)
+    return stored_as(unused_name(f"{name}/qkv/{constants[0].name}"), np.concatenate([stored(c) for c in constants]))

@@ -9,13 +9,11 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.formats.packed import padded
-from deftonnx.layers.linear import Array, is_standard, unused_name
+from deftonnx.layers.linear import Array, is_standard, stored, stored_as, unused_name
 from deftonnx.rewrite.absorb.parameters import integers
 from deftonnx.rewrite.channels_last.moves import FINITE, Move
 from deftonnx.rewrite.channels_last.region import Region
@@ -158,11 +156,11 @@ def _permute(node: gs.Node, order: Array) -> None:
     name = unused_name(f"{weight.name}/permuted_{node.name}")
     if is_gemm(node.domain, node.op):
         K = len(order)
-        codes = _codes(weight)
+        values = stored(weight)
+        codes = values.view(f"u{values.dtype.itemsize}")
         moved = np.zeros((codes.shape[0], padded(K)), codes.dtype)  # the code 0 is the value 0 in every format
         moved[:, :K] = _taken(codes, order, axis=1)
-        tensor = onnx.TensorProto(name=name, data_type=_type_of(weight), dims=moved.shape, raw_data=moved.tobytes())
-        node.inputs[1] = gs.Constant(name, LazyValues(tensor))  # NumPy has no bfloat16
+        node.inputs[1] = stored_as(name, moved.view(values.dtype))
         node.attrs["features"] = node.attrs["K"] = K
         return
     axis = 1 if node.op == "Gemm" and node.attrs.get("transB", 0) else 0
@@ -175,19 +173,6 @@ def _taken(values: Array, order: Array, axis: int) -> Array:
     index[axis] = order < 0
     taken[tuple(index)] = 0
     return taken
-
-
-def _codes(weight: gs.Constant) -> Array:
-    """The codes of a packed weight as integers."""
-    tensor = weight._values.tensor if isinstance(weight._values, LazyValues) else None
-    values: Array = weight.values if tensor is None else onnx.numpy_helper.to_array(tensor)
-    return values.view(f"u{values.dtype.itemsize}")
-
-
-def _type_of(weight: gs.Constant) -> int:
-    if isinstance(weight._values, LazyValues):
-        return int(weight._values.tensor.data_type)
-    return int(onnx.helper.np_dtype_to_tensor_dtype(weight.values.dtype))
 
 
 LEAVING: dict[str, Move] = {

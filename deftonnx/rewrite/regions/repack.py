@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import ml_dtypes
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from deftonnx.formats.gemm_function import weight_tensors
 from deftonnx.formats.packed import PackedWeight
-from deftonnx.layers.linear import unused_name
+from deftonnx.layers.linear import stored, unused_name
 
 HALF, DEFT16 = "half", "deft16"
 
@@ -26,15 +23,9 @@ def to_deft16(node: gs.Node, known: dict[int, gs.Constant]) -> None:
         return
     weight = node.inputs[1]
     if id(weight) not in known:
-        codes = _values(weight).astype(np.float32).astype(ml_dtypes.bfloat16)
+        codes = stored(weight).astype(np.float32).astype(ml_dtypes.bfloat16)
         packed = PackedWeight(DEFT16, codes.view(np.uint16), np.ones(len(codes), np.float32), int(node.attrs["K"]))
         tensor, _ = weight_tensors(packed, unused_name(f"{weight.name}/{DEFT16}"))
         known[id(weight)] = gs.Constant(tensor.name, LazyValues(tensor))  # NumPy has no bfloat16
     node.inputs[1] = known[id(weight)]
     node.attrs["format"] = DEFT16
-
-
-def _values(weight: gs.Constant) -> np.ndarray[Any, Any]:
-    """(N, Kp) float16."""
-    lazy = weight._values
-    return onnx.numpy_helper.to_array(lazy.tensor) if isinstance(lazy, LazyValues) else weight.values
