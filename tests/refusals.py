@@ -13,13 +13,36 @@ with contextlib.suppress(ImportError):
     import torch  # noqa: F401  (its CUDA libraries must be in the process before onnxruntime's)
 
 import numpy as np
+import onnx
 import onnxruntime
+import pytest
 from bad_models import damaged_model
+
+from deftonnx.formats.operator_function import base_name
 
 
 def make_session(model, options, provider):
     """A session of `model`; raises what ONNX Runtime raises."""
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider])
+
+
+def refusal(model, options):
+    """What ONNX Runtime says on the CPU of the first node of `model`; fails if it says nothing."""
+    node = model.graph.node[0]
+    with pytest.raises(Exception, match=f"{base_name(node.op_type)} node '{node.name}'") as caught:
+        make_session(model, options, "CPUExecutionProvider")
+    return str(caught.value)
+
+
+def with_attribute(model, attribute, value):
+    """`model`, in place, with another value of its first node's attribute; None: without it."""
+    node = model.graph.node[0]
+    others = [a for a in node.attribute if a.name != attribute]
+    del node.attribute[:]
+    node.attribute.extend(others)
+    if value is not None:
+        node.attribute.append(onnx.helper.make_attribute(attribute, value))
+    return model
 
 
 def survives(library, provider, count):

@@ -2,11 +2,10 @@
 
 import ml_dtypes
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 from gemm_model import DTYPES, run_gemm
 from pool_model import POOLS, case
+from refusals import refusal, with_attribute
 
 from deftonnx.formats.packed import FormatError
 from deftonnx.formats.pool_function import pool_attributes
@@ -61,7 +60,7 @@ def test_an_empty_batch_and_a_value_that_is_not_a_number(options):
 )
 def test_bad_attributes_are_refused(options, attribute, value, reason):
     _, model, _ = case("max", np.float32)
-    message = refusal(model, options, attribute, value)
+    message = refusal(with_attribute(model, attribute, value), options)
     assert reason in message
     assert "DeftPool node 'layer'" in message
 
@@ -77,19 +76,7 @@ def test_bad_attributes_are_refused(options, attribute, value, reason):
 )
 def test_bad_normalisations_are_refused(options, attribute, value, reason):
     _, model, _ = case("normalise_image", np.float32)
-    assert reason in refusal(model, options, attribute, value)
-
-
-def refusal(model, options, attribute, value):
-    node = model.graph.node[0]
-    others = [a for a in node.attribute if a.name != attribute]
-    del node.attribute[:]
-    node.attribute.extend(others)
-    if value is not None:
-        node.attribute.append(onnx.helper.make_attribute(attribute, value))
-    with pytest.raises(Exception, match="DeftPool") as caught:
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return str(caught.value)
+    assert reason in refusal(with_attribute(model, attribute, value), options)
 
 
 def test_a_wrong_input_shape_is_an_error_not_a_crash(options):

@@ -41,6 +41,23 @@ def check(Y, expected, dtype):
     assert np.linalg.norm(Y.astype(np.float64) - expected) <= TOLERANCE[dtype] * np.linalg.norm(expected)
 
 
+def check_kernel(options, kernel, shape, dtype, name, features=None, index=None, with_residual=False, **attributes):
+    """Run one node, of weights in format `name`, by the kernel of that name and compare.
+
+    `index`: the columns of X that are multiplied, of `features`; all without.
+    """
+    X, packed, bias = case(shape, name, dtype, features)
+    residual = None
+    if with_residual:
+        residual = np.random.default_rng(1).standard_normal((shape[0], shape[2])).astype(dtype)
+    epilogue = {k: v for k, v in attributes.items() if k in ("activation", "alpha", "beta")}
+    extra = {"features": features} if features else {}
+    model = gemm_model(X, packed, bias, compute=kernel, residual=residual, **extra, **attributes)
+    Y = run_gemm(model, X, residual, options, CUDA)
+    seen = X if index is None else X[:, index]
+    check(Y, reference(seen, packed, bias, residual=residual, **epilogue), attributes.get("output_dtype", dtype))
+
+
 # kernels for few rows: those before compute capability 9.0, and those from there on
 FEW_ROWS = [f"small_m_{tile}" for tile in ("8x16", "8x32", "8x64", "16x16", "16x32", "16x64")]
 STREAM = ["stream_8", "stream_16", "stream_32"]

@@ -5,7 +5,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from gemm_model import gemm_model, ort_value, reference, run_gemm
-from test_gemm import CUDA, case, check, gpu_capability
+from test_gemm import CUDA, case, check_kernel, gpu_capability
 
 from deftonnx.formats import pack_weight
 
@@ -25,19 +25,8 @@ def hopper(options):
 
 
 def run(options, kernel, shape, prefix="fp16", features=None, index=None, **attributes):
-    """Run one node by the kernel of that name and compare."""
-    dtype, name = OPERANDS[prefix]
-    X, packed, bias = case(shape, name, dtype, features)
-    residual = None
-    if attributes.pop("with_residual", False):
-        residual = np.random.default_rng(1).standard_normal((shape[0], shape[2])).astype(dtype)
-    epilogue = {k: v for k, v in attributes.items() if k in ("activation", "alpha", "beta")}
-    kernel_name = f"{prefix}_{prefix}_hopper_{kernel}"
-    extra = {"features": features} if features else {}
-    model = gemm_model(X, packed, bias, compute=kernel_name, residual=residual, **extra, **attributes)
-    Y = run_gemm(model, X, residual, options, CUDA)
-    seen = X if index is None else X[:, index]
-    check(Y, reference(seen, packed, bias, residual=residual, **epilogue), attributes.get("output_dtype", dtype))
+    """Run one node by the kernel of that tile and compare."""
+    check_kernel(options, f"{prefix}_{prefix}_hopper_{kernel}", shape, *OPERANDS[prefix], features, index, **attributes)
 
 
 @pytest.mark.parametrize("prefix", OPERANDS)
