@@ -102,7 +102,8 @@ def test_progress_is_shown_on_a_terminal_only(folder: Path) -> None:
     assert "\x1b" not in stdout
     assert "Gemm fc1" not in in_terminal(folder, (*WITH_DATA, "-q", "--force"))[1]
     piped = subprocess.run([*PROGRAM, *WITH_DATA, "--force"], cwd=folder, capture_output=True, text=True, timeout=60)
-    assert piped.stderr == ""
+    assert "Gemm fc1" not in piped.stderr  # a warning may be there: on a busy machine the result can seem slower
+    assert "\x1b" not in piped.stderr
 
 
 @pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
