@@ -1,12 +1,14 @@
 """Measure everything on this GPU, then write every table and plot of the README and of docs/.
 
-    python benchmarks/everything.py [--parts NAME …] [--limit SECONDS]
+    python benchmarks/everything.py [--parts NAME …] [--limit SECONDS] [--data FOLDER]
 
-Parts run one after the other, each in a process of its own: without --parts all of PARTS in their order. "prepare"
-writes the models that "models" measures into a folder that stays, so that they may run in turn from two commands. A
-part that takes longer than its share of --limit is stopped; what it had measured counts, and rows that it did not come
-to stay as they were, with the commit that they are from. Results go to benchmarks/results/<gpu>/<part>.json as soon as
-a part is over. Needs PyTorch with CUDA, torchvision, transformers and ONNX Runtime's CUDA provider.
+Every part runs in a process of its own: first those that time nothing, side by side, then the others one after the
+other. "prepare" writes the models that "models" measures into a folder that stays, so that they may run in turn from
+two commands. A part that takes longer than its share of --limit is stopped; what it had measured counts, and rows that
+it did not come to stay as they were, with the commit that they are from. Results go to
+benchmarks/results/<gpu>/<part>.json as soon as a part is over. Needs PyTorch with CUDA, torchvision, transformers and
+ONNX Runtime's CUDA provider; with --data, the trained models and data that accuracy.py describes, what elimination and
+formats cost in accuracy is measured too (on the CPU, into results/cpu), and the GPU tests take these models.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,8 @@ IDENTITY = (
     "activation",
     "cuda_graph",
     "density",
+    "granularity",
+    "format",
     "size",
 )
 """What tells the rows of a result file apart; all else in a row is measured."""
@@ -48,17 +54,23 @@ LIMIT_FOR_ITSELF = 0.85
 
 @dataclass(frozen=True)
 class Part:
-    """A script with its arguments, its share of the time, and whether it ends by itself when told a limit."""
+    """A script with its arguments, and its share of the time."""
 
     script: str
     arguments: tuple[str, ...]
     share: float
     knows_limit: bool = False
+    """Whether it ends by itself when told a limit."""
+    timed: bool = True
+    """Whether it measures times, for which it has the machine to itself."""
+    needs_data: bool = False
 
 
 PARTS = {
-    "prepare": Part("models.py", ("--prepare",), 12),
-    "gpu_tests": Part("gpu_tests.py", (), 10, knows_limit=True),
+    "prepare": Part("models.py", ("--prepare",), 12, timed=False),
+    "gpu_tests": Part("gpu_tests.py", (), 12, knows_limit=True, timed=False),
+    "accuracy": Part("accuracy.py", (), 12, timed=False, needs_data=True),
+    "format_accuracy": Part("format_accuracy.py", (), 12, timed=False, needs_data=True),
     "models": Part("models.py", ("--prepared",), 9, knows_limit=True),
     "gemm_shapes": Part("gemm_speed.py", ("--part", "shapes"), 2),
     "conv_speed": Part("conv_speed.py", (), 3),
@@ -79,12 +91,14 @@ def folder() -> Path:
     return BENCHMARKS / "results" / name.removeprefix("NVIDIA ").lower().replace(" ", "_")
 
 
-def run(part: Part, output: Path, seconds: float) -> bool:
+def run(part: Part, output: Path, seconds: float, data: Path | None) -> bool:
     """Run a part for so long at most, then stop it with all that it has started; whether it came to its end."""
-    command = [sys.executable, str(BENCHMARKS / part.script), *part.arguments, "--output", str(output)]
+    result = [str(data), str(output)] if part.needs_data else ["--output", str(output)]
+    command = [sys.executable, str(BENCHMARKS / part.script), *part.arguments, *result]
     if part.knows_limit:
         command += ["--limit", f"{LIMIT_FOR_ITSELF * seconds:.0f}"]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    environment = os.environ if data is None else os.environ | {"DEFTONNX_SHARED": str(data)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     try:
         process.wait(max(0, seconds))
         return True
@@ -111,20 +125,28 @@ def identity(row: dict[str, Any]) -> str:
     return json.dumps({key: row[key] for key in IDENTITY if key in row}, sort_keys=True)
 
 
+def circumstances(content: dict[str, Any]) -> dict[str, Any]:
+    """The part of a result file that says when, from what and how it was measured."""
+    found: dict[str, Any] = content if "commit" in content else content["environment"]
+    return found
+
+
 def commit(content: dict[str, Any]) -> str:
     """The commit that a result file is from."""
-    return str(content.get("commit") or content["environment"]["commit"])
+    return str(circumstances(content)["commit"])
 
 
-def measure(name: str, results: Path, seconds: float) -> None:
+def measure(name: str, seconds: float, data: Path | None) -> None:
     """Run a part for so long at most, and keep what it measured."""
     started = time.monotonic()
+    results = BENCHMARKS / "results" / "cpu" if PARTS[name].needs_data else folder()
     kept = results / f"{name}.json"
     with tempfile.TemporaryDirectory() as place:
         output = Path(place) / f"{name}.json"
-        complete, measured = run(PARTS[name], output, seconds), output.exists()
+        complete, measured = run(PARTS[name], output, seconds, data), output.exists()
         if measured:
             content = json.loads(output.read_text(encoding="utf-8"))
+            circumstances(content)["command"] = f"python benchmarks/everything.py --parts {name}"
             if kept.exists():
                 content = merged(json.loads(kept.read_text(encoding="utf-8")), content)
             results.mkdir(parents=True, exist_ok=True)
@@ -133,17 +155,28 @@ def measure(name: str, results: Path, seconds: float) -> None:
     print(f"== {name}: {state} after {time.monotonic() - started:.0f} s", flush=True)
 
 
+def rounds(names: list[str]) -> list[list[str]]:
+    """What runs after one another, and in each what runs side by side."""
+    together = [name for name in names if not PARTS[name].timed]
+    return [group for group in (together, *([name] for name in names if PARTS[name].timed)) if group]
+
+
 def main() -> None:
     """Run what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--limit", type=float, default=3600, help="seconds for all parts together")
+    parser.add_argument("--data", type=Path, help="folder of trained models and data, as accuracy.py describes it")
     options = parser.parse_args()
-    results, end = folder(), time.monotonic() + options.limit
-    for i, name in enumerate(options.parts):
-        waiting = sum(PARTS[other].share for other in options.parts[i:])
-        share_ends = time.monotonic() + (end - time.monotonic()) * PARTS[name].share / waiting
-        measure(name, results, share_ends - time.monotonic())
+    data = options.data and options.data.resolve()
+    end = time.monotonic() + options.limit
+    waiting = rounds([name for name in options.parts if data or not PARTS[name].needs_data])
+    while waiting:
+        shares = [max(PARTS[name].share for name in group) for group in waiting]
+        seconds = (end - time.monotonic()) * shares[0] / sum(shares)
+        group = waiting.pop(0)
+        with ThreadPoolExecutor(len(group)) as pool:
+            list(pool.map(partial(measure, seconds=seconds, data=data), group))
     tables.write()
     plots.write()
 

@@ -1,5 +1,6 @@
 """Results of benchmarks: merging a run that was cut short with earlier rows, tables and plots made of them."""
 
+import json
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -35,6 +36,31 @@ def test_rows_that_were_not_measured_again_stay(benchmarks):
     assert merged({"environment": {"commit": "old"}, "chains": [{"shape": [1], "us": 2}]}, new)["chains"] == [
         {"commit": "old", "shape": [1], "us": 2}
     ]
+
+
+def test_what_times_nothing_runs_first_and_side_by_side(benchmarks):
+    from everything import PARTS, rounds
+
+    first, *others = rounds(list(PARTS))
+    assert first == ["prepare", "gpu_tests", "accuracy", "format_accuracy"]
+    assert all(len(group) == 1 and PARTS[group[0]].timed for group in others)
+    assert rounds(["gemm_fp8"]) == [["gemm_fp8"]]
+
+
+def test_a_part_says_how_it_is_measured_again(benchmarks, monkeypatch, tmp_path):
+    import everything
+
+    (tmp_path / "script.py").write_text(
+        "import json, os, sys\n"
+        "rows = [{'model': os.environ['DEFTONNX_SHARED'], 'n': 1}]\n"
+        "json.dump({'commit': 'c', 'command': 'x', 'rows': rows}, open(sys.argv[2], 'w'))\n"
+    )
+    monkeypatch.setattr(everything, "BENCHMARKS", tmp_path)
+    monkeypatch.setitem(everything.PARTS, "accuracy", everything.Part("script.py", (), 1, timed=False, needs_data=True))
+    everything.measure("accuracy", 60, tmp_path / "data")
+    content = json.loads((tmp_path / "results" / "cpu" / "accuracy.json").read_text())
+    assert content["command"] == "python benchmarks/everything.py --parts accuracy"
+    assert content["rows"] == [{"model": str(tmp_path / "data"), "n": 1}]
 
 
 def test_documents_are_what_the_result_files_say(benchmarks):
