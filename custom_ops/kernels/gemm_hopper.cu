@@ -86,8 +86,14 @@ class Consumer {
     for (uint32_t round = 0; cell < cells; cell += stride, ++round) {
       int row, column;
       work_.place(cell, &row, &column);
-      prefetch_columns<T::kColumns>(p_.output, column);
       const bool adds = p_.by_box && p_.output.residual != nullptr;
+      const bool at_once = kEndsAtOnce && p_.by_box && !adds && p_.splits == 1;
+      ReadColumns<kEndsAtOnce ? T::kColumns : kLeastColumns> columns;
+      if (at_once) {
+        columns.read(p_.output, column);
+      } else {
+        prefetch_columns<T::kColumns>(p_.output, column);
+      }
       if (adds) fetch_units(row, column);
       float sums[T::kBlocks][T::kSums];
       // the second goes first in no round: its wait is for this round of the first, that of the first for the
@@ -104,6 +110,12 @@ class Consumer {
       if constexpr (T::kMostSplits >= 8) {
         if (p_.splits == 8) return finish_share<8>(sums[0], row + 16 * warp_, column);
       }
+      if constexpr (kEndsAtOnce) {
+        if (at_once) {
+          finish_rows(sums[0], columns, own_row(row, 0), column);
+          continue;
+        }
+      }
       if (adds) {
         finish_added(sums, row, column);
         continue;
@@ -115,6 +127,10 @@ class Consumer {
   }
 
  private:
+  // Tiles of one warpgroup are for short products, where the end is not hidden: scale and bias are read
+  // before the sums are made, and all rows leave together.
+  static constexpr bool kEndsAtOnce = T::kWarps == 4;
+
   __device__ uint32_t own_unit() const { return own_memory<T>(memory_, warp_); }
   // This warp's first row of a block of 64 rows of the tile at `row`.
   __device__ int own_row(int row, int block) const {
@@ -231,14 +247,10 @@ class Consumer {
     float total[T::kSums / COUNT];
     if constexpr (kColumns >= kLeastColumns) {
       if (p_.by_box) {
-        const ReadColumns<kColumns> columns(p_.output, column);
+        ReadColumns<kColumns> columns;
+        columns.read(p_.output, column);
         add_shares<COUNT>(work_, sums, memory_, total);
-        switch (finish_of(p_.output.epilogue)) {
-          case Finish::kFloor: store_share<Finish::kFloor>(total, columns, row, column); break;
-          case Finish::kLine: store_share<Finish::kLine>(total, columns, row, column); break;
-          case Finish::kSigmoid: store_share<Finish::kSigmoid>(total, columns, row, column); break;
-          case Finish::kGelu: store_share<Finish::kGelu>(total, columns, row, column); break;
-        }
+        finish_rows(total, columns, row, column);
         return;
       }
     }
@@ -247,11 +259,24 @@ class Consumer {
     finish_unit(p_.output, total, 0, own_unit(), row, column, columns);
   }
 
-  template <Finish FINISH, int COLUMNS>
-  __device__ void store_share(const float (&total)[COLUMNS / 2], const ReadColumns<COLUMNS>& columns, int row,
+  // Ends 16 rows of COLUMNS columns at once.
+  template <int COLUMNS>
+  __device__ void finish_rows(const float (&sums)[COLUMNS / 2], const ReadColumns<COLUMNS>& columns, int row,
                               int column) const {
-    __syncwarp();  // all lanes have read what came
-    store_rows<TypeCode<Element>::value, FINISH, COLUMNS>(p_.output, total, 0, columns, own_unit(), row,
+    static_assert(16 * 2 * COLUMNS <= T::kWarpBytes, "room for the rows in 16 bits");
+    __syncwarp();  // all lanes have read what was there before
+    switch (finish_of(p_.output.epilogue)) {
+      case Finish::kFloor: store_at_once<Finish::kFloor>(sums, columns, row, column); break;
+      case Finish::kLine: store_at_once<Finish::kLine>(sums, columns, row, column); break;
+      case Finish::kSigmoid: store_at_once<Finish::kSigmoid>(sums, columns, row, column); break;
+      case Finish::kGelu: store_at_once<Finish::kGelu>(sums, columns, row, column); break;
+    }
+  }
+
+  template <Finish FINISH, int COLUMNS>
+  __device__ void store_at_once(const float (&sums)[COLUMNS / 2], const ReadColumns<COLUMNS>& columns,
+                                int row, int column) const {
+    store_rows<TypeCode<Element>::value, FINISH, COLUMNS>(p_.output, sums, 0, columns, own_unit(), row,
                                                           column);
   }
 

@@ -287,7 +287,7 @@ template <int COLUMNS>
 struct ReadColumns {
   ColumnPair pairs[COLUMNS / 8];
 
-  __device__ ReadColumns(const Output& o, int column) {
+  __device__ void read(const Output& o, int column) {
 #pragma unroll
     for (int j = 0; j < COLUMNS / 8; ++j) pairs[j] = FragmentColumns{o, column}.at(j);
   }
