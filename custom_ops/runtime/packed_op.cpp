@@ -16,7 +16,7 @@
 namespace deftonnx {
 namespace {
 
-constexpr int kMostGemmBodies = 40, kMostConvBodies = 24;  // deftonnx/formats/operator_function.py
+constexpr int kMostGemmBodies = 12, kMostConvBodies = 12;  // deftonnx/formats/operator_function.py
 
 ElementType InputType(const OrtCustomOp* op, size_t index) {
   switch (index) {

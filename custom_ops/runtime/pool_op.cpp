@@ -7,7 +7,7 @@
 namespace deftonnx {
 namespace {
 
-constexpr int kMostBodies = 16;  // more than kinds, global or not, and image axes make
+constexpr int kMostBodies = 14;  // kinds, global or not, and image axes
 
 }  // namespace
 

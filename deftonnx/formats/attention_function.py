@@ -69,10 +69,10 @@ def attach_attention_functions(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Raises FormatError for an opset under 13.
     """
-    return attach_functions(model, OPERATOR, lambda node: f"{len(node.input)}_inputs", _function)
+    return attach_functions(model, OPERATOR, _function)
 
 
-def _function(node: onnx.NodeProto, name: str, opset: int) -> onnx.FunctionProto:
+def _function(node: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
     make = helper.make_node
     has_bias = len(node.input) == len(_INPUTS)
     scale = make("Constant", [], ["scale_value"])
@@ -96,7 +96,7 @@ def _function(node: onnx.NodeProto, name: str, opset: int) -> onnx.FunctionProto
         make("Reshape", ["heads_last", "joined"], ["A"]),
         output_cast(),
     ]
-    return make_function(name, _INPUTS[: len(node.input)], nodes, _ATTRIBUTES, opset)
+    return make_function(OPERATOR, _INPUTS[: len(node.input)], nodes, _ATTRIBUTES, opset)
 
 
 def _sizes() -> Nodes:

@@ -47,7 +47,7 @@ def attach_channels_last_functions(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Raises FormatError for an opset under 13.
     """
-    return attach_functions(model, OPERATOR, lambda node: str(_image_axes(node)), _function)
+    return attach_functions(model, OPERATOR, _function)
 
 
 def _image_axes(node: onnx.NodeProto) -> int:
@@ -55,11 +55,11 @@ def _image_axes(node: onnx.NodeProto) -> int:
     return int(channels_last_attributes(axes)["image_axes"])
 
 
-def _function(node: onnx.NodeProto, name: str, opset: int) -> onnx.FunctionProto:
+def _function(node: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
     axes = _image_axes(node)
     nodes = [
         helper.make_node("Cast", ["X"], ["X_float"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["X_float"], ["A"], perm=[0, *range(2, axes + 2), 1]),
         output_cast(),
     ]
-    return make_function(name, ["X"], nodes, _ATTRIBUTES, opset)
+    return make_function(OPERATOR, ["X"], nodes, _ATTRIBUTES, opset)

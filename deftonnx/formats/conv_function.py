@@ -14,7 +14,8 @@ Inputs
 Output
     Y: (batch, *image, N), of type `output_type`; arithmetic is float32.
 Attributes
-    format, layout: how W is packed. channels: of X. K: features of W, those that an output reads. N: output channels.
+    format, exponent_bits, layout: how W is packed, as of DeftGemm. channels: of X. K: features of W, those that an
+        output reads. N: output channels.
     kernel_shape, strides, pads, dilations, group: as of Conv.
     block: channels of a kept block, a power of two that divides channels / group; 0 when all are kept.
     activation, with alpha and beta: see activation.py. output_type: TensorProto element type.
@@ -54,7 +55,7 @@ IMAGE_AXES = (1, 2)
 _INPUTS = ("X", "W", "scale", "bias", "kept", "residual")
 _WINDOW = {"kernel_shape": "INTS", "strides": "INTS", "pads": "INTS", "dilations": "INTS", "group": "INT"}
 _ATTRIBUTES = (
-    *("format", "layout", "channels", "K", "N", *_WINDOW),
+    *("format", "exponent_bits", "layout", "channels", "K", "N", *_WINDOW),
     *("block", "activation", "alpha", "beta", "output_type", "compute"),
 )
 
@@ -139,18 +140,9 @@ def attach_conv_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     """Give every DeftConv node of `model` its function body, and the name of that, in place; return `model`.
 
     To be called last. The IR version rises to 8 where it was lower. Raises FormatError for an opset under 13, an
-    unknown format or activation, and more than MOST_BODIES combinations.
+    unknown format or activation, and more than MOST_BODIES bodies.
     """
-    return attach_functions(model, OPERATOR, _combination, _function)
-
-
-def _combination(node: onnx.NodeProto) -> str:
-    """What the body of `node` depends on."""
-    format_name = string_attribute(node, "format").replace(":", "")
-    parts = [f"{_image_axes(node)}d", format_name, string_attribute(node, "activation")]
-    if keeps_blocks(node):
-        parts.append("kept")
-    return "_".join([*parts, f"{len(node.input)}_inputs"])
+    return attach_functions(model, OPERATOR, _function)
 
 
 def _image_axes(node: onnx.NodeProto) -> int:
@@ -160,7 +152,7 @@ def _image_axes(node: onnx.NodeProto) -> int:
     raise FormatError(f"node {node.name!r} ({OPERATOR}) lacks the attribute 'kernel_shape'")
 
 
-def _function(node: onnx.NodeProto, name: str, opset: int) -> onnx.FunctionProto:
+def _function(node: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
     axes = _image_axes(node)
     channels_first = [0, axes + 1, *range(1, axes + 1)]
     channels_last = [0, *range(2, axes + 2), 1]
@@ -182,7 +174,7 @@ def _function(node: onnx.NodeProto, name: str, opset: int) -> onnx.FunctionProto
         *activation_nodes(string_attribute(node, "activation")),
         output_cast(),
     ]
-    return make_function(name, _INPUTS[: len(node.input)], nodes, _ATTRIBUTES, opset)
+    return make_function(OPERATOR, _INPUTS[: len(node.input)], nodes, _ATTRIBUTES, opset)
 
 
 def _scaled_rows() -> Nodes:

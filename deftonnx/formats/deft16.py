@@ -7,14 +7,15 @@ becomes the largest finite one, since a packed weight is always finite.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from deftonnx.formats.packed import FormatError, PackedWeight, checked, to_rows, unpack_rows
+from deftonnx.formats.packed import NO_NUMBERS, FormatError, PackedWeight, checked, to_rows, unpack_rows
 
 _LARGEST_FINITE = 0x7F7F
 
@@ -34,6 +35,7 @@ class Deft16:
 
     truncate: bool = False
     onnx_type: int = TensorProto.BFLOAT16
+    numbers: ClassVar[Mapping[str, int]] = NO_NUMBERS
 
     @classmethod
     def parse(cls, option: str) -> Deft16:

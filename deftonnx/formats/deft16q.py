@@ -9,15 +9,16 @@ apart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from deftonnx.formats.deft16 import round_to_bfloat16
-from deftonnx.formats.packed import FormatError, PackedWeight, checked, to_rows, unpack_rows
+from deftonnx.formats.packed import NO_NUMBERS, FormatError, PackedWeight, checked, to_rows, unpack_rows
 
 _LARGEST_FINITE = 0x7F7F
 _HIDDEN = np.float32(2**23)
@@ -50,6 +51,7 @@ class Deft16q:
 
     name: str = "deft16q"
     onnx_type: int = TensorProto.UINT32
+    numbers: ClassVar[Mapping[str, int]] = NO_NUMBERS
 
     @classmethod
     def parse(cls, option: str) -> Deft16q:

@@ -7,7 +7,7 @@ NaN are never packed, so that hardware conversion and FP8 tensor cores agree wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,11 +108,17 @@ class Deft8:
         """Return the (K, N) float32 weight."""
         return unpack_rows(self.decode(packed.codes), packed)
 
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """The number of exponent bits."""
+        return {"exponent_bits": self.exponent_bits}
+
     def decode_nodes(self, opset: int) -> Sequence[onnx.NodeProto]:
-        """A Gather from the 256-entry table."""
-        table = numpy_helper.from_array(decode_table(self.exponent_bits))
+        """A Gather from the 256-entry table of that number of exponent bits."""
+        tables = np.stack([decode_table(bits) for bits in (EXPONENT_BITS[0], *EXPONENT_BITS)])  # (8, 256), from E = 0
         return [
-            helper.make_node("Constant", [], ["table"], value=table),
+            helper.make_node("Constant", [], ["tables"], value=numpy_helper.from_array(tables)),
+            helper.make_node("Gather", ["tables", "exponent_bits"], ["table"]),
             helper.make_node("Cast", ["W"], ["index"], to=TensorProto.INT32),
             helper.make_node("Gather", ["table", "index"], ["W_values"]),
         ]

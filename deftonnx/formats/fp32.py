@@ -6,14 +6,15 @@ kernel for weights that must stay exact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from deftonnx.formats.packed import FormatError, PackedWeight, checked, to_rows, unpack_rows
+from deftonnx.formats.packed import NO_NUMBERS, FormatError, PackedWeight, checked, to_rows, unpack_rows
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Fp32:
 
     name: str = "fp32"
     onnx_type: int = TensorProto.FLOAT
+    numbers: ClassVar[Mapping[str, int]] = NO_NUMBERS
 
     @classmethod
     def parse(cls, option: str) -> Fp32:
@@ -44,5 +46,5 @@ class Fp32:
         return unpack_rows(self.decode(packed.codes), packed)
 
     def decode_nodes(self, opset: int) -> Sequence[onnx.NodeProto]:
-        """Nothing to do."""
-        return [helper.make_node("Identity", ["W"], ["W_values"])]
+        """A Cast that does nothing, so that 16-bit formats share the body."""
+        return [helper.make_node("Cast", ["W"], ["W_values"], to=TensorProto.FLOAT)]

@@ -11,7 +11,7 @@ operator library refuses a weight that holds them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,6 +55,11 @@ class Fp8:
     def unpack(self, packed: PackedWeight) -> np.ndarray:
         """As deft8:4."""
         return _E4M3.unpack(packed)
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """As deft8:4."""
+        return _E4M3.numbers
 
     def decode_nodes(self, opset: int) -> Sequence[onnx.NodeProto]:
         """As deft8:4."""

@@ -14,12 +14,13 @@ Inputs
 Output
     Y: (..., N), of type `output_type`; arithmetic is float32.
 Attributes
-    format, layout: how W is packed. features, K, N: X's features, those that are kept, output features.
+    format, layout: how W is packed. exponent_bits: of formats deft8:E and fp8, set with the body, which reads it.
+    features, K, N: X's features, those that are kept, output features.
     block: features a kept block has, a power of two; 0 when all features are kept.
     activation, with alpha and beta: see activation.py. output_type: TensorProto element type.
     compute: "auto", or the name of the one CUDA kernel to use.
 
-Every combination of format, activation and inputs has a body and a name of its own: see operator_function.py.
+Nodes with other operators in their body have another name: see operator_function.py.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ OPERATOR = "DeftGemm"
 _INPUTS = ("X", "W", "scale", "bias", "kept", "residual")
 _ATTRIBUTES = (
     "format",
+    "exponent_bits",
     "layout",
     "features",
     "K",
@@ -144,21 +146,12 @@ def attach_gemm_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     """Give every DeftGemm node of `model` its function body, and the name of that, in place; return `model`.
 
     To be called last. The IR version rises to 8 where it was lower. Raises FormatError for an opset under 13, an
-    unknown format or activation, and more than MOST_BODIES combinations.
+    unknown format or activation, and more than MOST_BODIES bodies.
     """
-    return attach_functions(model, OPERATOR, _combination, _function)
+    return attach_functions(model, OPERATOR, _function)
 
 
-def _combination(node: onnx.NodeProto) -> str:
-    """What the body of `node` depends on: nodes of the same combination share one."""
-    format_name = string_attribute(node, "format").replace(":", "")
-    parts = [format_name, string_attribute(node, "activation")]
-    if keeps_blocks(node):
-        parts.append("kept")
-    return "_".join([*parts, f"{len(node.input)}_inputs"])
-
-
-def _function(node: onnx.NodeProto, name: str, opset: int) -> onnx.FunctionProto:
+def _function(node: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
     rounds = string_attribute(node, "format") == FP8
     nodes = [
         helper.make_node("Cast", ["X"], ["X_float"], to=TensorProto.FLOAT),
@@ -174,7 +167,7 @@ def _function(node: onnx.NodeProto, name: str, opset: int) -> onnx.FunctionProto
         *activation_nodes(string_attribute(node, "activation")),
         output_cast(),
     ]
-    return make_function(name, _INPUTS[: len(node.input)], nodes, _ATTRIBUTES, opset)
+    return make_function(OPERATOR, _INPUTS[: len(node.input)], nodes, _ATTRIBUTES, opset)
 
 
 def _product(x: str) -> Nodes:

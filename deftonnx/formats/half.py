@@ -8,14 +8,15 @@ relative to that weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from deftonnx.formats.packed import FormatError, PackedWeight, checked, to_rows, unpack_rows
+from deftonnx.formats.packed import NO_NUMBERS, FormatError, PackedWeight, checked, to_rows, unpack_rows
 
 _TOP_EXPONENT = 16  # frexp's exponent of [2^15, 2^16)
 _ROUNDS_TO_INFINITY = 65520.0
@@ -29,6 +30,7 @@ class Half:
 
     name: str = "half"
     onnx_type: int = TensorProto.FLOAT16
+    numbers: ClassVar[Mapping[str, int]] = NO_NUMBERS
 
     @classmethod
     def parse(cls, option: str) -> Half:

@@ -1,9 +1,10 @@
 """What the function bodies of our operators share.
 
-A function cannot leave an input out, and its operators depend on the node's attributes, so every combination used in
-a model has a body of its own, and therefore a name: DeftGemm, DeftGemm_2, DeftGemm_3 … in the order of the
-combinations. To the operator library all these names are one operator. (Overloads, which IR version 10 has for this,
-would not do: ONNX Runtime before 1.28 takes one body for all of them, and computes nonsense.)
+A function cannot leave an input out, and some attributes decide which operators it has, so a model may need several
+bodies of an operator, each under a name: DeftGemm, DeftGemm_2, DeftGemm_3 … in the order of the nodes. Nodes whose
+bodies are equal share one; numbers reach it as attributes. To the operator library all these names are one operator,
+but each costs every session some time (docs/kernels.md), so there are few. (Overloads, which IR version 10 has for
+this, would not do: ONNX Runtime before 1.28 takes one body for all of them, and computes nonsense.)
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from deftonnx.formats.packed import LAYOUT_VERSION, FormatError
 
 DOMAIN = "ai.deftonnx"
 OLDEST_OPSET = 13  # Cast of bfloat16
-MOST_BODIES = {"DeftGemm": 40, "DeftConv": 24, "DeftPool": 16, "DeftChannelsLast": 2, "DeftAttention": 2}
+MOST_BODIES = {"DeftGemm": 12, "DeftConv": 12, "DeftPool": 14, "DeftChannelsLast": 2, "DeftAttention": 2}
 """Names of each operator that the library knows: custom_ops/runtime/packed_op.cpp, pool_op.cpp and so on."""
 _IR_VERSION_WITH_FUNCTIONS = 8
 
@@ -39,33 +40,34 @@ def is_operator(domain: str | None, name: str, operator: str) -> bool:
 def attach_functions(
     model: onnx.ModelProto,
     operator: str,
-    combination: Callable[[onnx.NodeProto], str],
-    body: Callable[[onnx.NodeProto, str, int], onnx.FunctionProto],
+    body: Callable[[onnx.NodeProto, int], onnx.FunctionProto],
 ) -> onnx.ModelProto:
     """Give every `operator` node of `model` its function body, and the name of that, in place; return `model`.
 
-    combination: what the body of a node depends on; nodes of the same combination share one.
-    body: the function of a node, under a name, for the model's opset.
-    The IR version rises to 8 where it was lower. Raises FormatError for more combinations than MOST_BODIES.
+    body: the function of a node for the model's opset, named after the operator.
+    The IR version rises to 8 where it was lower. Raises FormatError for more bodies than MOST_BODIES.
     """
     nodes = [n for n in _all_nodes(model.graph) if is_operator(n.domain, n.op_type, operator)]
     if not nodes:
         return model
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    examples = {combination(node): node for node in nodes}
-    most = MOST_BODIES[operator]
-    if len(examples) > most:
-        raise FormatError(
-            f"{operator} in {len(examples)} combinations of format, activation and inputs; {most} are possible. "
-            "Choose one --format in place of deft8:auto, or fewer in the plan"
-        )
-    names = {key: operator if i == 1 else f"{operator}_{i}" for i, key in enumerate(sorted(examples), start=1)}
+    bodies: dict[bytes, onnx.FunctionProto] = {}
     for node in nodes:
-        node.op_type = names[combination(node)]
+        function = body(node, opset)
+        known = bodies.setdefault(function.SerializeToString(), function)
+        if known is function and len(bodies) > 1:
+            function.name = f"{operator}_{len(bodies)}"
+        node.op_type = known.name
         node.ClearField("overload")
+    most = MOST_BODIES[operator]
+    if len(bodies) > most:
+        raise FormatError(
+            f"{operator} in {len(bodies)} combinations of format, activation and inputs; {most} are possible. "
+            "Choose fewer formats"
+        )
     others = [f for f in model.functions if not is_operator(f.domain, f.name, operator)]
     del model.functions[:]
-    model.functions.extend([*others, *(body(examples[key], names[key], opset) for key in names)])
+    model.functions.extend([*others, *bodies.values()])
     if all(o.domain != DOMAIN for o in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     model.ir_version = max(model.ir_version, _IR_VERSION_WITH_FUNCTIONS)
@@ -73,24 +75,29 @@ def attach_functions(
 
 
 def make_function(
-    name: str, inputs: Sequence[str], nodes: Nodes, attributes: Sequence[str], opset: int
+    operator: str, inputs: Sequence[str], nodes: Nodes, attributes: Sequence[str], opset: int
 ) -> onnx.FunctionProto:
     """The body `nodes`, from `inputs` to `Y`. Raises FormatError for an opset under 13."""
     if opset < OLDEST_OPSET:
         raise FormatError(f"packed weights need ONNX opset {OLDEST_OPSET} or newer, the model has {opset}")
     opsets = [helper.make_opsetid("", opset)]
-    return helper.make_function(DOMAIN, name, inputs, ["Y"], nodes, opsets, attributes=list(attributes))
+    return helper.make_function(DOMAIN, operator, inputs, ["Y"], nodes, opsets, attributes=list(attributes))
 
 
 def decode_nodes(node: onnx.NodeProto, opset: int) -> Nodes:
     """From the codes `W` of `node` to their float32 values `W_values`.
 
+    `node` gets the numbers of its format as attributes: nodes that differ in them alone share a body.
     Raises FormatError for an unknown format or layout version.
     """
     layout = next((a.i for a in node.attribute if a.name == "layout"), 0)
     if layout != LAYOUT_VERSION:
         raise FormatError(f"node {node.name!r} ({node.op_type}) has layout version {layout}, known is {LAYOUT_VERSION}")
-    return list(get_format(string_attribute(node, "format")).decode_nodes(opset))
+    packing = get_format(string_attribute(node, "format"))
+    others = [a for a in node.attribute if a.name not in packing.numbers]
+    del node.attribute[:]
+    node.attribute.extend([*others, *(helper.make_attribute(name, value) for name, value in packing.numbers.items())])
+    return [*(integer_attribute(name, name) for name in packing.numbers), *packing.decode_nodes(opset)]
 
 
 def activation_nodes(name: str) -> Nodes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ import onnx
 from deftonnx.errors import UsageError
 
 LAYOUT_VERSION = 1
+NO_NUMBERS: Mapping[str, int] = MappingProxyType({})
 ROW_ALIGNMENT = 16  # input features: every row starts on a 16-byte boundary, whatever the code size
 
 
@@ -55,6 +57,10 @@ class Format(Protocol):
     @property
     def onnx_type(self) -> int:
         """TensorProto element type of the codes."""
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """What formats with the same `decode_nodes` differ in: int64 scalars which those find under these names."""
 
     def pack(self, weight: np.ndarray) -> PackedWeight:
         """Pack a finite (K, N) weight; raises FormatError otherwise."""

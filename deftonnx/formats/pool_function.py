@@ -89,13 +89,7 @@ def attach_pool_functions(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Raises FormatError for an opset under 13 and an unknown kind.
     """
-    return attach_functions(model, OPERATOR, _combination, _function)
-
-
-def _combination(node: onnx.NodeProto) -> str:
-    """What the body of `node` depends on."""
-    scope = "channels" if _integers(node, "size")[0] > 1 else "image" if _integers(node, "kernel_shape")[0] else "all"
-    return f"{len(_integers(node, 'kernel_shape'))}d_{string_attribute(node, 'kind')}_{scope}"
+    return attach_functions(model, OPERATOR, _function)
 
 
 def _integers(node: onnx.NodeProto, name: str) -> list[int]:
@@ -105,7 +99,7 @@ def _integers(node: onnx.NodeProto, name: str) -> list[int]:
     raise FormatError(f"node {node.name!r} ({OPERATOR}) lacks the attribute {name!r}")
 
 
-def _function(node: onnx.NodeProto, name: str, opset: int) -> onnx.FunctionProto:
+def _function(node: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
     axes = len(_integers(node, "kernel_shape"))
     kind = string_attribute(node, "kind")
     if kind not in _BODIES:
@@ -117,7 +111,7 @@ def _function(node: onnx.NodeProto, name: str, opset: int) -> onnx.FunctionProto
         helper.make_node("Transpose", ["pooled"], ["A"], perm=[0, *range(2, axes + 2), 1]),
         output_cast(),
     ]
-    return make_function(name, ["X"], nodes, _ATTRIBUTES, opset)
+    return make_function(OPERATOR, ["X"], nodes, _ATTRIBUTES, opset)
 
 
 def _windowed(operator: str, source: str, result: str, references: Sequence[str], **fixed: Any) -> onnx.NodeProto:

@@ -11,6 +11,7 @@ from small_networks import convolutional, images, samples, transformer
 
 import deftonnx
 from deftonnx.formats import GEMM_FORMAT_NAMES
+from deftonnx.formats.gemm_function import is_gemm
 
 
 def with_library(model, options, x):
@@ -30,7 +31,7 @@ def test_narrow_activations(options, dtype):
     x = samples()
     wanted = {"density": 1.0, "format": "deft16", "io_types": np.dtype(dtype).name, "measure": False}
     packed = deftonnx.optimize(transformer(), calib_data=x, **wanted).model
-    gemms = [node for node in packed.graph.node if node.op_type == "DeftGemm"]
+    gemms = [node for node in packed.graph.node if is_gemm(node.domain, node.op_type)]
     assert any(len(node.input) == 6 for node in gemms)  # float32 to narrow
     feed = {"x": ort_value(x.astype(dtype))}
     results = []

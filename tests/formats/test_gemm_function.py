@@ -10,7 +10,7 @@ import pytest
 from gemm_model import DTYPES, gemm_model, reference, run_gemm
 from test_round_trip import all_codes
 
-from deftonnx.formats import FORMAT_NAMES, GEMM_FORMAT_NAMES, FormatError, PackedWeight, pack_weight, unpack_weight
+from deftonnx.formats import GEMM_FORMAT_NAMES, FormatError, PackedWeight, pack_weight, unpack_weight
 from deftonnx.formats.activation import ACTIVATIONS
 from deftonnx.formats.gemm_function import attach_gemm_functions, gemm_node, weight_tensors
 from deftonnx.formats.operator_function import MOST_BODIES
@@ -135,22 +135,30 @@ def several(combinations):
     return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), X, want
 
 
-def test_every_combination_has_a_body_of_its_own_name():
-    combinations = [("deft8:4", "relu"), ("deft8:2", "none"), ("half", "tanh"), ("deft8:4", "relu")]
+def test_nodes_of_equal_bodies_share_one():
+    combinations = [("deft8:4", "relu"), ("fp32", "none"), ("half", "tanh"), ("deft8:2", "relu"), ("deft16", "none")]
     model, X, want = several(combinations)
     attach_gemm_functions(model)
     onnx.checker.check_model(model)
-    assert [node.op_type for node in model.graph.node] == ["DeftGemm_2", "DeftGemm", "DeftGemm_3", "DeftGemm_2"]
-    assert [f.name for f in model.functions] == ["DeftGemm", "DeftGemm_2", "DeftGemm_3"]
+    names = ["DeftGemm", "DeftGemm_2", "DeftGemm_3", "DeftGemm", "DeftGemm_2"]
+    assert [node.op_type for node in model.graph.node] == names
+    assert [f.name for f in model.functions] == names[:3]
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"X": X})[0], want, rtol=1e-5, atol=1e-6)
     again = onnx.ModelProto.FromString(model.SerializeToString())
     assert attach_gemm_functions(again).SerializeToString() == model.SerializeToString()
 
 
-def test_too_many_combinations_are_refused():
-    names = [name for name in FORMAT_NAMES if name != "deft16"]
-    combinations = [(name, activation) for name in names for activation in ACTIVATIONS]
+def test_all_exponent_bits_share_a_body():
+    model, X, want = several([(f"deft8:{bits}", "none") for bits in range(1, 8)])
+    attach_gemm_functions(model)
+    assert [f.name for f in model.functions] == ["DeftGemm"]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"X": X})[0], want, rtol=1e-5, atol=1e-6)
+
+
+def test_too_many_bodies_are_refused():
+    combinations = [(name, activation) for name in ("half", "deft8:4", "deft16q") for activation in ACTIVATIONS]
     most = MOST_BODIES["DeftGemm"]
     assert len(combinations) > most
     attach_gemm_functions(several(combinations[:most])[0])
