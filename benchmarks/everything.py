@@ -54,11 +54,12 @@ LIMIT_FOR_ITSELF = 0.85
 
 @dataclass(frozen=True)
 class Part:
-    """A script with its arguments, and its share of the time."""
+    """A script with its arguments."""
 
     script: str
     arguments: tuple[str, ...]
     share: float
+    """Of the time, in seconds that it needs on an H200 beside 16 cores."""
     knows_limit: bool = False
     """Whether it ends by itself when told a limit."""
     timed: bool = True
@@ -67,20 +68,20 @@ class Part:
 
 
 PARTS = {
-    "prepare": Part("models.py", ("--prepare",), 12, timed=False),
-    "gpu_tests": Part("gpu_tests.py", (), 12, knows_limit=True, timed=False),
-    "accuracy": Part("accuracy.py", (), 12, timed=False, needs_data=True),
-    "format_accuracy": Part("format_accuracy.py", (), 12, timed=False, needs_data=True),
-    "models": Part("models.py", ("--prepared",), 9, knows_limit=True),
-    "gemm_shapes": Part("gemm_speed.py", ("--part", "shapes"), 2),
-    "conv_speed": Part("conv_speed.py", (), 3),
-    "gemm_streaming": Part("gemm_speed.py", ("--part", "streaming"), 1),
-    "gemm_codes": Part("gemm_speed.py", ("--part", "codes"), 1),
-    "gemm_elimination": Part("gemm_speed.py", ("--part", "elimination"), 1),
-    "gemm_chains": Part("gemm_speed.py", ("--part", "chains"), 1),
-    "gemm_gelu": Part("gemm_speed.py", ("--part", "gelu"), 1),
-    "gemm_fp8": Part("gemm_speed.py", ("--part", "fp8"), 1),
-    "fission": Part("fission.py", (), 1),
+    "prepare": Part("models.py", ("--prepare",), 190, timed=False),
+    "gpu_tests": Part("gpu_tests.py", (), 190, knows_limit=True, timed=False),
+    "accuracy": Part("accuracy.py", (), 190, timed=False, needs_data=True),
+    "format_accuracy": Part("format_accuracy.py", (), 190, timed=False, needs_data=True),
+    "gemm_shapes": Part("gemm_speed.py", ("--part", "shapes"), 80),
+    "gemm_gelu": Part("gemm_speed.py", ("--part", "gelu"), 50),
+    "gemm_codes": Part("gemm_speed.py", ("--part", "codes"), 50),
+    "models": Part("models.py", ("--prepared",), 150, knows_limit=True),
+    "conv_speed": Part("conv_speed.py", (), 90),
+    "gemm_streaming": Part("gemm_speed.py", ("--part", "streaming"), 60),
+    "gemm_elimination": Part("gemm_speed.py", ("--part", "elimination"), 25),
+    "gemm_chains": Part("gemm_speed.py", ("--part", "chains"), 25),
+    "gemm_fp8": Part("gemm_speed.py", ("--part", "fp8"), 25),
+    "fission": Part("fission.py", (), 30),
 }
 
 
