@@ -41,6 +41,8 @@ def link(sources: list[Path], output: Path, strict: bool = False) -> None:
         *(os.environ.get("CXX", "c++"), "-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra"),
         *(["-Werror"] if strict else []),
         *("-fvisibility=hidden", f"-Wl,--version-script={runtime / 'exports.map'}", "-Wl,-z,defs"),
+        # closed with the last session, it would lose what a process loads once: machine code, cuDNN's plans
+        "-Wl,-z,nodelete",
         *("-static-libstdc++", "-static-libgcc", f"-I{runtime}", "-o", str(pending)),
         *map(str, [*sorted(runtime.glob("*.cpp")), *sources]),
         "-ldl",

@@ -1,6 +1,7 @@
 """Sessions on the CPU with the library registered, with the same results."""
 
 import subprocess
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -100,6 +101,16 @@ def test_a_wrong_input_shape_is_an_error_not_a_crash(options):
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "features"
     with pytest.raises(Exception, match="last axis must have 33"):
         run_gemm(model, X[:, :-1], options=options)
+
+
+def test_it_stays_loaded_between_sessions(library):
+    # else every session would load kernels and make cuDNN's plans again, in device memory that nobody gives back
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(library)
+    del options
+    flags = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    assert "NODELETE" in flags
+    assert str(library) in Path("/proc/self/maps").read_text()
 
 
 def test_only_the_entry_point_is_exported(library):
