@@ -17,7 +17,7 @@ _SOURCE, _TARGET, _ARCHITECTURE = "gemm_hopper.cu", "90a", 90
 _PAIRS = {"none": 0, "rows": 1, "columns": 2}
 _ROW_BYTES = 128  # of a K step
 _UNIT_BYTES = 4096  # of a warp's part of the epilogue
-_MOST_SPLITS = {"64x128": 4, "64x64": 8}  # blocks that share out K, as the kernels say
+_MOST_SPLITS = {"128x64": 2, "64x128": 4, "64x64": 8}  # blocks that share out K, as the kernels say
 _BARRIER_BYTES = 8
 
 

@@ -331,6 +331,7 @@ __device__ void gemm(const Problem& p, const LoadX& load_x) {
   KERNEL(hopper_##type##_128x256, Element, 1, 2, 256, 4)                \
   KERNEL(hopper_##type##_128x192, Element, 1, 2, 192, 4)                \
   KERNEL(hopper_##type##_128x128_turns, Element, 1, 2, 128, 6, 1, true) \
+  KERNEL(hopper_##type##_128x64, Element, 1, 2, 64, 7, 2)               \
   KERNEL(hopper_##type##_64x128, Element, 1, 1, 128, 8, 4)              \
   KERNEL(hopper_##type##_64x64, Element, 2, 1, 64, 6, 8)
 

@@ -19,6 +19,10 @@ constexpr double kCostlyEnd = 2.5;
 // The copy engine takes so many ns for a row of a box, however narrow; half of X's come from the other block
 // where a pair shares them.
 constexpr double kBoxRow = 1.25, kSharedBoxRow = 1.1;
+// So many ns for one that lies beyond the last of X. Only tiles of more than kFewRows rows with K shared out
+// are told apart by it: those of fewer leave less empty.
+constexpr double kEmptyRow = 3.5;
+constexpr int kFewRows = 64;
 constexpr double kWeightBytes = 2500;  // a nanosecond, of W from device memory, as these kernels read it
 // Of the time of a K step, what a block has when it is alone on a multiprocessor made for two.
 constexpr double kAlone = 0.6;
@@ -65,7 +69,7 @@ class HopperKernel : public GemmKernel {
         row_.turns ? rounds * std::max(product_ns, end_ns / 2) + end_ns : rounds * (product_ns + end_ns);
     const double weight_ns = 2.0 * node_.spec.N * node_.spec.K / kWeightBytes;
     // where reading W is what takes time, the less there is to do beside it the better
-    return row_.fixed_ns + std::max(tiles_ns, weight_ns) + 0.05 * tiles_ns;
+    return row_.fixed_ns + std::max(tiles_ns, weight_ns) + 0.05 * tiles_ns + EmptyRows(M) * kEmptyRow;
   }
 
   void Launch(const GemmCall& call) const override {
@@ -92,6 +96,13 @@ class HopperKernel : public GemmKernel {
 
   bool CostlyEnd() const {
     return node_.spec.has_residual || node_.spec.activation.curve != Activation::kLinear;
+  }
+
+  // Rows beyond the last of X that a block loads with its last row tile, for tiles that are to be filled.
+  double EmptyRows(int64_t M) const {
+    if (row_.block_m <= kFewRows || row_.splits == 1) return 0;
+    const int64_t rows = CeilDivide(M, row_.block_m) * row_.block_m;
+    return static_cast<double>((rows - M) * CeilDivide(Steps(), row_.splits));
   }
 
   int64_t Steps() const { return CeilDivide(node_.spec.K, kStepK); }

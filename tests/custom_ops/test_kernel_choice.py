@@ -63,6 +63,13 @@ def test_few_rows_are_streamed(manifest, kernels, rows, most):
     assert kernels([rows])[0].kernel == f"fp16_fp16_stream_{most}"
 
 
+def test_tall_tiles_that_share_out_K_are_for_rows_that_fill_them(kernels, manifest):
+    fastest = {}
+    for kernel in kernels([64, 96, 128], N=4096):
+        fastest.setdefault(kernel.M, kernel.kernel)
+    assert {M for M, name in fastest.items() if "128x64_split2" in name} == {128}
+
+
 def test_other_files_have_no_manifest(tmp_path):
     for content in (b"", b"no library", b"deftonnx-manifest:{}\0", b"deftonnx-manifest:{"):
         (tmp_path / "file").write_bytes(content)

@@ -15,7 +15,7 @@ TILES = {
     "128x192_columns": (128, 384), "128x128_turns": (128, 128), "128x128_turns_rows": (256, 128),
     "128x128_turns_columns": (128, 256), "64x128": (64, 128), "64x64": (64, 64),
 }  # fmt: skip
-SPLITS = {"64x128": (64, 128, (2,)), "64x64": (64, 64, (2, 4))}
+SPLITS = {"128x64": (128, 64, (2,)), "64x128": (64, 128, (2,)), "64x64": (64, 64, (2, 4))}
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_gelu_element_by_element(options, kernel):
 
 @pytest.mark.parametrize("block", [8, 16, 32, 64, 256])
 @pytest.mark.parametrize(
-    "kernel", ["128x256", "128x256_rows", "128x256_columns", "128x128_turns_columns", "64x64_split2"]
+    "kernel", ["128x256", "128x256_rows", "128x256_columns", "128x128_turns_columns", "128x64_split2", "64x64_split2"]
 )
 def test_kept_blocks(options, kernel, block):
     for features, M in ((2048, 300), (1000, 70), (2056, 131)):
@@ -99,7 +99,9 @@ def test_not_a_number_passes(options):
             assert not np.isnan(np.delete(Y, 5, axis=0)).any()
 
 
-@pytest.mark.parametrize("kernel", ["128x128_turns_columns", "128x192_columns", "64x128_split2", "64x64_split4"])
+@pytest.mark.parametrize(
+    "kernel", ["128x192_columns", "128x128_turns_columns", "128x64_split2", "64x128_split2", "64x64_split4"]
+)
 def test_repeated_runs_are_equal(options, kernel):
     X, packed, bias = case((500, 2048, 1000), "half", np.float16)
     model = gemm_model(X, packed, bias, compute=f"fp16_fp16_hopper_{kernel}", activation="silu")
