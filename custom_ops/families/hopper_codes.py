@@ -34,24 +34,28 @@ class HopperCodes:
     pair: bool
     splits: int
     step_ns: float
+    shifted_ns: float  # a step whose codes are unpacked by shifts
     tile_ns: float
     fixed_ns: float
+    halves: bool = False  # two warpgroups share out K
 
     @property
     def entry(self) -> str:
         """The function's name in the machine code."""
-        return f"hopper_{self.type}_{self.codes}_{self.tile[0]}x{self.tile[1]}"
+        halves = "_halves" if self.halves else ""
+        return f"hopper_{self.type}_{self.codes}_{self.tile[0]}x{self.tile[1]}{halves}"
 
     @property
     def name(self) -> str:
         """What users and result files call it."""
-        sharing = ("_columns" if self.pair else "") + (f"_split{self.splits}" if self.splits > 1 else "")
+        sharing = ("_halves" if self.halves else "") + ("_columns" if self.pair else "")
+        sharing += f"_split{self.splits}" if self.splits > 1 else ""
         return f"{self.type}_u8_hopper_{self.tile[0]}x{self.tile[1]}{sharing}"
 
     @property
     def warpgroups(self) -> int:
         """Warpgroups that multiply."""
-        return self.tile[1] // 64
+        return 2 if self.halves else self.tile[1] // 64
 
     @property
     def threads(self) -> int:
@@ -94,5 +98,6 @@ def rows(architectures: list[int] | None, cache: Path, each: Callable[..., Any])
 def _row(kernel: HopperCodes, code: bytes) -> Row:
     image = Image(kernel.name, kernel.entry, _ARCHITECTURE, code, kernel.shared_bytes, kernel.threads)
     operands = (element_type(kernel.type), f"HopperCodes::{_CODES[kernel.codes]}")
+    step_ns = kernel.shifted_ns if kernel.codes == "shifted" else kernel.step_ns
     sharing = (str(kernel.pair).lower(), kernel.splits, kernel.blocks_per_multiprocessor)
-    return Row(image, (*operands, *kernel.tile, *sharing, kernel.step_ns, kernel.tile_ns, kernel.fixed_ns))
+    return Row(image, (*operands, *kernel.tile, *sharing, step_ns, kernel.tile_ns, kernel.fixed_ns))

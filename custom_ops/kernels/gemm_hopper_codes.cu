@@ -20,29 +20,35 @@ namespace hopper {
 
 // What the codes need beside Problem; runtime/gemm_hopper_codes.cpp has the same.
 struct CodesProblem {
-  Problem problem;  // w: boxes (kColumns, 64 bytes); y: boxes (64, 64)
-  int shift;        // of ShiftedCodes
-  uint32_t factor;
-  float sum_factor;  // what the unpacked weights are too small by
+  Problem problem;            // w: boxes (kColumns, 64 bytes); y: boxes (64, 64)
+  uint32_t x_lower, x_upper;  // wgmma's descriptor of X without the address
+  int x_next, x_after;        // from a product of a K step to the next and to the one after, in 16 bytes
+  uint32_t distance, multiplier, mask, factor;  // of ShiftedCodes; multiplier: 2^distance
+  float sum_factor;                             // what the unpacked weights are too small by
 };
 
 namespace {
 
 constexpr int kCodesRowBytes = kStepK;  // of a stage
 constexpr int kProducts = 4;            // of a K step
+constexpr int kBothWarpgroups = 4;      // named barrier
 
 // As Tile, of ROWS rows of X and 64 features for each of WARPGROUPS. GROUP: products whose codes are unpacked
-// while as many run.
-template <int WARPGROUPS, int ROWS, int STAGES, int GROUP>
+// while as many run: more where they are small. At most MOST_SPLITS blocks share out K. SHARES_K: two
+// warpgroups multiply the same 64 features, each every other K step.
+template <int WARPGROUPS, int ROWS, int STAGES, int GROUP, int MOST_SPLITS = 1, bool SHARES_K = false>
 struct CodesTile {
-  static constexpr int kRows = ROWS, kColumns = 64 * WARPGROUPS, kStages = STAGES, kGroup = GROUP;
-  static constexpr int kGroups = kProducts / GROUP;                       // of a K step
-  static constexpr int kWarps = 4 * WARPGROUPS;                           // that multiply
-  static constexpr int kReleases = kWarps;                                // warps that read a stage
-  static constexpr int kSums = ROWS / 2;                                  // of a thread
-  static constexpr int kMostSplits = ROWS > 128 ? 1 : ROWS > 64 ? 2 : 4;  // see hopper_splits.cuh
+  static constexpr int kRows = ROWS, kColumns = SHARES_K ? 64 : 64 * WARPGROUPS, kStages = STAGES,
+                       kGroup = GROUP, kMostSplits = MOST_SPLITS;
+  static constexpr bool kSharesK = SHARES_K;
+  static constexpr int kGroups = kProducts / GROUP;        // of a K step
+  static constexpr int kWarps = 4 * WARPGROUPS;            // that multiply
+  static constexpr int kReleases = SHARES_K ? 4 : kWarps;  // warps that read a stage
+  static constexpr int kSums = ROWS / 2;                   // of a thread
   static constexpr int kWarpBytes = kUnitBytes;
   static constexpr bool kMovesRegisters = WARPGROUPS == 2;
+  // The second warpgroup begins a K step after the first, so that one multiplies while the other ends a tile.
+  static constexpr bool kStaggers = WARPGROUPS == 2 && ROWS > 128;
   static constexpr int kThreads = 32 * (kWarps + (kMovesRegisters ? 4 : 2));
   static constexpr int kXBytes = ROWS * kRowBytes, kWBytes = kColumns * kCodesRowBytes;
   static constexpr int kStageBytes = kXBytes + kWBytes;
@@ -61,23 +67,24 @@ struct OfCodes {
 // Each of these makes two codes, in the lower bytes of a word, a pair of 16-bit floats.
 
 // Any E whose exponents the type holds: a float too small by a power of two, subnormals included (see
-// decode.py). With the code's sign in all of its upper byte, one shift leaves a sign where it belongs,
-// whatever the distance, and one mask takes away the rest of that byte.
+// decode.py). With the code's sign in all of its upper byte, one shift, by the distance from the exponents'
+// lowest bit in a code to the type's, leaves a sign where it belongs, and one mask takes away the rest of
+// that byte. MULTIPLY: the shift is a multiplication, which another unit does than the rest; it pays where
+// unpacking is much of the work.
 template <class Operand>
 struct ShiftedCodes {
-  int distance;  // from the exponents' lowest bit in a code to the type's
-  uint32_t mask, factor;
-  __device__ ShiftedCodes(int shift, uint32_t factor)
-      : distance(8 - shift), mask(0x80008000u | 0x7f007f00u >> shift), factor(factor) {}
-  __device__ uint32_t pair(uint32_t codes) const {
-    return Operand::rescale(ptx::extend_signs(codes) << distance & mask, factor);
+  template <bool MULTIPLY>
+  static __device__ uint32_t pair(const CodesProblem& p, uint32_t codes) {
+    const uint32_t halves = ptx::extend_signs(codes);
+    const uint32_t shifted = MULTIPLY ? halves * p.multiplier : halves << p.distance;
+    return Operand::rescale(shifted & p.mask, p.factor);
   }
 };
 
 // E = 4: as the hardware converts it.
 struct E4Codes {
-  __device__ E4Codes(int, uint32_t) {}
-  __device__ uint32_t pair(uint32_t codes) const {
+  template <bool MULTIPLY>
+  static __device__ uint32_t pair(const CodesProblem&, uint32_t codes) {
     uint32_t pair;
     asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"(static_cast<uint16_t>(codes)));
     return pair;
@@ -86,8 +93,10 @@ struct E4Codes {
 
 // E = 5: the upper byte of a float16.
 struct E5Codes {
-  __device__ E5Codes(int, uint32_t) {}
-  __device__ uint32_t pair(uint32_t codes) const { return __byte_perm(codes, 0, 0x1404); }
+  template <bool MULTIPLY>
+  static __device__ uint32_t pair(const CodesProblem&, uint32_t codes) {
+    return __byte_perm(codes, 0, 0x1404);
+  }
 };
 
 template <class Element>
@@ -105,19 +114,13 @@ template <class Element, class Codes, class T>
 class Consumer {
  public:
   __device__ Consumer(const CodesProblem& codes, const Work<T>& work, uint32_t memory, int warp)
-      : codes_(codes),
-        p_(codes.problem),
-        work_(work),
-        memory_(memory),
-        warpgroup_(warp / 4),
-        unpacker_(codes.shift, codes.factor) {
-    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, width = 2 * p_.box_columns;
-    x_ = wgmma::descriptor(memory, width, T::kRows * width);
-#pragma unroll
-    for (int i = 0; i < kProducts; ++i) {  // in units of 16 bytes
-      x_step_[i] = width == 128 ? 2 * i : width == 64 ? i / 2 * T::kRows * 4 + i % 2 * 2 : i * T::kRows * 2;
-    }
-    w_ = memory + T::kXBytes + (16 * warp + g) * kCodesRowBytes + (g >> 1 & 3) * 16 + 2 * q;
+      : codes_(codes), p_(codes.problem), work_(work), memory_(memory), warpgroup_(warp / 4) {
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    releases_ = lane < (work.pair ? 2 : 1);
+    filler_ = work.first_rank + lane;
+    starts_other_ = warp < 4 && lane == 0;
+    w_ = memory + T::kXBytes + (16 * (T::kSharesK ? warp % 4 : warp) + g) * kCodesRowBytes +
+         (g >> 1 & 3) * 16 + 2 * q;
   }
 
   __device__ void run() {
@@ -126,7 +129,14 @@ class Consumer {
       work_.place(cell, &row, &column);
       prefetch_columns<T::kColumns>(p_.output, column);
       float sums[T::kSums];
+      if (T::kStaggers && warpgroup_ == 1 && cell == work_.index) ptx::barrier_wait(turn<T>(memory_, 0), 0);
       multiply(sums);
+      if constexpr (T::kSharesK) {
+        float total[T::kSums / 2];
+        add_halves(sums, total);
+        finish(total, row + warpgroup_ * (T::kRows / 2), column);
+        continue;
+      }
       if constexpr (T::kMostSplits >= 2) {
         if (p_.splits == 2) return finish_share<2>(sums, row, column);
       }
@@ -160,49 +170,57 @@ class Consumer {
     for (int i = 0; i < T::kGroup; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        left[i][half] = unpacker_.pair(pieces[i][half][0]);
-        left[i][half + 2] = unpacker_.pair(pieces[i][half][1]);
+        left[i][half] = Codes::template pair<(T::kGroup > 1)>(codes_, pieces[i][half][0]);
+        left[i][half + 2] = Codes::template pair<(T::kGroup > 1)>(codes_, pieces[i][half][1]);
       }
     }
   }
 
-  // Sums over all steps. While a group of products runs, the next one's codes are unpacked and those of the
-  // one after it are read. The compiler wants it just so, or it makes every product wait for the one before:
-  // no more than one group under way when registers are written, and codes read after the last step too,
-  // though nothing multiplies them.
+  // Sums over all steps of this warpgroup. While a group of products runs, the next one's codes are unpacked
+  // and those of the one after it are read, and little else stands between two groups: descriptors' parts
+  // come ready from the kernel's argument. The compiler wants it just so, or it makes every product wait for
+  // the one before: no more than one group under way when registers are written, and codes read after the
+  // last step too, though nothing multiplies them.
   __device__ void multiply(float (&sums)[T::kSums]) {
     Left left[T::kGroups];
     Pieces pieces[2];
-    ptx::barrier_wait(full<T>(memory_, ring_.slot), ring_.phase);
-    fetch(pieces[0], ring_.slot, 0);
-    fetch(pieces[1], ring_.slot, 1);
+    Ring<T::kStages> ring = ring_;
+    ring_.skip(work_.steps);
+    int steps = work_.steps;
+    if (T::kSharesK) {
+      ring.skip(warpgroup_);
+      steps = (steps - warpgroup_ + 1) / 2;
+      if (steps == 0) {
+#pragma unroll
+        for (int i = 0; i < T::kSums; ++i) sums[i] = 0;
+        return;
+      }
+    }
+    ptx::barrier_wait(full<T>(memory_, ring.slot), ring.phase);
+    fetch(pieces[0], ring.slot, 0);
+    fetch(pieces[1], ring.slot, 1);
     unpack(left[0], pieces[0]);
     int previous = 0;
 #pragma unroll 1
-    for (int step = 0; step < work_.steps; ++step) {
-      const int slot = ring_.slot;
-      const uint64_t x = x_ + slot * (T::kStageBytes >> 4);
-      ring_.next();
+    for (int step = 0; step < steps; ++step) {
+      const int slot = ring.slot;
+      ring.next();
+      if (T::kSharesK) ring.next();
 #pragma unroll
       for (int group = 0; group < T::kGroups; ++group) {
-        wgmma::fence();
-#pragma unroll
-        for (int i = 0; i < T::kGroup; ++i) {
-          const int product = T::kGroup * group + i;
-          wgmma::Product<Element>::add(sums, left[group][i], x + x_step_[product], step > 0 || product > 0);
-        }
-        wgmma::commit();
-        if (group == T::kGroups - 2 && step < work_.steps - 1) {
-          ptx::barrier_wait(full<T>(memory_, ring_.slot), ring_.phase);
+        const int next = (group + 1) % T::kGroups;
+        multiply_group(sums, left[group], slot, group, step > 0);
+        if (group == 1 && step > 0) release(previous);
+        if (group == T::kGroups - 2 && step < steps - 1) {
+          ptx::barrier_wait(full<T>(memory_, ring.slot), ring.phase);
         }
         if (group < T::kGroups - 2) {
           fetch(pieces[group % 2], slot, group + 2);
         } else {
-          fetch(pieces[group % 2], ring_.slot, group + 2 - T::kGroups);
+          fetch(pieces[group % 2], ring.slot, group + 2 - T::kGroups);
         }
         wgmma::wait<1>();
-        if (group == 0 && step > 0) release(previous);
-        unpack(left[(group + 1) % T::kGroups], pieces[(group + 1) % 2]);
+        unpack(left[next], pieces[next % 2]);
       }
       previous = slot;
     }
@@ -211,18 +229,59 @@ class Consumer {
     release(previous);
   }
 
+  // Starts a group of products of the stage in this slot.
+  __device__ void multiply_group(float (&sums)[T::kSums], const Left& left, int slot, int group,
+                                 bool add) const {
+    const uint32_t x = ((memory_ & 0x3ffff) + slot * T::kStageBytes) >> 4 | codes_.x_lower;
+    wgmma::fence();
+#pragma unroll
+    for (int i = 0; i < T::kGroup; ++i) {
+      const int product = T::kGroup * group + i;
+      const uint32_t lower = x + product / 2 * codes_.x_after + product % 2 * codes_.x_next;
+      const uint64_t descriptor = static_cast<uint64_t>(codes_.x_upper) << 32 | lower;
+      wgmma::Product<Element>::add(sums, left[i], descriptor, add || product > 0);
+    }
+    wgmma::commit();
+  }
+
   // Every warp that multiplies tells every block that fills this stage.
-  __device__ void release(int slot) const {
-    const int lane = threadIdx.x % 32;
-    if (work_.pair) {
-      if (lane < 2) ptx::barrier_arrive_at(empty<T>(memory_, slot), work_.first_rank + lane);
-    } else if (lane == 0) {
-      ptx::barrier_arrive(empty<T>(memory_, slot));
+  __device__ void release(int slot) {
+    if (releases_) ptx::barrier_arrive_at(empty<T>(memory_, slot), filler_);
+    if (T::kStaggers && starts_other_) ptx::barrier_arrive(turn<T>(memory_, 0));
+    starts_other_ = false;
+  }
+
+  // This warpgroup's half of the rows, added up over both: each leaves the other's half in its memory.
+  __device__ void add_halves(const float (&sums)[T::kSums], float (&total)[T::kSums / 2]) const {
+    constexpr int kHalf = T::kSums / 2;
+    static_assert(kHalf * 4 * 128 <= 4 * T::kWarpBytes, "room for the other's sums");
+    const int thread = threadIdx.x % 128;
+    const uint32_t to = own_memory<T>(memory_, 4 - 4 * warpgroup_) + thread * 16;
+    if (p_.by_box && thread == 0) ptx::wait_stores_read<0>();
+    ptx::named_barrier_sync(kBothWarpgroups, 256);
+#pragma unroll
+    for (int i = 0; i < kHalf; i += 4) {
+      float4 v;
+      v.x = warpgroup_ ? sums[i] : sums[kHalf + i];
+      v.y = warpgroup_ ? sums[i + 1] : sums[kHalf + i + 1];
+      v.z = warpgroup_ ? sums[i + 2] : sums[kHalf + i + 2];
+      v.w = warpgroup_ ? sums[i + 3] : sums[kHalf + i + 3];
+      ptx::store_shared(to + i * 512, v);
+    }
+    ptx::named_barrier_sync(kBothWarpgroups, 256);
+    const uint32_t from = own_chunks() + thread * 16;
+#pragma unroll
+    for (int i = 0; i < kHalf; i += 4) {
+      float part[4];
+      put(part, ptx::load_shared(from + i * 512));
+#pragma unroll
+      for (int j = 0; j < 4; ++j) total[i + j] = part[j] + (warpgroup_ ? sums[kHalf + i + j] : sums[i + j]);
     }
   }
 
-  // Ends 64 features of a tile.
-  __device__ void finish(float (&sums)[T::kSums], int row, int column) {
+  // Ends 64 features of rows of a tile.
+  template <int COUNT>
+  __device__ void finish(float (&sums)[COUNT], int row, int column) {
     if (!p_.by_box) {
       finish_columns(p_.output, sums, codes_.sum_factor, own_chunks(), warpgroup_, row, column);
       return;
@@ -235,8 +294,8 @@ class Consumer {
     }
   }
 
-  template <Finish FINISH>
-  __device__ void store(const float (&sums)[T::kSums], int row, int column) {
+  template <Finish FINISH, int COUNT>
+  __device__ void store(const float (&sums)[COUNT], int row, int column) {
     store_boxes_of_columns<TypeCode<Element>::value, FINISH>(p_.output, p_.y, sums, codes_.sum_factor,
                                                              own_chunks(), buffer_, warpgroup_, row, column);
   }
@@ -258,10 +317,10 @@ class Consumer {
   const Work<T>& work_;
   uint32_t memory_;
   int warpgroup_;
-  Codes unpacker_;
-  uint64_t x_;             // descriptor of the first stage's X
-  int x_step_[kProducts];  // how far the products of a K step lie apart in X
-  uint32_t w_;             // this thread's first codes of the first stage
+  uint32_t w_;     // this thread's first codes of the first stage
+  bool releases_;  // whether this thread tells block `filler_` of the cluster
+  int filler_;
+  bool starts_other_;  // whether this thread has yet to tell the second warpgroup to begin
   int buffer_ = 0;
   Ring<T::kStages> ring_;
 };
@@ -316,11 +375,12 @@ __device__ void gemm(const CodesProblem& codes) {
       name(const __grid_constant__ hopper::CodesProblem p) {                                     \
     hopper::gemm<Element, Codes, hopper::CodesTile<__VA_ARGS__>>(p);                             \
   }
-#define KERNELS(name, Element, ...)                                      \
-  KERNEL(hopper_##name##_256x128, Element, __VA_ARGS__, 1, 2, 256, 4, 1) \
-  KERNEL(hopper_##name##_192x128, Element, __VA_ARGS__, 1, 2, 192, 5, 1) \
-  KERNEL(hopper_##name##_128x64, Element, __VA_ARGS__, 2, 1, 128, 4, 1)  \
-  KERNEL(hopper_##name##_64x64, Element, __VA_ARGS__, 2, 1, 64, 6, 2)
+#define KERNELS(name, Element, ...)                                                     \
+  KERNEL(hopper_##name##_256x128, Element, __VA_ARGS__, 1, 2, 256, 4, 1)                \
+  KERNEL(hopper_##name##_192x128, Element, __VA_ARGS__, 1, 2, 192, 6, 1)                \
+  KERNEL(hopper_##name##_128x128, Element, __VA_ARGS__, 1, 2, 128, 6, 1, 2)             \
+  KERNEL(hopper_##name##_128x64_halves, Element, __VA_ARGS__, 1, 2, 128, 9, 1, 1, true) \
+  KERNEL(hopper_##name##_64x64, Element, __VA_ARGS__, 2, 1, 64, 8, 2, 4)
 
 KERNELS(fp16_shifted, __half, hopper::ShiftedCodes<HalfOperand>)
 KERNELS(fp16_e4, __half, hopper::E4Codes)

@@ -28,7 +28,9 @@ constexpr double kAlone = 0.8;
 // The kernels' argument: CodesProblem of kernels/gemm_hopper_codes.cu.
 struct CodesProblem {
   HopperProblem problem;
-  int32_t shift, factor;
+  uint32_t x_lower, x_upper;
+  int32_t x_next, x_after;
+  uint32_t distance, multiplier, mask, factor;
   float sum_factor;
 };
 
@@ -46,12 +48,10 @@ HopperCodes CodesOf(const GemmSpec& spec) {
 class HopperCodesKernel : public GemmKernel {
  public:
   HopperCodesKernel(const GemmNode& node, const HopperCodesImage& row)
-      : node_(node),
-        row_(row),
-        kernel_(KernelOf(node.driver, row.image, node.device)),
-        argument_{HopperProblem(node), 0, 0, 1} {
+      : node_(node), row_(row), kernel_(KernelOf(node.driver, row.image, node.device)), argument_{} {
     const GemmSpec& spec = node.spec;
     HopperProblem& problem = argument_.problem;
+    problem = HopperProblem(node);
     problem.w = node.driver.EncodeMatrix(node.weight, kMapUint8, 1, spec.N, spec.padded_K, spec.padded_K,
                                          row.block_n, kStepK, SwizzleOf(kStepK));
     problem.kept = node.kept;
@@ -63,6 +63,7 @@ class HopperCodesKernel : public GemmKernel {
     problem.pair = row.pair ? kPairColumns : 0;
     problem.splits = row.splits;
     problem.group = kGroup;
+    SetDescriptor();
     SetDecoding();
   }
 
@@ -101,11 +102,25 @@ class HopperCodesKernel : public GemmKernel {
   }
 
  private:
+  // How X lies in a stage: boxes of as many bytes a row, one after the other. See kernels/wgmma.cuh.
+  void SetDescriptor() {
+    const int bytes = 2 * argument_.problem.box_columns, box = row_.block_m * bytes / 16;
+    const uint32_t swizzle = bytes == 128 ? 1 : bytes == 64 ? 2 : bytes == 32 ? 3 : 0;
+    argument_.x_lower = (bytes == 16 ? box : 1) << 16;
+    argument_.x_upper = swizzle << 30 | 8 * bytes / 16;
+    argument_.x_next = bytes >= 64 ? 2 : row_.block_m * 2;
+    argument_.x_after = bytes == 128 ? 4 : row_.block_m * 4;
+  }
+
   void SetDecoding() {
+    argument_.sum_factor = 1;
+    if (row_.codes != HopperCodes::kShifted) return;
     const Decoding decoding = Decoding::ForTensorCores(node_.spec);
-    argument_.shift = decoding.shift;
+    argument_.distance = 8 - decoding.shift;
+    argument_.multiplier = 1u << argument_.distance;
+    argument_.mask = 0x80008000u | 0x7f007f00u >> decoding.shift;
     argument_.factor = decoding.factor;
-    if (row_.codes == HopperCodes::kShifted) argument_.sum_factor = decoding.accumulator_scale;
+    argument_.sum_factor = decoding.accumulator_scale;
   }
 
   unsigned ClusterSize() const { return (row_.pair ? 2 : 1) * row_.splits; }

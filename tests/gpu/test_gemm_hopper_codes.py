@@ -11,9 +11,10 @@ from deftonnx.formats.packed import PackedWeight
 
 X_TYPES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 TILES = {
-    "256x128": (256, 128), "256x128_columns": (256, 256), "192x128": (192, 128), "128x64": (128, 64), "64x64": (64, 64),
+    "256x128": (256, 128), "256x128_columns": (256, 256), "192x128": (192, 128), "128x128": (128, 128),
+    "128x64_halves": (128, 64), "64x64": (64, 64),
 }  # fmt: skip
-SPLITS = [(128, 64, 2), (64, 64, 2), (64, 64, 4)]
+SPLITS = [(128, 128, 2), (64, 64, 2), (64, 64, 4)]
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +73,7 @@ def test_shared_out_K(options, rows, columns, splits):
         run(options, kernel, shape, "bf16", with_residual=True)
 
 
-@pytest.mark.parametrize("kernel", ["256x128", "192x128", "64x64"])
+@pytest.mark.parametrize("kernel", ["256x128", "192x128", "128x64_halves", "64x64"])
 @pytest.mark.parametrize("activation", ["none", "clip", "gelu", "tanh", "silu", "hard_swish", "leaky_relu"])
 def test_epilogues(options, kernel, activation):
     epilogue = {"activation": activation, "alpha": -0.2, "beta": 0.5}
@@ -82,7 +83,7 @@ def test_epilogues(options, kernel, activation):
 
 
 @pytest.mark.parametrize("block", [8, 16, 32, 64, 256])
-@pytest.mark.parametrize("kernel", ["256x128_columns", "192x128", "64x64_split2"])
+@pytest.mark.parametrize("kernel", ["256x128_columns", "192x128", "128x128", "128x64_halves", "64x64_split2"])
 def test_kept_blocks(options, kernel, block):
     for features, M in ((2048, 300), (1000, 70), (2056, 131)):
         blocks = -(-features // block)
@@ -108,7 +109,7 @@ def test_wide_rows_stay_exact(options, exponent_bits):
     check(Y, reference(X, packed, bias), np.float32)
 
 
-@pytest.mark.parametrize("kernel", ["256x128_columns", "192x128", "128x64_split2", "64x64_split4"])
+@pytest.mark.parametrize("kernel", ["256x128_columns", "192x128", "128x128_split2", "128x64_halves", "64x64_split4"])
 def test_repeated_runs_are_equal(options, kernel):
     X, packed, bias = case((500, 2048, 1000), "deft8:6", np.float16)
     model = gemm_model(X, packed, bias, compute=f"fp16_u8_hopper_{kernel}", activation="silu")
