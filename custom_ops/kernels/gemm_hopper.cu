@@ -118,10 +118,9 @@ class Consumer {
       }
       if (adds) {
         finish_added(sums, row, column);
-        continue;
+      } else {
+        finish(sums, row, column);
       }
-#pragma unroll
-      for (int block = 0; block < T::kBlocks; ++block) finish(sums[block], own_row(row, block), column);
     }
     if (p_.by_box) ptx::wait_stores_read<0>();
   }
@@ -177,12 +176,16 @@ class Consumer {
     }
   }
 
-  // Ends 16 rows of a tile.
-  __device__ void finish(const float (&sums)[T::kSums], int row, int column) const {
+  // Ends this warp's rows of a tile.
+  __device__ void finish(const float (&sums)[T::kBlocks][T::kSums], int row, int column) const {
     if (!p_.by_box) {
-      finish_units(p_.output, sums, own_unit(), row, column);
+#pragma unroll
+      for (int block = 0; block < T::kBlocks; ++block) {
+        finish_units<T::kParts>(p_.output, sums[block], own_unit(), own_row(row, block), column);
+      }
       return;
     }
+    row = own_row(row, 0);
     switch (finish_of(p_.output.epilogue)) {
       case Finish::kFloor: store<Finish::kFloor>(sums, row, column); break;
       case Finish::kLine: store<Finish::kLine>(sums, row, column); break;
@@ -192,8 +195,13 @@ class Consumer {
   }
 
   template <Finish FINISH>
-  __device__ void store(const float (&sums)[T::kSums], int row, int column) const {
-    store_boxes<TypeCode<Element>::value, FINISH>(p_.output, p_.y, sums, own_unit(), row, column);
+  __device__ void store(const float (&sums)[T::kBlocks][T::kSums], int row, int column) const {
+    constexpr int kType = TypeCode<Element>::value;
+    if constexpr (T::kBlocks == 2) {
+      store_boxes<kType, FINISH>(p_.output, p_.y, sums[0], own_unit(), row, column, sums[1]);
+    } else {
+      store_boxes<kType, FINISH>(p_.output, p_.y, sums[0], own_unit(), row, column);
+    }
   }
 
   // Starts to bring a unit's residual, counted over the warp's rows of a tile; two units are under way at a
@@ -329,7 +337,7 @@ __device__ void gemm(const Problem& p, const LoadX& load_x) {
   }
 #define KERNELS(type, Element)                                          \
   KERNEL(hopper_##type##_128x256, Element, 1, 2, 256, 4)                \
-  KERNEL(hopper_##type##_128x192, Element, 1, 2, 192, 4)                \
+  KERNEL(hopper_##type##_128x192_turns, Element, 1, 2, 192, 4, 1, true) \
   KERNEL(hopper_##type##_128x128_turns, Element, 1, 2, 128, 6, 1, true) \
   KERNEL(hopper_##type##_128x64, Element, 1, 2, 64, 7, 2)               \
   KERNEL(hopper_##type##_64x128, Element, 1, 1, 128, 8, 4)              \

@@ -193,8 +193,8 @@ __device__ inline void finish_elements(const Output& o, uint32_t shared, int uni
 }
 
 // Ends 16 rows by COLUMNS columns of this warp's sums, from d[first] on, at (row, column), whatever the
-// epilogue. `shared`: room for a unit of as many columns, the warp's own.
-template <int COLUMNS, int COUNT>
+// epilogue, PARTS parts at a time. `shared`: room for a unit of as many columns, the warp's own.
+template <int COLUMNS, int COUNT, int PARTS = 16 / kPartRows<COLUMNS>>
 __device__ inline void finish_unit(const Output& o, const float (&d)[COUNT], int first, uint32_t shared,
                                    int row, int column, const LaneColumns<COLUMNS>& columns) {
   if (column >= o.N) return;
@@ -202,19 +202,23 @@ __device__ inline void finish_unit(const Output& o, const float (&d)[COUNT], int
   store_unit<COLUMNS>(shared, d, first);
   __syncwarp();
   if (o.vectors) {
-    finish_vectors<16 / kPartRows<COLUMNS>>(o, shared, row, 0, columns);
+#pragma unroll 1
+    for (int first = 0; first < 16; first += PARTS * kPartRows<COLUMNS>) {
+      finish_vectors<PARTS>(o, shared, row, first, columns);
+    }
   } else {
     finish_elements<16, COLUMNS>(o, shared, row, 0, column);
   }
 }
 
 // The same for all columns of a tile. `shared`: a unit of the warp's own.
-template <int COUNT>
+template <int PARTS = 16 / kPartRows<kUnitColumns>, int COUNT>
 __device__ inline void finish_units(const Output& o, const float (&d)[COUNT], uint32_t shared, int row,
                                     int column) {
 #pragma unroll 1
   for (int first = 0; first < COUNT; first += kUnitColumns / 2, column += kUnitColumns) {
-    finish_unit(o, d, first, shared, row, column, LaneColumns<kUnitColumns>(o, column));
+    finish_unit<kUnitColumns, COUNT, PARTS>(o, d, first, shared, row, column,
+                                            LaneColumns<kUnitColumns>(o, column));
   }
 }
 
@@ -227,22 +231,36 @@ __device__ inline float at_most(float v, float high) {
   return v;
 }
 
-// z times the normal distribution's integral, to 2e-4 of the exact GELU at most and 5e-6 for most z: enough
-// for Y in 16 bits, and no special function. A polynomial of z² to |z| = 3.9, fitted to the least greatest
-// error; beyond, a line that soon leaves [0, 1].
-__device__ inline float gelu_for_16_bits(float z) {
-  constexpr float kEnd = 3.9f * 3.9f;
-  const float s = fminf(z * z, kEnd);
-  float p = 8.206711699e-11f;
-  p = fmaf(p, s, -7.035692473e-09f);
-  p = fmaf(p, s, 2.706506734e-07f);
-  p = fmaf(p, s, -6.251596460e-06f);
-  p = fmaf(p, s, 9.827379836e-05f);
-  p = fmaf(p, s, -1.129409415e-03f);
-  p = fmaf(p, s, 9.861337021e-03f);
-  p = fmaf(p, s, -6.638453901e-02f);
-  p = fmaf(p, s, 3.989093304e-01f);
-  return z * __saturatef(fmaf(z, p, 0.5f));  // NaN passes: by the first factor
+// The same of two numbers of a 16-bit type each.
+template <int TYPE>
+__device__ inline uint32_t pair_at_least(uint32_t v, uint32_t low) {
+  if (TYPE == 1) {
+    asm("max.NaN.f16x2 %0, %0, %1;" : "+r"(v) : "r"(low));
+  } else {
+    asm("max.NaN.bf16x2 %0, %0, %1;" : "+r"(v) : "r"(low));
+  }
+  return v;
+}
+template <int TYPE>
+__device__ inline uint32_t pair_at_most(uint32_t v, uint32_t high) {
+  if (TYPE == 1) {
+    asm("min.NaN.f16x2 %0, %0, %1;" : "+r"(v) : "r"(high));
+  } else {
+    asm("min.NaN.bf16x2 %0, %0, %1;" : "+r"(v) : "r"(high));
+  }
+  return v;
+}
+
+// GELU of z = 2 h, to 1.6e-4 of the exact one at most and 1e-4 of ‖Y‖: enough for Y in 16 bits. The normal
+// distribution's integral is 0.5 + 0.5 tanh(u); u / z is fitted by a polynomial of |z| to the least greatest
+// error. Few instructions count: while a warpgroup ends a tile, each takes time from the products of the
+// other.
+__device__ inline float gelu_of_twice(float h) {
+  const float a = fabsf(h);
+  const float u = a * fmaf(fmaf(0.251057898f, a, 0.042343314f), a, 1.585126954f);
+  float t;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(u));  // to 8e-6; 1 from u = 8 on
+  return fmaf(a, t, h);
 }
 
 // Epilogues that end in registers: kFloor is max(z, low) alone, as of ReLU or none; kLine a line and a clamp;
@@ -260,7 +278,7 @@ template <Finish FINISH>
 __device__ inline float finish_one(const Epilogue& e, float z) {
   if (FINISH == Finish::kFloor) return at_least(z, e.low);
   if (FINISH == Finish::kLine) return at_most(at_least(fmaf(z, e.slope, e.offset), e.low), e.high);
-  if (FINISH == Finish::kGelu) return gelu_for_16_bits(z);
+  if (FINISH == Finish::kGelu) return gelu_of_twice(0.5f * z);
   return activate({1, e.gated, e.slope, e.offset, e.low, e.high, 0}, z);
 }
 
@@ -301,52 +319,84 @@ __device__ inline uint32_t piece_offset(int row, int piece) {
   return row * 2 * COLUMNS + (piece ^ (row & (COLUMNS / 8 - 1) & 7)) * 16;
 }
 
-// Activation of scale d + bias (no residual), d from d[first] on, in type TYPE (see Epilogue) to a buffer.
-template <int TYPE, Finish FINISH, int COLUMNS, int COUNT, class Columns>
+// What finish_pair is given of two columns: for GELU half of the scale and bias.
+template <Finish FINISH>
+__device__ inline ColumnPair prepared(ColumnPair c) {
+  if (FINISH == Finish::kGelu) c.scale.x *= 0.5f, c.scale.y *= 0.5f, c.bias.x *= 0.5f, c.bias.y *= 0.5f;
+  return c;
+}
+
+// Activation of scale d + bias (no residual) of two neighbouring columns, in type TYPE (see Epilogue).
+// Clamped when rounded, two at a time: the order changes nothing.
+template <int TYPE, Finish FINISH>
+__device__ inline uint32_t finish_pair(const Epilogue& e, float a, float b, const ColumnPair& c) {
+  const float x = fmaf(a, c.scale.x, c.bias.x), y = fmaf(b, c.scale.y, c.bias.y);
+  if (FINISH == Finish::kGelu) return pack_pair(gelu_of_twice(x), gelu_of_twice(y), TYPE);
+  if (FINISH == Finish::kSigmoid) {
+    return pack_pair(finish_one<FINISH>(e, x), finish_one<FINISH>(e, y), TYPE);
+  }
+  const uint32_t low = pack_pair(e.low, e.low, TYPE), high = pack_pair(e.high, e.high, TYPE);
+  if (FINISH == Finish::kFloor) return pair_at_least<TYPE>(pack_pair(x, y, TYPE), low);
+  const uint32_t line = pack_pair(fmaf(x, e.slope, e.offset), fmaf(y, e.slope, e.offset), TYPE);
+  return pair_at_most<TYPE>(pair_at_least<TYPE>(line, low), high);
+}
+
+// The same of 16 columns of the warp's 16 rows, d from d[first] on, to the lane's address `to` of a buffer.
+template <int TYPE, Finish FINISH, int COUNT>
+__device__ inline void finish_matrices(const Output& o, const float (&d)[COUNT], int first,
+                                       const ColumnPair (&columns)[2], uint32_t to) {
+  uint32_t pairs[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float* two = d + first + 2 * i;
+    pairs[i] = finish_pair<TYPE, FINISH>(o.epilogue, two[0], two[1], columns[i / 2]);
+  }
+  ptx::store_matrices(to, pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+
+// The same of COLUMNS columns, to a buffer; and of `more` blocks of rows, each to the next buffer. What they
+// need to know of a column is read once.
+template <int TYPE, Finish FINISH, int COLUMNS, int COUNT, class Columns, class... More>
 __device__ inline void finish_fragments(const Output& o, const float (&d)[COUNT], int first,
-                                        const Columns& columns, uint32_t buffer) {
+                                        const Columns& columns, uint32_t buffer, const More&... more) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int j = 0; j < COLUMNS / 8; j += 2) {
-    uint32_t pairs[4];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const auto [s, b] = columns.at(j + i);
-      const float* four = d + first + 4 * (j + i);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float x = finish_one<FINISH>(o.epilogue, fmaf(four[2 * half], s.x, b.x));
-        const float y = finish_one<FINISH>(o.epilogue, fmaf(four[2 * half + 1], s.y, b.y));
-        pairs[2 * i + half] = pack_pair(x, y, TYPE);
-      }
-    }
+    const ColumnPair two[] = {prepared<FINISH>(columns.at(j)), prepared<FINISH>(columns.at(j + 1))};
     // lane 8 i + r addresses row r of matrix i: columns 8 (j + i / 2) ..., rows 8 (i % 2) ...
-    const uint32_t to = buffer + piece_offset<COLUMNS>(lane % 16, j + lane / 16);
-    ptx::store_matrices(to, pairs[0], pairs[1], pairs[2], pairs[3]);
+    uint32_t to = buffer + piece_offset<COLUMNS>(lane % 16, j + lane / 16);
+    finish_matrices<TYPE, FINISH>(o, d, first + 4 * j, two, to);
+    (finish_matrices<TYPE, FINISH>(o, more, first + 4 * j, two, to += kUnitBytes / 2), ...);
   }
 }
 
-// Ends this warp's 16 rows of a tile in registers, to Y's map, whose boxes are (16, 64). `shared`: one unit
-// of the warp's own, made of two buffers.
-template <int TYPE, Finish FINISH, int COUNT>
+// Ends this warp's 16 rows of a tile in registers, to Y's map, whose boxes are (16, 64), and those of a
+// second block of 64 rows. `shared`: one unit of the warp's own, made of two buffers.
+template <int TYPE, Finish FINISH, int COUNT, class... Second>
 __device__ inline void store_boxes(const Output& o, const ptx::TensorMap& map, const float (&d)[COUNT],
-                                   uint32_t shared, int row, int column) {
+                                   uint32_t shared, int row, int column, const Second&... second) {
+  constexpr int kBlocks = 1 + sizeof...(second), kBuffer = kUnitBytes / 2;
+  static_assert(kBlocks <= 2, "buffers of a unit");
 #pragma unroll
   for (int unit = 0; unit < COUNT / 32; ++unit) {
     const int first = column + unit * kUnitColumns;
     if (first >= o.N) return;
-    const uint32_t buffer = shared + unit % 2 * (kUnitBytes / 2);
-    if (unit == 0) {
+    const uint32_t buffer = shared + (kBlocks == 1 ? unit % 2 * kBuffer : 0);
+    if (unit == 0 || kBlocks == 2) {
       ptx::wait_stores_read<0>();
     } else {
       ptx::wait_stores_read<1>();
     }
     __syncwarp();
-    finish_fragments<TYPE, FINISH, kUnitColumns>(o, d, 32 * unit, FragmentColumns{o, first}, buffer);
+    const FragmentColumns columns{o, first};
+    finish_fragments<TYPE, FINISH, kUnitColumns>(o, d, 32 * unit, columns, buffer, second...);
     ptx::fence_async_proxy();
     __syncwarp();
     if (threadIdx.x % 32 == 0) {
-      ptx::store_box(map, buffer, row, first);
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        ptx::store_box(map, buffer + block * kBuffer, row + 64 * block, first);
+      }
       ptx::commit_stores();
     }
   }

@@ -11,8 +11,8 @@ from deftonnx.formats import pack_weight
 
 OPERANDS = {"fp16": (np.float16, "half"), "bf16": (ml_dtypes.bfloat16, "deft16")}
 TILES = {
-    "128x256": (128, 256), "128x256_rows": (256, 256), "128x256_columns": (128, 512), "128x192": (128, 192),
-    "128x192_columns": (128, 384), "128x128_turns": (128, 128), "128x128_turns_rows": (256, 128),
+    "128x256": (128, 256), "128x256_rows": (256, 256), "128x256_columns": (128, 512),
+    "128x192_turns": (128, 192), "128x128_turns": (128, 128), "128x128_turns_rows": (256, 128),
     "128x128_turns_columns": (128, 256), "64x128": (64, 128), "64x64": (64, 64),
 }  # fmt: skip
 SPLITS = {"128x64": (128, 64, (2,)), "64x128": (64, 128, (2,)), "64x64": (64, 64, (2, 4))}
@@ -48,7 +48,7 @@ def test_shared_out_K(options, tile, splits):
         run(options, f"{tile}_split{splits}", shape, "bf16", with_residual=True)
 
 
-@pytest.mark.parametrize("kernel", ["128x192", "128x128_turns_rows", "64x64"])
+@pytest.mark.parametrize("kernel", ["128x256", "128x192_turns", "128x128_turns_rows", "64x64"])
 @pytest.mark.parametrize("activation", ["none", "clip", "gelu", "tanh", "silu", "hard_swish", "leaky_relu"])
 def test_epilogues(options, kernel, activation):
     for with_residual in (False, True):
@@ -59,7 +59,7 @@ def test_epilogues(options, kernel, activation):
             run(options, kernel, (150, 200, 168), with_residual=with_residual, output_dtype=output, **epilogue)
 
 
-@pytest.mark.parametrize("kernel", ["128x128_turns", "64x128", "64x128_split2", "64x64_split4"])
+@pytest.mark.parametrize("kernel", ["128x192_turns", "128x128_turns", "64x128", "64x128_split2", "64x64_split4"])
 def test_gelu_element_by_element(options, kernel):
     """Its approximation for Y in 16 bits is as near as 16 bits show, and ends in zeros."""
     Z = np.linspace(-40, 40, 70 * 64).reshape(70, 64).astype(np.float16)
@@ -91,8 +91,8 @@ def test_kept_blocks(options, kernel, block):
 def test_not_a_number_passes(options):
     X, packed, bias = case((130, 128, 136), "half", np.float16)
     X[5, 7] = np.nan
-    for kernel in ("128x128_turns", "64x64_split2"):
-        for activation in ("relu", "gelu"):
+    for kernel in ("128x192_turns", "128x128_turns", "64x64_split2"):
+        for activation in ("relu", "clip", "gelu"):
             model = gemm_model(X, packed, bias, compute=f"fp16_fp16_hopper_{kernel}", activation=activation)
             Y = run_gemm(model, X, None, options, CUDA)
             assert np.isnan(Y[5]).all()
@@ -100,7 +100,7 @@ def test_not_a_number_passes(options):
 
 
 @pytest.mark.parametrize(
-    "kernel", ["128x192_columns", "128x128_turns_columns", "128x64_split2", "64x128_split2", "64x64_split4"]
+    "kernel", ["128x192_turns", "128x128_turns_columns", "128x64_split2", "64x128_split2", "64x64_split4"]
 )
 def test_repeated_runs_are_equal(options, kernel):
     X, packed, bias = case((500, 2048, 1000), "half", np.float16)
