@@ -17,7 +17,12 @@ _SOURCE, _TARGET, _ARCHITECTURE = "gemm_hopper.cu", "90a", 90
 _PAIRS = {"none": 0, "rows": 1, "columns": 2}
 _ROW_BYTES = 128  # of a K step
 _UNIT_BYTES = 4096  # of a warp's part of the epilogue
-_MOST_SPLITS = {"128x64": 2, "64x128": 4, "64x64": 8}  # blocks that share out K, as the kernels say
+_MOST_SPLITS = {
+    "128x64": 2,
+    "64x128": 4,
+    "64x64": 8,
+    "128x256_vectors_split": 2,
+}  # blocks that share out K, as the kernels say
 _BARRIER_BYTES = 8
 
 
@@ -34,12 +39,13 @@ class Hopper:
     step_ns: float
     tile_ns: float
     fixed_ns: float
+    vectors: bool = False  # X comes by copies of threads: kernels/hopper_vectors.cuh
     convolution: bool = False  # DeftConv's
 
     @property
     def entry(self) -> str:
         """The function's name in the machine code."""
-        return f"{'conv' if self.convolution else 'hopper'}_{self.type}_{self._tile}"
+        return f"{'conv' if self.convolution else 'hopper'}_{self.type}_{self._code}"
 
     @property
     def name(self) -> str:
@@ -51,7 +57,12 @@ class Hopper:
 
     @property
     def _tile(self) -> str:
-        return f"{self.tile[0]}x{self.tile[1]}{'_turns' if self.turns else ''}"
+        turns, vectors = "_turns" if self.turns else "", "_vectors" if self.vectors else ""
+        return f"{self.tile[0]}x{self.tile[1]}{turns}{vectors}"
+
+    @property
+    def _code(self) -> str:  # copies of vectors leave the fewer stages where K is shared out
+        return f"{self._tile}{'_split' if self.vectors and self.splits > 1 else ''}"
 
     @property
     def warpgroups(self) -> int:
@@ -61,12 +72,12 @@ class Hopper:
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return threads_of(self.warpgroups)
+        return 128 * self.warpgroups + 128 if self.vectors else threads_of(self.warpgroups)
 
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory, as laid out in kernels/hopper_work.cuh."""
-        return shared_bytes_of(self.tile, self.stages, self.warpgroups, _MOST_SPLITS.get(self._tile, 1))
+        return shared_bytes_of(self.tile, self.stages, self.warpgroups, _MOST_SPLITS.get(self._code, 1))
 
     @property
     def blocks_per_multiprocessor(self) -> int:
@@ -119,6 +130,6 @@ def compiled(members: list[Hopper], cache: Path) -> list[Row]:
 
 def _row(kernel: Hopper, code: bytes) -> Row:
     image = Image(kernel.name, kernel.entry, _ARCHITECTURE, code, kernel.shared_bytes, kernel.threads)
-    sharing = (str(kernel.turns).lower(), _PAIRS[kernel.pair], kernel.splits)
+    sharing = (str(kernel.turns).lower(), _PAIRS[kernel.pair], kernel.splits, str(kernel.vectors).lower())
     times = (kernel.step_ns, kernel.tile_ns, kernel.fixed_ns)
     return Row(image, (element_type(kernel.type), *kernel.tile, *sharing, kernel.blocks_per_multiprocessor, *times))

@@ -25,6 +25,7 @@
 #include "hopper_loads.cuh"
 #include "hopper_residual.cuh"
 #include "hopper_splits.cuh"
+#include "hopper_vectors.cuh"
 #include "hopper_windows.cuh"
 #include "hopper_work.cuh"
 #include "wgmma.cuh"
@@ -143,6 +144,7 @@ class Consumer {
     for (int step = 0; step < work_.steps; ++step) {
       const uint64_t stage = ring_.slot * (T::kStageBytes >> 4);
       ptx::barrier_wait(full<T>(memory_, ring_.slot), ring_.phase);
+      if (T::kCopied) ptx::fence_async_proxy();
       wgmma::fence();
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -296,9 +298,9 @@ class Consumer {
   Ring<T::kStages> ring_;
 };
 
-// load_x(work, memory): what one warp does to bring X.
-template <class Element, class T, class LoadX>
-__device__ void gemm(const Problem& p, const LoadX& load_x) {
+// load(work, memory, i): what warp i of those that load does.
+template <class Element, class T, class Load>
+__device__ void gemm(const Problem& p, const Load& load) {
   extern __shared__ __align__(1024) unsigned char shared[];
   const uint32_t memory = ptx::shared_address(shared);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
@@ -309,12 +311,11 @@ __device__ void gemm(const Problem& p, const LoadX& load_x) {
     return;
   }
 
-  begin<T>(p, work, memory, warp);
+  begin<T>(p, work, memory, warp, T::kFills);
 
   if (warp >= T::kWarps) {
     if (T::kMovesRegisters) ptx::give_up_registers<T::kLoaderRegisters>();
-    if (warp == T::kWarps) load_x(work, memory);
-    if (warp == T::kWarps + 1) load_w(p, work, memory);
+    load(work, memory, warp - T::kWarps);
     __syncwarp();
   } else {
     if (T::kMovesRegisters) ptx::take_registers<T::kRegisters>();
@@ -329,11 +330,14 @@ __device__ void gemm(const Problem& p, const LoadX& load_x) {
 }  // namespace
 }  // namespace hopper
 
-#define KERNEL(name, Element, blocks, ...)                                                           \
-  extern "C" __global__ void __launch_bounds__(hopper::Tile<__VA_ARGS__>::kThreads, blocks)          \
-      name(const __grid_constant__ hopper::Problem p) {                                              \
-    const auto load_x = [&](const auto& work, uint32_t memory) { hopper::load_x(p, work, memory); }; \
-    hopper::gemm<Element, hopper::Tile<__VA_ARGS__>>(p, load_x);                                     \
+#define KERNEL(name, Element, blocks, ...)                                                  \
+  extern "C" __global__ void __launch_bounds__(hopper::Tile<__VA_ARGS__>::kThreads, blocks) \
+      name(const __grid_constant__ hopper::Problem p) {                                     \
+    const auto load = [&](const auto& work, uint32_t memory, int warp) {                    \
+      if (warp == 0) hopper::load_x(p, work, memory);                                       \
+      if (warp == 1) hopper::load_w(p, work, memory);                                       \
+    };                                                                                      \
+    hopper::gemm<Element, hopper::Tile<__VA_ARGS__>>(p, load);                              \
   }
 #define KERNELS(type, Element)                                          \
   KERNEL(hopper_##type##_128x256, Element, 1, 2, 256, 4)                \
@@ -347,11 +351,14 @@ KERNELS(fp16, __half)
 KERNELS(bf16, __nv_bfloat16)
 
 // DeftConv: the same products, X made of images' windows as it is read.
-#define CONV_KERNEL(name, Element, blocks, ...)                                                         \
-  extern "C" __global__ void __launch_bounds__(hopper::Tile<__VA_ARGS__>::kThreads, blocks)             \
-      name(const __grid_constant__ hopper::Problem p, const __grid_constant__ hopper::Windows w) {      \
-    const auto load_x = [&](const auto& work, uint32_t memory) { hopper::load_x(p, w, work, memory); }; \
-    hopper::gemm<Element, hopper::Tile<__VA_ARGS__>>(p, load_x);                                        \
+#define CONV_KERNEL(name, Element, blocks, ...)                                                    \
+  extern "C" __global__ void __launch_bounds__(hopper::Tile<__VA_ARGS__>::kThreads, blocks)        \
+      name(const __grid_constant__ hopper::Problem p, const __grid_constant__ hopper::Windows w) { \
+    const auto load = [&](const auto& work, uint32_t memory, int warp) {                           \
+      if (warp == 0) hopper::load_x(p, w, work, memory);                                           \
+      if (warp == 1) hopper::load_w(p, work, memory);                                              \
+    };                                                                                             \
+    hopper::gemm<Element, hopper::Tile<__VA_ARGS__>>(p, load);                                     \
   }
 #define CONV_KERNELS(type, Element)                                        \
   CONV_KERNEL(conv_##type##_128x256, Element, 1, 2, 256, 4)                \
@@ -364,3 +371,20 @@ KERNELS(bf16, __nv_bfloat16)
 
 CONV_KERNELS(fp16, __half)
 CONV_KERNELS(bf16, __nv_bfloat16)
+
+// The same where what is kept of X are blocks of less than a K step, copied by threads.
+#define VECTOR_KERNEL(name, Element, blocks, ...)                                                  \
+  extern "C" __global__ void __launch_bounds__(hopper::VectorTile<__VA_ARGS__>::kThreads, blocks)  \
+      name(const __grid_constant__ hopper::Problem p, const __grid_constant__ hopper::Vectors v) { \
+    const auto load = [&](const auto& work, uint32_t memory, int warp) {                           \
+      hopper::load_vectors(p, v, work, memory, warp);                                              \
+    };                                                                                             \
+    hopper::gemm<Element, hopper::VectorTile<__VA_ARGS__>>(p, load);                               \
+  }
+#define VECTOR_KERNELS(type, Element)                                          \
+  VECTOR_KERNEL(conv_##type##_128x256_vectors, Element, 1, 2, 256, 4)          \
+  VECTOR_KERNEL(conv_##type##_128x256_vectors_split, Element, 1, 2, 256, 3, 2) \
+  VECTOR_KERNEL(conv_##type##_128x128_turns_vectors, Element, 1, 2, 128, 6, 1, true)
+
+VECTOR_KERNELS(fp16, __half)
+VECTOR_KERNELS(bf16, __nv_bfloat16)

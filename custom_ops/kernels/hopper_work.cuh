@@ -37,6 +37,8 @@ template <int WARPGROUPS, int COLUMNS, int STAGES, int MOST_SPLITS = 1, bool PIN
 struct Tile {
   static constexpr int kColumns = COLUMNS, kStages = STAGES;
   static constexpr bool kPingPong = PING_PONG;
+  static constexpr bool kCopied = false;  // X comes by threads' copies: hopper_vectors.cuh
+  static constexpr int kFills = 2;        // arrivals that make a stage full: X's and W's
   static constexpr int kRows = PING_PONG ? 128 : 64 * WARPGROUPS;
   static constexpr int kBlocks = PING_PONG ? 2 : 1;         // of 64 rows, that a warpgroup multiplies
   static constexpr int kWarps = 4 * WARPGROUPS;             // that multiply
@@ -148,11 +150,12 @@ __device__ inline uint32_t partial_sums(uint32_t memory) {
   return turn<T>(memory, 2);
 }
 
-// One thread. Others see the barriers after a fence and a barrier of the block or cluster.
+// One thread. Others see the barriers after a fence and a barrier of the block or cluster. `fills`: arrivals
+// that make a stage full.
 template <class T>
-__device__ inline void init_barriers(const Problem& p, uint32_t memory) {
+__device__ inline void init_barriers(const Problem& p, uint32_t memory, int fills = 2) {
   for (int slot = 0; slot < T::kStages; ++slot) {
-    ptx::barrier_init(full<T>(memory, slot), 2);  // X, W
+    ptx::barrier_init(full<T>(memory, slot), fills);
     ptx::barrier_init(empty<T>(memory, slot), T::kReleases * (p.pair ? 2 : 1));
   }
   ptx::barrier_init(turn<T>(memory, 0), 4);
@@ -166,14 +169,15 @@ __device__ inline void init_barriers(const Problem& p, uint32_t memory) {
 }
 
 // How a block starts, all of its threads: barriers, seen by the whole cluster, and the next kernel may start
-// too.
+// too. `fills`: arrivals that make a stage full, X's and W's if both come by the copy engine.
 template <class T>
-__device__ inline void begin(const Problem& p, const Work<T>& work, uint32_t memory, int warp) {
+__device__ inline void begin(const Problem& p, const Work<T>& work, uint32_t memory, int warp,
+                             int fills = 2) {
   if (warp == T::kWarps && ptx::elect_one()) {
     ptx::prefetch_map(p.x);
     ptx::prefetch_map(p.w);
     if (p.by_box) ptx::prefetch_map(p.y);
-    init_barriers<T>(p, memory);
+    init_barriers<T>(p, memory, fills);
   }
   __syncwarp();
   if (work.cluster > 1) {

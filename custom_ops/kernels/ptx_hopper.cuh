@@ -200,6 +200,13 @@ __device__ inline void copy_16(uint32_t shared, const void* global, bool inside)
                : "memory");
 }
 
+// The same by way of the first-level cache.
+__device__ inline void copy_16_cached(uint32_t shared, const void* global, bool inside) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
+               "r"(inside ? 16 : 0)
+               : "memory");
+}
+
 // 4 bytes.
 __device__ inline void copy_4(uint32_t shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");

@@ -15,6 +15,7 @@ constexpr int kVector = 8;         // channels of 16 bytes
 constexpr int kSector = 16;        // channels of 32 bytes, the least that device memory gives
 constexpr int kLeastColumns = 64;  // of a tile
 constexpr int kMostTogether = 32;  // groups
+constexpr int kMostTaps = 31;      // that a list of vectors can tell apart; the next number is that of zeros
 constexpr int kPairRows = 1, kPairColumns = 2;
 constexpr int kGroup = 8;           // row tiles that are walked together
 constexpr double kBoxRow = 1.25;    // nanoseconds of the copy engine for a row of a box
@@ -25,10 +26,21 @@ struct Block {
   int32_t channel, tap;  // tap: offsets in pixels, rows << 16 | columns
 };
 
+struct Vector {
+  int32_t offset, tap;  // see Vectors of kernels/hopper_vectors.cuh
+};
+
 // Windows of kernels/hopper_windows.cuh.
 struct Windows {
   const void* blocks;
   int32_t block_count, outputs, rows, columns, row_stride, column_stride, row_start, column_start;
+};
+
+// Vectors of kernels/hopper_vectors.cuh.
+struct Vectors {
+  const void *x, *list;
+  int32_t count, outputs, rows, columns, row_stride, column_stride, row_start, column_start;
+  int32_t in_rows, in_columns, pixel, kernel_rows, kernel_columns, row_dilation, column_dilation;
 };
 
 // Channels that one copy of X brings: the kept blocks', or the most that divide a group's.
@@ -38,21 +50,80 @@ int64_t CopyChannels(const ConvSpec& spec) {
   return channels;
 }
 
-// Every group's blocks, as many as fill whole K steps.
-std::vector<Block> Blocks(const ConvNode& node, int64_t channels) {
+// What one copy of X brings, and the features of W that it is multiplied by.
+struct Copy {
+  int64_t channel, row, column;  // of X; of the tap
+  int64_t feature;
+};
+
+// One group's copies, in the order of multiplication. Short ones of one line of X, 64 channels, follow
+// each other, tap after tap: neighbouring windows see the same pixels, which threads that copy find in the
+// first-level cache while the line is there.
+std::vector<Copy> Copies(const ConvNode& node, int64_t channels, int64_t g) {
   const ConvSpec& spec = node.spec;
-  const size_t count = CeilDivide(spec.K, kStep) * kStep / channels;
-  std::vector<Block> blocks;
-  for (int64_t g = 0; g < spec.group; ++g) {
-    for (const FilterRun& run : FilterRuns(spec, node.kept.data(), g)) {
-      const int64_t tap = run.row * spec.rows.dilation << 16 | run.column * spec.columns.dilation;
-      for (int64_t c = 0; c < run.count; c += channels) {
-        blocks.push_back({static_cast<int32_t>(run.channel + c), static_cast<int32_t>(tap)});
-      }
+  std::vector<Copy> copies;
+  for (const FilterRun& run : FilterRuns(spec, node.kept.data(), g)) {
+    for (int64_t c = 0; c < run.count; c += channels) {
+      const int64_t feature = static_cast<int64_t>(copies.size()) * channels;
+      copies.push_back({run.channel + c, run.row, run.column, feature});
     }
-    blocks.resize((g + 1) * count, {static_cast<int32_t>(spec.channels), 0});
   }
-  return blocks;
+  if (channels == kStep) return copies;
+  std::stable_sort(copies.begin(), copies.end(),
+                   [](const Copy& a, const Copy& b) { return a.channel / kStep < b.channel / kStep; });
+  return copies;
+}
+
+// The lists of both ways to bring X, and W in their order.
+struct CopyLists {
+  std::vector<Block> blocks;
+  std::vector<Vector> vectors;
+  std::vector<int64_t> features;  // (groups, blocks): W's first for each block
+};
+
+// Every group's copies, as many as fill whole K steps.
+CopyLists ListCopies(const ConvNode& node, int64_t channels) {
+  const ConvSpec& spec = node.spec;
+  const size_t features = CeilDivide(spec.K, kStep) * kStep;
+  const int64_t pixel = spec.channels / kVector;
+  CopyLists lists;
+  for (int64_t g = 0; g < spec.group; ++g) {
+    for (const Copy& copy : Copies(node, channels, g)) {
+      const int64_t row = copy.row * spec.rows.dilation << 16, column = copy.column * spec.columns.dilation;
+      const int64_t tap = row | (copy.row * spec.columns.kernel + copy.column);
+      const int64_t offset = column * pixel + copy.channel / kVector;
+      lists.blocks.push_back({static_cast<int32_t>(copy.channel), static_cast<int32_t>(row | column)});
+      for (int64_t i = 0; i < channels / kVector; ++i) {
+        lists.vectors.push_back({static_cast<int32_t>(offset + i), static_cast<int32_t>(tap)});
+      }
+      lists.features.push_back(copy.feature);
+    }
+    lists.blocks.resize((g + 1) * features / channels, {static_cast<int32_t>(spec.channels), 0});
+    lists.vectors.resize((g + 1) * features / kVector, {0, kMostTaps});
+  }
+  return lists;
+}
+
+// W with its features in the order of the copies: itself, or made anew.
+std::shared_ptr<const Weight16> OrderedWeight16(const ConvNode& node, int64_t channels,
+                                                const std::vector<int64_t>& features) {
+  const ConvSpec& spec = node.spec;
+  const int64_t blocks = features.size() / spec.group;
+  bool sorted = true;
+  for (auto of = features.begin(); of != features.end(); of += blocks) {
+    sorted = sorted && std::is_sorted(of, of + blocks);
+  }
+  if (sorted) return SharedWeight16(node);
+  const HostWeight16 rounded = RoundedWeight16(node);
+  std::vector<uint16_t> values(rounded.values.size());
+  for (int64_t n = 0; n < spec.N; ++n) {
+    const int64_t* from = &features[n / spec.GroupOutputs() * blocks];
+    for (int64_t i = 0; i < blocks; ++i) {
+      std::copy_n(&rounded.values[n * spec.K + from[i]], channels, &values[n * spec.K + i * channels]);
+    }
+  }
+  return std::make_shared<const Weight16>(
+      Weight16{DeviceBuffer(node.driver, values), DeviceBuffer(node.driver, rounded.scale), false});
 }
 
 // What a tensor map in im2col mode can say of an axis: corners of 8 bits, steps of at most 8.
@@ -85,6 +156,7 @@ bool Serves(const ConvSpec& spec) {
 // A tile has the outputs of one group, and so have two that share X.
 bool Serves(const ConvSpec& spec, const HopperImage& row) {
   if (row.splits > CeilDivide(spec.K, kStep)) return false;
+  if (row.vectors && (CopyChannels(spec) == kStep || spec.Taps() > kMostTaps)) return false;
   return spec.group == 1 || spec.GroupOutputs() % (row.block_n * (row.pair == kPairColumns ? 2 : 1)) == 0;
 }
 
@@ -92,19 +164,20 @@ bool Serves(const ConvSpec& spec, const HopperImage& row) {
 struct SharedOperands {
   std::unique_ptr<ConvNode> own;  // with groups taken together, if they are
   const ConvNode& node;
-  std::shared_ptr<const Weight16> weight;
   int64_t channels;  // of a block
-  int64_t count;     // blocks of a group
-  DeviceBuffer blocks;
+  int64_t features;  // of a group, as many as fill whole K steps
+  std::shared_ptr<const Weight16> weight;
+  DeviceBuffer blocks, vectors;
 
   explicit SharedOperands(const ConvNode& given)
       : own(TakenTogether(given)),
         node(own != nullptr ? *own : given),
-        weight(SharedWeight16(node)),
-        channels(CopyChannels(node.spec)) {
-    const std::vector<Block> list = Blocks(node, channels);
-    count = list.size() / node.spec.group;
-    blocks = DeviceBuffer(node.driver, list);
+        channels(CopyChannels(node.spec)),
+        features(CeilDivide(node.spec.K, kStep) * kStep) {
+    const CopyLists lists = ListCopies(node, channels);
+    weight = OrderedWeight16(node, channels, lists.features);
+    blocks = DeviceBuffer(node.driver, lists.blocks);
+    vectors = DeviceBuffer(node.driver, lists.vectors);
     if (own != nullptr) own->unpacked = {};
   }
 };
@@ -123,7 +196,7 @@ class HopperConv : public ConvKernel {
     problem_.w = Map(operands_->weight->values.data(), spec.N, spec.K, w_rows);
     problem_.K = static_cast<int32_t>(spec.K);
     problem_.features = problem_.K;
-    problem_.box_columns = static_cast<int32_t>(operands_->channels);
+    problem_.box_columns = row.vectors ? kStep : static_cast<int32_t>(operands_->channels);
     problem_.pair = row.pair;
     problem_.splits = row.splits;
     problem_.group = kGroup;
@@ -150,16 +223,44 @@ class HopperConv : public ConvKernel {
     const ConvShape& shape = call.shape;
     const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
     HopperProblem problem = problem_;
-    problem.x = ImageMap(call);
+    problem.x = row_.vectors ? problem_.w : ImageMap(call);  // threads need no map, but one is prefetched
     const bool boxes =
         row_.splits == 1 ? EndsInBoxes(s, row_.type) : EndsInRegisters(s, call.residual, row_.type);
     problem.SetOutput(s, node_.driver, shape.Pixels(), call.y, call.residual, boxes);
-    const Windows windows{operands_->blocks.data(), narrow(operands_->count),  narrow(s.GroupOutputs()),
-                          narrow(shape.out_rows),   narrow(shape.out_columns), narrow(s.rows.stride),
-                          narrow(s.columns.stride), narrow(-s.rows.pad_begin), narrow(-s.columns.pad_begin)};
+    const int32_t outputs = narrow(s.GroupOutputs());
+    const int32_t rows = narrow(shape.out_rows), columns = narrow(shape.out_columns);
+    const int32_t row_stride = narrow(s.rows.stride), column_stride = narrow(s.columns.stride);
+    const int32_t row_start = narrow(-s.rows.pad_begin), column_start = narrow(-s.columns.pad_begin);
+    Windows windows{operands_->blocks.data(),
+                    narrow(operands_->features / operands_->channels),
+                    outputs,
+                    rows,
+                    columns,
+                    row_stride,
+                    column_stride,
+                    row_start,
+                    column_start};
+    Vectors vectors{call.x,
+                    operands_->vectors.data(),
+                    narrow(operands_->features / kVector),
+                    outputs,
+                    rows,
+                    columns,
+                    row_stride,
+                    column_stride,
+                    row_start,
+                    column_start,
+                    narrow(shape.in_rows),
+                    narrow(shape.in_columns),
+                    narrow(s.channels / kVector),
+                    narrow(s.rows.kernel),
+                    narrow(s.columns.kernel),
+                    narrow(s.rows.dilation),
+                    narrow(s.columns.dilation)};
     const int64_t cells = Cells(shape);
     const int64_t clusters = row_.splits > 1 ? cells : std::min(cells, Clusters());
-    void* arguments[] = {&problem, const_cast<Windows*>(&windows)};
+    void* x = row_.vectors ? static_cast<void*>(&vectors) : &windows;
+    void* arguments[] = {&problem, x};
     node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(clusters * ClusterSize()), ClusterSize(),
                         row_.image.threads, row_.image.shared_bytes, call.stream, arguments, true);
   }

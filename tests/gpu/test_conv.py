@@ -46,6 +46,11 @@ HOPPER = (
     *("128x128_turns", "128x128_turns_rows", "128x128_turns_columns", "128x64_turns"),
     *("64x128", "64x128_split2", "64x128_split4", "64x64", "64x64_split2", "64x64_split4", "64x64_split8"),
 )
+# those that copy kept blocks of less than a K step by threads
+VECTORS = (
+    *("128x256_vectors", "128x256_vectors_rows", "128x256_vectors_split2", "128x256_vectors_rows_split2"),
+    *("128x128_turns_vectors", "128x128_turns_vectors_rows"),
+)
 
 
 def hopper_serves(kernel, window, features, outputs):
@@ -82,7 +87,7 @@ KERNEL_LAYERS = {
     "tiles": ((14, 27), 192, 328, SAME),
 }
 KERNEL_FACTORS = {
-    "kernel": ["cudnn", "direct", *(f"hopper_{name}" for name in HOPPER)],
+    "kernel": ["cudnn", "direct", *(f"hopper_{name}" for name in (*HOPPER, *VECTORS))],
     "layer": list(KERNEL_LAYERS),
     "dtype": HALVES,
     "block": [0, 8, 16, 32, 64],
@@ -96,14 +101,16 @@ def served(row):
     kernel, block = row.get("kernel", ""), row.get("block", 0)
     if kernel == "cudnn" and (block or row.get("activation", "relu") != "relu"):
         return False  # of its other activations it may have none for a layer
+    name = kernel.removeprefix("hopper_")
+    if name in VECTORS and row.get("block", 8) in (0, 64):
+        return False
     if "layer" not in row:
         return True
     _, channels, outputs, window = KERNEL_LAYERS[row["layer"]]
     features = int(np.prod(window.kernel_shape)) * channels // window.group
     if block and channels // window.group % block:
         return False
-    name = kernel.removeprefix("hopper_")
-    return name not in HOPPER or hopper_serves(name, window, features // 2, outputs)  # half of them may be kept
+    return name not in (*HOPPER, *VECTORS) or hopper_serves(name, window, features // 2, outputs)  # half may be kept
 
 
 def run_case(options, seed, layer, dtype, name, *, compute, block=0, density=0.5, residual=False, batch=2, **epilogue):
@@ -271,10 +278,13 @@ def binding_of(options, model, X, shape, **provider_options):
     return session, binding, output
 
 
-@pytest.mark.parametrize("block", [0, 8, 32])
-def test_graphs_and_repeats_give_the_same_bits(options, block):
+@pytest.mark.parametrize(
+    ("block", "kernel"),
+    [(0, "auto"), (8, "auto"), (32, "auto"), *((8, f"fp16_hopper_{name}") for name in VECTORS)],
+)
+def test_graphs_and_repeats_give_the_same_bits(options, block, kernel):
     X, packed, bias, kept = conv_case(17, (28, 28), 64, 192, SAME, "half", np.float16, batch=8, block=block)
-    model = conv_model(X, packed, bias, SAME, kept=kept, block=block, activation="relu")
+    model = conv_model(X, packed, bias, SAME, kept=kept, block=block, activation="relu", compute=kernel)
     results = set()
     for provider_options in ({}, {"enable_cuda_graph": "1"}):
         session, binding, output = binding_of(options, model, X, [8, 28, 28, 192], **provider_options)
