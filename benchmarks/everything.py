@@ -113,12 +113,16 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """`new` with those rows of `old` that it has no newer ones of; they say which commit they are from."""
     result = dict(new)
     for key, rows in old.items():
-        if not isinstance(rows, list) or not isinstance(new.get(key, []), list):
+        if not _holds_rows(rows) or not _holds_rows(new.get(key, [])):
             continue
         measured = {identity(row) for row in new.get(key, [])}
         kept = [{"commit": commit(old), **row} for row in rows if identity(row) not in measured]
         result[key] = [*new.get(key, []), *kept]
     return result
+
+
+def _holds_rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
 
 
 def identity(row: dict[str, Any]) -> str:

@@ -33,6 +33,7 @@ def test_rows_that_were_not_measured_again_stay(benchmarks):
     old = {"commit": "old", "rows": [row(1, 5.0), row(64, 9.0, commit="older")], "note": 1}
     new = {"commit": "new", "rows": [row(1, 4.0)]}
     assert merged(old, new) == {"commit": "new", "rows": [row(1, 4.0), row(64, 9.0, commit="older")]}
+    assert merged({"commit": "old", "memcheck": ["clean"], "tests": 1}, {"commit": "new"}) == {"commit": "new"}
     assert merged({"environment": {"commit": "old"}, "chains": [{"shape": [1], "us": 2}]}, new)["chains"] == [
         {"commit": "old", "shape": [1], "us": 2}
     ]
