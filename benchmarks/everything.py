@@ -141,6 +141,12 @@ def commit(content: dict[str, Any]) -> str:
     return str(circumstances(content)["commit"])
 
 
+def again(name: str) -> str:
+    """The command that measures a part again."""
+    parts = f"prepare {name}" if "--prepared" in PARTS[name].arguments else name
+    return f"python benchmarks/everything.py --parts {parts}" + (" --data FOLDER" if PARTS[name].needs_data else "")
+
+
 def measure(name: str, seconds: float, data: Path | None) -> None:
     """Run a part for so long at most, and keep what it measured."""
     started = time.monotonic()
@@ -151,7 +157,7 @@ def measure(name: str, seconds: float, data: Path | None) -> None:
         complete, measured = run(PARTS[name], output, seconds, data), output.exists()
         if measured:
             content = json.loads(output.read_text(encoding="utf-8"))
-            circumstances(content)["command"] = f"python benchmarks/everything.py --parts {name}"
+            circumstances(content)["command"] = again(name)
             if kept.exists():
                 content = merged(json.loads(kept.read_text(encoding="utf-8")), content)
             results.mkdir(parents=True, exist_ok=True)
@@ -169,13 +175,18 @@ def rounds(names: list[str]) -> list[list[str]]:
 def main() -> None:
     """Run what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument(
+        "--parts", nargs="+", choices=list(PARTS), help="all, without those that need --data if it is not given"
+    )
     parser.add_argument("--limit", type=float, default=3600, help="seconds for all parts together")
     parser.add_argument("--data", type=Path, help="folder of trained models and data, as accuracy.py describes it")
     options = parser.parse_args()
     data = options.data and options.data.resolve()
+    names = options.parts or [name for name in PARTS if data or not PARTS[name].needs_data]
+    if lacking := [name for name in names if PARTS[name].needs_data and not data]:
+        parser.error(f"{' and '.join(lacking)} need --data")
     end = time.monotonic() + options.limit
-    waiting = rounds([name for name in options.parts if data or not PARTS[name].needs_data])
+    waiting = rounds(names)
     while waiting:
         shares = [max(PARTS[name].share for name in group) for group in waiting]
         seconds = (end - time.monotonic()) * shares[0] / sum(shares)

@@ -60,8 +60,18 @@ def test_a_part_says_how_it_is_measured_again(benchmarks, monkeypatch, tmp_path)
     monkeypatch.setitem(everything.PARTS, "accuracy", everything.Part("script.py", (), 1, timed=False, needs_data=True))
     everything.measure("accuracy", 60, tmp_path / "data")
     content = json.loads((tmp_path / "results" / "cpu" / "accuracy.json").read_text())
-    assert content["command"] == "python benchmarks/everything.py --parts accuracy"
+    assert content["command"] == "python benchmarks/everything.py --parts accuracy --data FOLDER"
+    assert everything.again("models") == "python benchmarks/everything.py --parts prepare models"
     assert content["rows"] == [{"model": str(tmp_path / "data"), "n": 1}]
+
+
+def test_parts_that_need_data_are_not_left_out_in_silence(benchmarks, monkeypatch, capsys):
+    import everything
+
+    monkeypatch.setattr(sys, "argv", ["everything.py", "--parts", "accuracy"])
+    with pytest.raises(SystemExit):
+        everything.main()
+    assert "accuracy need --data" in capsys.readouterr().err
 
 
 def test_documents_are_what_the_result_files_say(benchmarks):

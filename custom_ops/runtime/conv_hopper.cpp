@@ -56,7 +56,7 @@ struct Copy {
   int64_t feature;
 };
 
-// One group's copies, in the order of multiplication. Short ones of one line of X, 64 channels, follow
+// One group's copies, in the order of multiplication. Short kept ones of one line of X, 64 channels, follow
 // each other, tap after tap: neighbouring windows see the same pixels, which threads that copy find in the
 // first-level cache while the line is there.
 std::vector<Copy> Copies(const ConvNode& node, int64_t channels, int64_t g) {
@@ -68,7 +68,7 @@ std::vector<Copy> Copies(const ConvNode& node, int64_t channels, int64_t g) {
       copies.push_back({run.channel + c, run.row, run.column, feature});
     }
   }
-  if (channels == kStep) return copies;
+  if (channels == kStep || spec.block == 0) return copies;
   std::stable_sort(copies.begin(), copies.end(),
                    [](const Copy& a, const Copy& b) { return a.channel / kStep < b.channel / kStep; });
   return copies;
@@ -156,7 +156,8 @@ bool Serves(const ConvSpec& spec) {
 // A tile has the outputs of one group, and so have two that share X.
 bool Serves(const ConvSpec& spec, const HopperImage& row) {
   if (row.splits > CeilDivide(spec.K, kStep)) return false;
-  if (row.vectors && (CopyChannels(spec) == kStep || spec.Taps() > kMostTaps)) return false;
+  const bool short_blocks = spec.block != 0 && CopyChannels(spec) < kStep;
+  if (row.vectors && (!short_blocks || spec.Taps() > kMostTaps)) return false;
   return spec.group == 1 || spec.GroupOutputs() % (row.block_n * (row.pair == kPairColumns ? 2 : 1)) == 0;
 }
 
@@ -282,7 +283,7 @@ class HopperConv : public ConvKernel {
   double Inputs(const ConvShape& shape) const {
     const ConvSpec& spec = node_.spec;
     if (spec.Taps() > 1) return 1.0 * shape.batch * shape.in_rows * shape.in_columns * spec.channels;
-    const bool sectors = spec.block == 0 || problem_.box_columns >= kSector;
+    const bool sectors = spec.block == 0 || operands_->channels >= kSector;
     return 1.0 * shape.Pixels() * spec.group * (sectors ? spec.K : spec.GroupChannels());
   }
 

@@ -139,8 +139,8 @@ def is_conv(domain: str | None, operator: str) -> bool:
 def attach_conv_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     """Give every DeftConv node of `model` its function body, and the name of that, in place; return `model`.
 
-    To be called last. The IR version rises to 8 where it was lower. Raises FormatError for an opset under 13, an
-    unknown format or activation, and more than MOST_BODIES bodies.
+    To be called last. The IR version rises to 8 where it was lower. Raises FormatError for an opset under 13 and an
+    unknown format or activation.
     """
     return attach_functions(model, OPERATOR, _function)
 

@@ -145,8 +145,8 @@ def no_residual(output_type: int, name: str) -> TensorProto:
 def attach_gemm_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     """Give every DeftGemm node of `model` its function body, and the name of that, in place; return `model`.
 
-    To be called last. The IR version rises to 8 where it was lower. Raises FormatError for an opset under 13, an
-    unknown format or activation, and more than MOST_BODIES bodies.
+    To be called last. The IR version rises to 8 where it was lower. Raises FormatError for an opset under 13 and an
+    unknown format or activation.
     """
     return attach_functions(model, OPERATOR, _function)
 

@@ -45,29 +45,26 @@ def attach_functions(
     """Give every `operator` node of `model` its function body, and the name of that, in place; return `model`.
 
     body: the function of a node for the model's opset, named after the operator.
-    The IR version rises to 8 where it was lower. Raises FormatError for more bodies than MOST_BODIES.
+    The IR version rises to 8 where it was lower. The library knows MOST_BODIES names: those of the bodies that most
+    nodes have. Where there are more, nodes of the others run their body.
     """
     nodes = [n for n in _all_nodes(model.graph) if is_operator(n.domain, n.op_type, operator)]
     if not nodes:
         return model
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    bodies: dict[bytes, onnx.FunctionProto] = {}
+    users: dict[bytes, list[onnx.NodeProto]] = {}
     for node in nodes:
-        function = body(node, opset)
-        known = bodies.setdefault(function.SerializeToString(), function)
-        if known is function and len(bodies) > 1:
-            function.name = f"{operator}_{len(bodies)}"
-        node.op_type = known.name
-        node.ClearField("overload")
-    most = MOST_BODIES[operator]
-    if len(bodies) > most:
-        raise FormatError(
-            f"{operator} in {len(bodies)} combinations of format, activation and inputs; {most} are possible. "
-            "Choose fewer formats"
-        )
-    others = [f for f in model.functions if not is_operator(f.domain, f.name, operator)]
+        users.setdefault(body(node, opset).SerializeToString(), []).append(node)
+    functions = [f for f in model.functions if not is_operator(f.domain, f.name, operator)]
+    for number, serialized in enumerate(sorted(users, key=lambda one: -len(users[one])), start=1):
+        function = onnx.FunctionProto.FromString(serialized)
+        function.name = operator if number == 1 else f"{operator}_{number}"
+        functions.append(function)
+        for node in users[serialized]:
+            node.op_type = function.name
+            node.ClearField("overload")
     del model.functions[:]
-    model.functions.extend([*others, *bodies.values()])
+    model.functions.extend(functions)
     if all(o.domain != DOMAIN for o in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     model.ir_version = max(model.ir_version, _IR_VERSION_WITH_FUNCTIONS)
