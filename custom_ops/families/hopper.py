@@ -72,7 +72,7 @@ class Hopper:
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return 128 * self.warpgroups + 128 if self.vectors else threads_of(self.warpgroups)
+        return threads_of(self.warpgroups)
 
     @property
     def shared_bytes(self) -> int:

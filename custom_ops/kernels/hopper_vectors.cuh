@@ -5,7 +5,7 @@
 // the same lines of a pixel. The copy engine brings W meanwhile, at the word of a thread of the first warp.
 #pragma once
 
-#include "hopper_work.cuh"
+#include "hopper_windows.cuh"
 
 namespace hopper {
 
@@ -17,10 +17,7 @@ struct Vectors {
   // to whole K steps by tap 31, which no window has: zeros.
   const int2* list;
   int count;
-  int outputs;        // output features of a group: a multiple of a tile's where there are several groups
-  int rows, columns;  // of Y's images
-  int row_stride, column_stride;
-  int row_start, column_start;  // of the first window: -padding
+  WindowGrid grid;
   int in_rows, in_columns, pixel;
   int kernel_rows, kernel_columns, row_dilation, column_dilation;
 };
@@ -35,7 +32,6 @@ struct VectorTile : Tile<WARPGROUPS, COLUMNS, STAGES, MOST_SPLITS, PING_PONG> {
   static constexpr int kLoaderRegisters = 56;
   static constexpr int kRegisters = 224;
   static_assert(WARPGROUPS == 2, "registers of a block");
-  static constexpr int kThreads = 128 * (WARPGROUPS + 1);
 };
 
 // Where the window of a pixel of Y starts in X, in vectors, and which of its taps lie inside the image: bit
@@ -46,9 +42,10 @@ struct WindowOfPixel {
 
   WindowOfPixel() = default;
   __device__ WindowOfPixel(const Vectors& v, int pixel, int end) {
-    const int pixels = v.rows * v.columns, image = pixel / pixels, within = pixel % pixels;
-    const int row = within / v.columns * v.row_stride + v.row_start;
-    const int column = within % v.columns * v.column_stride + v.column_start;
+    const WindowGrid& grid = v.grid;
+    const int pixels = grid.rows * grid.columns, image = pixel / pixels, within = pixel % pixels;
+    const int row = within / grid.columns * grid.row_stride + grid.row_start;
+    const int column = within % grid.columns * grid.column_stride + grid.column_start;
     start = ((image * v.in_rows + row) * v.in_columns + column) * v.pixel;
     uint32_t across = 0;
     for (int i = 0; i < v.kernel_columns; ++i) {
@@ -106,7 +103,7 @@ struct VectorsOfTile {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) own[i] = WindowOfPixel(v, row + warp * kRows + 32 * i + lane, p.output.M);
     // the second tile of a pair may lie behind the last group
-    const int group = min(column, p.output.N - 1) / v.outputs;
+    const int group = min(column, p.output.N - 1) / v.grid.outputs;
     list = v.list + group * v.count + work.first_step * kVectors + lane % kVectors;
     first = __ldg(list);
   }

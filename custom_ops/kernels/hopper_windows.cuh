@@ -9,6 +9,14 @@
 
 namespace hopper {
 
+// Where the windows of Y's pixels start in X's images.
+struct WindowGrid {
+  int outputs;        // output features of a group: a multiple of a tile's where there are several groups
+  int rows, columns;  // of Y's images
+  int row_stride, column_stride;
+  int row_start, column_start;  // of the first window: -padding
+};
+
 // Beside Problem, whose X map is in im2col mode. M = batch · rows · columns of Y.
 struct Windows {
   // (groups, block_count): first channel of X, and the tap's offsets in pixels, rows << 16 | columns. A block
@@ -16,10 +24,7 @@ struct Windows {
   // last channel, which are zeros.
   const int2* blocks;
   int block_count;
-  int outputs;        // output features of a group: a multiple of a tile's where there are several groups
-  int rows, columns;  // of Y's images
-  int row_stride, column_stride;
-  int row_start, column_start;  // of the first window: -padding
+  WindowGrid grid;
 };
 
 // Loads X's blocks for every tile of this block. SHARED: this block's half of the rows, for both blocks of
@@ -29,7 +34,8 @@ __device__ void load_windows(const Problem& p, const Windows& w, const Work<T>& 
   const int lane = threadIdx.x % 32, width = p.box_columns, boxes = kStepK / width;
   const int half = SHARED ? work.member * T::kRows / 2 : 0;
   const auto members = static_cast<uint16_t>(3 << work.first_rank);
-  const int pixels = w.rows * w.columns;
+  const WindowGrid& grid = w.grid;
+  const int pixels = grid.rows * grid.columns;
   const uint32_t place = memory + half * 2 * width + lane * T::kRows * 2 * width;
   const int first_block = work.first_step * boxes + lane;
   Ring<T::kStages> ring;
@@ -38,10 +44,10 @@ __device__ void load_windows(const Problem& p, const Windows& w, const Work<T>& 
     work.place(cell, &m, &n);
     m += half;
     const int image = m / pixels, pixel = m % pixels;
-    const int row = pixel / w.columns * w.row_stride + w.row_start;
-    const int column = pixel % w.columns * w.column_stride + w.column_start;
+    const int row = pixel / grid.columns * grid.row_stride + grid.row_start;
+    const int column = pixel % grid.columns * grid.column_stride + grid.column_start;
     // the second tile of a pair may lie behind the last group
-    const int2* mine = w.blocks + min(n, p.output.N - 1) / w.outputs * w.block_count + first_block;
+    const int2* mine = w.blocks + min(n, p.output.N - 1) / grid.outputs * w.block_count + first_block;
     int2 next = lane < boxes ? *mine : int2{};
 #pragma unroll 1
     for (int step = work.steps; step > 0; --step, ring.next()) {

@@ -30,16 +30,21 @@ struct Vector {
   int32_t offset, tap;  // see Vectors of kernels/hopper_vectors.cuh
 };
 
-// Windows of kernels/hopper_windows.cuh.
+// WindowGrid and Windows of kernels/hopper_windows.cuh.
+struct WindowGrid {
+  int32_t outputs, rows, columns, row_stride, column_stride, row_start, column_start;
+};
 struct Windows {
   const void* blocks;
-  int32_t block_count, outputs, rows, columns, row_stride, column_stride, row_start, column_start;
+  int32_t block_count;
+  WindowGrid grid;
 };
 
 // Vectors of kernels/hopper_vectors.cuh.
 struct Vectors {
   const void *x, *list;
-  int32_t count, outputs, rows, columns, row_stride, column_stride, row_start, column_start;
+  int32_t count;
+  WindowGrid grid;
   int32_t in_rows, in_columns, pixel, kernel_rows, kernel_columns, row_dilation, column_dilation;
 };
 
@@ -228,29 +233,14 @@ class HopperConv : public ConvKernel {
     const bool boxes =
         row_.splits == 1 ? EndsInBoxes(s, row_.type) : EndsInRegisters(s, call.residual, row_.type);
     problem.SetOutput(s, node_.driver, shape.Pixels(), call.y, call.residual, boxes);
-    const int32_t outputs = narrow(s.GroupOutputs());
-    const int32_t rows = narrow(shape.out_rows), columns = narrow(shape.out_columns);
-    const int32_t row_stride = narrow(s.rows.stride), column_stride = narrow(s.columns.stride);
-    const int32_t row_start = narrow(-s.rows.pad_begin), column_start = narrow(-s.columns.pad_begin);
-    Windows windows{operands_->blocks.data(),
-                    narrow(operands_->features / operands_->channels),
-                    outputs,
-                    rows,
-                    columns,
-                    row_stride,
-                    column_stride,
-                    row_start,
-                    column_start};
+    const WindowGrid grid{narrow(s.GroupOutputs()),    narrow(shape.out_rows),   narrow(shape.out_columns),
+                          narrow(s.rows.stride),       narrow(s.columns.stride), narrow(-s.rows.pad_begin),
+                          narrow(-s.columns.pad_begin)};
+    Windows windows{operands_->blocks.data(), narrow(operands_->features / operands_->channels), grid};
     Vectors vectors{call.x,
                     operands_->vectors.data(),
                     narrow(operands_->features / kVector),
-                    outputs,
-                    rows,
-                    columns,
-                    row_stride,
-                    column_stride,
-                    row_start,
-                    column_start,
+                    grid,
                     narrow(shape.in_rows),
                     narrow(shape.in_columns),
                     narrow(s.channels / kVector),
