@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -33,7 +34,8 @@ class DeftGroup(click.Group):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")  # a table must not fail where the locale has no box lines
         try:
-            return super().invoke(ctx)
+            with np.errstate(all="ignore"):  # what overflows is found and said by our own checks
+                return super().invoke(ctx)
         except DeftError as error:
             fail(str(error), error.exit_code)
         except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from deftonnx import evaluation, precision
 from deftonnx.calibration import readers
 from deftonnx.cost.judge import Judge
 from deftonnx.elimination.choice import Choice
-from deftonnx.errors import DeftError
+from deftonnx.errors import DeftError, UnsupportedError
 from deftonnx.format_selection import FormatChoice, choose_formats, walked_block
 from deftonnx.formats.fp8 import FP8
 from deftonnx.layers import LinearLayer, Refusal
@@ -298,6 +298,11 @@ def verify(expected: evaluation.Outputs, final: onnx.ModelProto, feeds: list[rea
         with np.errstate(invalid="ignore"):
             difference, norm = float(np.linalg.norm(have - wanted)), float(np.linalg.norm(wanted))
         if not difference <= allowed * norm + ABSOLUTE_TOLERANCE * np.sqrt(want.size):
+            if not np.isfinite(want).all():
+                raise UnsupportedError(
+                    f"output '{name}' of the model is NaN or infinite on the data that it was tried with, so that the"
+                    " result cannot be compared with it"
+                )
             raise DeftError(
                 f"internal check failed: output '{name}' of the result differs from its plan by"
                 f" {difference / max(norm, 1e-30):.2g};"

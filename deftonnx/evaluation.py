@@ -199,7 +199,7 @@ def _answers(output: Array) -> Array:
     """The class of each sample: the largest of its scores, or the number itself where the model gives one."""
     if output.ndim == 1 and output.dtype.kind in "iu":
         return output
-    if output.ndim < 2 or output.dtype.kind not in "fiu":
+    if output.ndim < 2 or output.dtype.kind not in "fiu" or 0 in output.shape[1:]:
         raise UsageError("top1 needs a first output of (samples, classes): name another --metric")
     return np.argmax(output.reshape(len(output), -1), axis=1)
 

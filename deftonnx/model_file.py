@@ -60,8 +60,10 @@ def _load_external(model: onnx.ModelProto, file: Path) -> None:
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UnsupportedError(f"{what}, and '{location}' cannot be read: {reason}") from error
-        if len(tensor.raw_data) < _bytes(tensor):
+        if len(tensor.raw_data) < (need := _bytes(tensor)):
             raise UnsupportedError(f"{what}, and '{location}' is truncated")
+        if need and len(tensor.raw_data) > need:  # without a length, the rest of the file was read
+            tensor.raw_data = tensor.raw_data[:need]
         tensor.ClearField("data_location")
         del tensor.external_data[:]
 
@@ -88,6 +90,22 @@ def check(model: onnx.ModelProto, origin: str) -> None:
     for opset in model.opset_import:
         if opset.domain in ("", "ai.onnx") and not 7 <= opset.version <= newest:
             raise UnsupportedError(f"{origin} uses opset {opset.version}; opsets 7 to {newest} are supported")
+
+    for tensor in _initializers(model.graph):
+        if (damage := _damage(tensor)) is not None:
+            raise UnsupportedError(f"{origin} is damaged: weight '{tensor.name}' {damage}")
+
+
+def _damage(tensor: onnx.TensorProto) -> str | None:
+    """What of a weight does not fit together."""
+    if tensor.data_type not in onnx.TensorProto.DataType.values():
+        return f"has type {tensor.data_type}, which does not exist"
+    if any(d < 0 for d in tensor.dims):
+        return f"has the shape {list(tensor.dims)}"
+    have, need = len(tensor.raw_data), _bytes(tensor)
+    if tensor.HasField("raw_data") and need and have != need:
+        return f"has {have} bytes, but its shape {list(tensor.dims)} needs {need}"
+    return None
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[object]:

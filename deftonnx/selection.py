@@ -17,6 +17,7 @@ from deftonnx.elimination.refit import REFITS
 from deftonnx.errors import UsageError
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.layers.conv import ConvLayer
+from deftonnx.layers.linear import stored
 from deftonnx.plan import LayerPlan, Plan
 from deftonnx.rewrite import pack, packed_conv
 from deftonnx.rewrite.absorb import Source, absorbable
@@ -54,6 +55,8 @@ def select(
         elif (done := reduced.get(layer.name)) is not None and (settings.density or 1) >= done - 0.02:
             reason = f"an earlier run reduced it to density {done:g}"
         outcome = reason or _choose(layer, original, settings, entry, graph.opset, free.get(layer.name), layers, judge)
+        if isinstance(outcome, Choice) and not _finite(layer):
+            outcome = "its weight or bias holds NaN or infinite values"
         if isinstance(outcome, str):
             refusals.append(Refusal(layer.name, layer.op, outcome))
         else:
@@ -86,6 +89,10 @@ def excluded(layer: LinearLayer, settings: Settings) -> str | None:
     if layer.op in settings.op_types_to_exclude:
         return f"excluded by --op-types-to-exclude {layer.op}"
     return None
+
+
+def _finite(layer: LinearLayer) -> bool:
+    return all(np.isfinite(stored(t)).all() for t in layer.node.inputs if isinstance(t, gs.Constant))
 
 
 def _edges(graph: gs.Graph, layers: list[LinearLayer], settings: Settings) -> dict[str, str]:

@@ -95,7 +95,7 @@ def _random_feed(inputs: list[gs.Variable], samples: int, rng: np.random.Generat
     """`samples` rows of every input, or all of those of fixed length where a feed is a `whole`."""
     feed = {}
     for t in inputs:
-        if t.shape is None or any(not isinstance(d, int) for d in t.shape[1:]):
+        if t.shape is None or any(not isinstance(d, int) or d < 0 for d in t.shape[1:]):
             raise UsageError(f"random calibration data needs fixed shapes, but input '{t.name}' has {t.shape}")
         if t.dtype is None or np.dtype(t.dtype).kind not in "fiub":
             raise UsageError(f"random calibration data cannot be made for input '{t.name}', which holds no numbers")

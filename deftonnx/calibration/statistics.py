@@ -42,6 +42,11 @@ class Moments:
         self._yy += xp.square(Y).sum(0, dtype=np.float64)
 
     @property
+    def finite(self) -> bool:
+        """False where a row of X or Y held NaN or an infinity."""
+        return self.count == 0 or bool(np.isfinite(float(self._sum_x.sum() + self._sum_y.sum())))
+
+    @property
     def mean_x(self) -> Array:
         """Mean of X, (K,)."""
         return self._shift_x + self._sum_x / self.count

@@ -16,6 +16,7 @@ from deftonnx.elimination.choice import Choice
 from deftonnx.elimination.problem import Member
 from deftonnx.elimination.readout import metric_factor
 from deftonnx.elimination.rectified import Rows
+from deftonnx.errors import UnsupportedError
 from deftonnx.layers import LinearLayer
 
 Array = np.ndarray[Any, Any]
@@ -53,6 +54,11 @@ class Bundle:
         for X, Y in self._rows():
             for g, moments in enumerate(self.moments):
                 moments.add(X[:, g], Y[:, g])
+        if not all(moments.finite for moments in self.moments):
+            raise UnsupportedError(
+                f"inputs or outputs of {self.layer.op} '{self.layer.name}' are NaN or infinite on the calibration data:"
+                " leave it out with --nodes-to-exclude"
+            )
 
     def members(self) -> list[Member]:
         """What a criterion sees, one for each weight group."""

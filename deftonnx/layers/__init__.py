@@ -31,7 +31,9 @@ def match(node: gs.Node) -> LinearLayer | Refusal | None:
     if node.op in STANDARD and not is_standard(node):
         return Refusal(node.name, node.op, f"an operator of the domain '{node.domain}'")
     matcher = MATCHERS.get(base_name(node.op))
-    return matcher(node) if matcher else None
+    layer = matcher(node) if matcher else None
+    empty = isinstance(layer, LinearLayer) and 0 in (layer.groups, layer.K, layer.N)
+    return Refusal(node.name, node.op, "its weight is empty") if empty else layer
 
 
 def find_layers(graph: gs.Graph) -> list[LinearLayer | Refusal]:

@@ -37,6 +37,9 @@ def refuse(node: gs.Node) -> Refusal | None:
         return Refusal(node.name, node.op, "its weight is not constant")
     if w.dtype not in FLOAT_TYPES:
         return Refusal(node.name, node.op, f"its weight has type {w.dtype}")
+    groups = node.attrs.get("group", 1)
+    if groups < 1 or w.shape[0] % groups:  # ONNX Runtime finds this out when it runs the model
+        return Refusal(node.name, node.op, f"its weight does not divide into {groups} groups")
     if len(node.inputs) > 2 and node.inputs[2].name and not isinstance(node.inputs[2], gs.Constant):
         return Refusal(node.name, node.op, "its bias is not constant")
     return None

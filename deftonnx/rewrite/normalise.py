@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from deftonnx import model_file
 from deftonnx.calibration.activations import first_line
 from deftonnx.errors import UnsupportedError
 from deftonnx.layers import LinearLayer, Refusal, match
@@ -46,7 +47,7 @@ def import_model(model: onnx.ModelProto) -> gs.Graph:
     """`model` as a graph whose nodes all have unique names."""
     with quiet():
         try:
-            graph = gs.import_onnx(model)
+            graph = gs.import_onnx(_with_dense_weights(model))
         except Exception as error:
             raise UnsupportedError(f"the model's graph cannot be read: {first_line(error)}") from error
         drop_unwritable(graph)
@@ -59,6 +60,29 @@ def import_model(model: onnx.ModelProto) -> gs.Graph:
             taken.add(node.name)
         seen.add(node.name)
     return graph
+
+
+def _with_dense_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` without sparse initializers, of which onnx-graphsurgeon loses the type."""
+    if not any(body.sparse_initializer for body in model_file.bodies(model.graph)):
+        return model
+    dense = onnx.ModelProto()
+    dense.CopyFrom(model)
+    for body in model_file.bodies(dense.graph):
+        body.initializer.extend(_dense(tensor) for tensor in body.sparse_initializer)
+        del body.sparse_initializer[:]
+    return dense
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+    """The same values with their zeros. Indices are of the flat tensor, or one (row, column, ...) a value."""
+    values, indices = (onnx.numpy_helper.to_array(t) for t in (sparse.values, sparse.indices))
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:
+        dense.reshape(-1)[indices] = values
+    else:
+        dense[tuple(indices.T)] = values
+    return onnx.numpy_helper.from_array(dense, sparse.values.name)
 
 
 def export_model(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:

@@ -6,26 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from deftonnx.errors import UnsupportedError
 from deftonnx.formats.conv_function import is_conv
-from deftonnx.model_file import bodies
 from deftonnx.runtime.cuda import Device
-from deftonnx.runtime.gemm_nodes import TYPE_NAMES, inferred
 from deftonnx.runtime.kernel_choice import conv_kernels_for
+from deftonnx.runtime.packed_nodes import PackedNode, common_facts, inferred, obstacle, packed_nodes, weight_types
 
 
 @dataclass(frozen=True)
-class ConvNode:
+class ConvNode(PackedNode):
     """One node: batch, rows and columns of X (None if the shapes do not say), the candidates or why there are none."""
 
-    name: str
-    format: str
-    x_type: str
     image: tuple[int, int, int] | None
-    K: int
-    N: int
     kernels: list[str]
     reason: str | None
 
@@ -34,11 +28,10 @@ def conv_nodes(
     model: onnx.ModelProto, batch: int | None, sizes: Mapping[str, int], device: Device | None, library: str | None
 ) -> list[ConvNode]:
     """Return the DeftConv nodes of `model`, those in bodies of If, Loop and Scan included; arguments as gemm_nodes."""
-    nodes = [node for graph in bodies(model.graph) for node in graph.node if is_conv(node.domain, node.op_type)]
+    nodes = packed_nodes(model, is_conv)
     if not nodes:
         return []
-    shapes = inferred(model, batch, sizes)
-    weights = {t.name: t.data_type for graph in bodies(model.graph) for t in graph.initializer}
+    shapes, weights = inferred(model, batch, sizes), weight_types(model)
     return [_describe(node, shapes, weights, device, library) for node in nodes]
 
 
@@ -49,16 +42,13 @@ def _describe(
     device: Device | None,
     library: str | None,
 ) -> ConvNode:
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     x = shapes.get(node.input[0])
     x_type = TensorProto.FLOAT if x is None else x.elem_type
     image = None if x is None else _image(x)
     kernels: list[str] = []
-    reason = None
-    if library is None:
-        reason = "the operator library was not built"
-    elif device is None:
-        reason = "no GPU"
+    reason = obstacle(device, library)
+    if device is None or library is None:
+        pass
     elif image is None:
         reason = "the size of X is not known: give --batch and --dim"
     else:
@@ -68,16 +58,7 @@ def _describe(
             reason = None if kernels else "no kernel takes such images"
         except UnsupportedError as error:
             reason = str(error)
-    return ConvNode(
-        name=node.name or node.output[0],
-        format=attributes.get("format", b"").decode(errors="replace"),
-        x_type=TYPE_NAMES.get(x_type, str(x_type)),
-        image=image,
-        K=attributes.get("K", 0),
-        N=attributes.get("N", 0),
-        kernels=kernels,
-        reason=reason,
-    )
+    return ConvNode(**common_facts(node, x_type), image=image, kernels=kernels, reason=reason)
 
 
 def _image(x: onnx.TypeProto.Tensor) -> tuple[int, int, int] | None:

@@ -186,3 +186,18 @@ def test_refusals(run, folder, arguments, words):
     assert result.exit_code == 2
     assert words in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("op_type", "inputs", "lacking"),
+    [("DeftGemm", ["x"], "inputs"), ("DeftGemm_3", ["x", "w"], "'format'"), ("DeftConv", ["x", "w"], "'format'")],
+)
+def test_a_damaged_node(run, folder, op_type, inputs, lacking):
+    node = helper.make_node(op_type, inputs, ["y"], "packed", domain="ai.deftonnx")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy")
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.deftonnx", 1)]
+    onnx.save(helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=opsets), folder / "bad.onnx")
+    result = run("doctor", "bad.onnx")
+    assert result.exit_code == 5
+    assert f"{op_type} node 'packed' is damaged: it lacks" in result.stderr
+    assert lacking in result.stderr

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import Result
-from onnx import parser
+from onnx import numpy_helper, parser
 from small_files import files, inputs, small_model
 
 from deftonnx import model_file
@@ -64,9 +64,11 @@ def without_linear_layers() -> bytes:
     ).SerializeToString()
 
 
-def with_wrong_weight() -> bytes:
+def with_weight(**changes: object) -> bytes:
     model = small_model()
-    model.graph.initializer[2].raw_data = model.graph.initializer[2].raw_data[:-4]
+    weight = model.graph.initializer[2]
+    fields = {"dims": list(weight.dims), "data_type": weight.data_type, "raw_data": weight.raw_data, **changes}
+    weight.CopyFrom(onnx.TensorProto(name=weight.name, **fields))
     return model.SerializeToString()
 
 
@@ -80,6 +82,10 @@ def with_wrong_weight() -> bytes:
         pytest.param(bytes(range(256)) * 40, 5, ["not an ONNX model"], id="noise"),
         pytest.param(with_opset(6), 5, ["opset 6", "7 to"], id="opset too old"),
         pytest.param(with_opset(999), 5, ["opset 999", "7 to"], id="opset too new"),
+        pytest.param(with_weight(raw_data=bytes(4092)), 5, ["'w1' has 4092 bytes", "needs 4096"], id="short weight"),
+        pytest.param(with_weight(dims=[2**40, 32]), 5, ["'w1'", "[1099511627776, 32]"], id="huge weight"),
+        pytest.param(with_weight(dims=[-32, 32]), 5, ["'w1'", "[-32, 32]"], id="negative shape"),
+        pytest.param(with_weight(data_type=99), 5, ["'w1'", "type 99"], id="unknown type"),
     ],
 )
 def test_model_file(run: Run, folder: Path, command: str, content: bytes | None, code: int, words: list[str]) -> None:
@@ -94,7 +100,6 @@ def test_model_file(run: Run, folder: Path, command: str, content: bytes | None,
     [
         pytest.param(without_linear_layers(), ["no MatMul, Gemm or Conv"], id="no linear layers"),
         pytest.param(with_operator("NoSuchOperator"), ["ONNX Runtime cannot load", "NoSuchOperator"], id="unknown op"),
-        pytest.param(with_wrong_weight(), ["ONNX Runtime cannot load"], id="weight of the wrong size"),
     ],
 )
 def test_model_that_cannot_be_worked_on(run: Run, folder: Path, content: bytes, words: list[str]) -> None:
@@ -144,6 +149,18 @@ def test_external_data(run: Run, folder: Path, size: int | None, words: list[str
     else:
         os.truncate(data, size)
     refuse(run, folder, ("optimize", "big.onnx"), 5, "'big.onnx'", *words)
+
+
+def test_external_data_without_lengths(run: Run, folder: Path) -> None:
+    save_with_external_data(folder)
+    model = onnx.load(folder / "big.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        fields = [(entry.key, entry.value) for entry in tensor.external_data if entry.key != "length"]
+        del tensor.external_data[:]
+        for key, value in fields:
+            tensor.external_data.add(key=key, value=value)
+    (folder / "big.onnx").write_bytes(model.SerializeToString())
+    assert run("optimize", "big.onnx", "-q").exit_code == 0
 
 
 def test_external_data_outside_the_folder_is_not_read(run: Run, folder: Path) -> None:
@@ -336,6 +353,39 @@ def test_random_data_for_an_input_without_shape(run: Run, folder: Path) -> None:
     )
     onnx.save(model, folder / "dynamic.onnx")
     refuse(run, folder, ("optimize", "dynamic.onnx", "--calib-data", "random"), 2, "'x'", "fixed shapes")
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = -1
+    onnx.save(model, folder / "negative.onnx")
+    refuse(run, folder, ("optimize", "negative.onnx", "--calib-data", "random"), 2, "'x'", "fixed shapes")
+
+
+def with_nan(number: int) -> onnx.ModelProto:
+    """The small model with a NaN in its initializer of that number: w0, b0, w1 ..."""
+    model = small_model()
+    tensor = model.graph.initializer[number]
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[3] = np.nan
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return model
+
+
+def test_a_weight_that_is_not_finite_is_left_alone(run: Run, folder: Path) -> None:
+    onnx.save(with_nan(2), folder / "nan.onnx")
+    result = run("optimize", "nan.onnx", "--calib-data", "data.npz", "--density", "0.5", "--json")
+    assert result.exit_code == 0
+    reasons = {entry["name"]: entry["reason"] for entry in json.loads(result.stdout)["left_alone"]}
+    assert reasons["fc1"] == "its weight or bias holds NaN or infinite values"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--calib-data", "data.npz", "--density", "0.5"], ["'fc1'", "NaN", "--nodes-to-exclude"]),
+        (["--criterion", "magnitude", "--refit", "none", "--density", "0.5"], ["'y'", "NaN"]),
+    ],
+)
+def test_activations_that_are_not_finite(run: Run, folder: Path, options: list[str], words: list[str]) -> None:
+    onnx.save(with_nan(0), folder / "nan.onnx")
+    refuse(run, folder, ("optimize", "nan.onnx", *options), 5, *words)
 
 
 def test_metric_that_fails(run: Run, folder: Path) -> None:
@@ -415,6 +465,15 @@ def test_check_of_models_that_do_not_match(run: Run, folder: Path, side: str, na
     onnx.save(model, folder / "other.onnx")
     arguments = ("check", "other.onnx", "--reference", "model.onnx", "--eval-data", "data.npz")
     refuse(run, folder, arguments, 2, "other" if side == "input" else "'y'")
+
+
+def test_check_of_outputs_without_classes(run: Run, folder: Path) -> None:
+    model = parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[N, 16] x) => (float[N, 0] y) { y = MatMul (x, w) }"""
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((16, 0), np.float32), "w"))
+    onnx.save(model, folder / "empty.onnx")
+    refuse(run, folder, ("check", "empty.onnx", "--reference", "empty.onnx", "--eval-data", "data.npz"), 2, "top1")
 
 
 # Failing writes ------------------------------------------------------------------------------------------------------

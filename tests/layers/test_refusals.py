@@ -63,6 +63,10 @@ REFUSED = {
         "quantised",
     ),
     "other_domain": (MATRIX, "y = com.microsoft.Gemm (x, w)", "float[6,5] w", "", "domain 'com.microsoft'"),
+    "no_outputs": (MATRIX, "y = Gemm (x, w)", "float[6,0] w", "", "its weight is empty"),
+    "no_features": (head("float[N,0]", "float[a,b]"), "y = MatMul (x, w)", "float[0,5] w", "", "its weight is empty"),
+    "wrong_groups": (IMAGE, "y = Conv <group = 3> (x, w)", "float[8,4,1,1] w", "", "does not divide into 3 groups"),
+    "no_groups": (IMAGE, "y = Conv <group = 0> (x, w)", "float[8,4,1,1] w", "", "does not divide into 0 groups"),
     "fused": (MATRIX, "y = com.microsoft.FusedMatMul <alpha = 2.0> (x, w)", "float[6,5] w", "", "already fused"),
 }
 

@@ -373,13 +373,16 @@ def test_quantised_model_comes_through() -> None:
     assert_computes_the_same(proto)
 
 
-def test_sparse_initializer_comes_through() -> None:
-    proto = model("graph (float[N,4] x) => (float[N,3] y) <float[4,3] w> { y = MatMul (x, w) }")
+@pytest.mark.parametrize("places", [[0, 5, 11], [[0, 0], [1, 2], [3, 2]]])
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+def test_sparse_initializer_is_made_dense(op: str, places: list[int] | list[list[int]]) -> None:
+    proto = model(f"graph (float[N,4] x) => (float[N,3] y) <float[4,3] w> {{ y = {op} (x, w) }}")
     del proto.graph.initializer[:]
     values = numpy_helper.from_array(np.array([1, 2, 3], np.float32), "w")
-    indices = numpy_helper.from_array(np.array([0, 5, 11], np.int64), "w_indices")
+    indices = numpy_helper.from_array(np.array(places, np.int64), "w_indices")
     proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4, 3]))
-    assert_computes_the_same(proto)
+    weights = assert_computes_the_same(proto).graph.initializer
+    assert [(t.name, t.data_type) for t in weights] == [("w", TensorProto.FLOAT)]
 
 
 def test_custom_operator_comes_through() -> None:
