@@ -50,6 +50,20 @@ def residual(channels):
     return model(text)
 
 
+@pytest.mark.parametrize("image", ["16,16", "16", "1,16"])
+def test_channels_of_the_length_of_the_image_are_transposed_all_the_same(image):
+    axes = len(image.split(","))
+    pads = [1] * 2 * axes
+    proto = model(
+        f"""g (float[N,16,{image}] x) => (float[N,16,{image}] y) <float[16,16,{",".join("33"[:axes])}] w> {{
+            y = Conv <pads={pads}> (x, w) }}"""
+    )
+    result, made = rewritten(proto)
+    assert len(made) == 1
+    assert count(result, "Transpose") == 2
+    assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
+
+
 @pytest.mark.parametrize("channels", [3, 8])
 def test_residual_network(channels):
     proto = residual(channels)

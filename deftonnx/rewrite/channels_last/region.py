@@ -99,8 +99,8 @@ class Region:
         name = unused_name(f"{result.name}/transpose")
         target = list(result.shape)[1:]
         known = all(isinstance(size, int) and size > 0 for size in target)
-        moved = [size for size in target if size != 1]
-        if known and moved == [size for size in list(source.shape)[1:] if size != 1]:
+        moved = [axis for axis in order if source.shape[axis] != 1]
+        if known and moved == sorted(moved):
             shape = gs.Constant(f"{name}/shape", np.array([0, *target], np.int64))
             self.graph.nodes.append(gs.Node("Reshape", name, {}, [source, shape], [result]))
             return
