@@ -7,6 +7,7 @@ results.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,8 @@ from deftonnx.settings import AUTOMATIC, FP32, Settings
 
 TOLERANCE = {np.dtype(np.float16): 2e-2}
 IO_TOLERANCE = {"keep": 0.0, "float16": 2e-2, "bfloat16": 1e-1}
+FP8_TOLERANCE = 1e-1
+"""Between 16-bit layers: an activation that lies between two codes of 8 bits goes the other way for a rounding step."""
 DEFAULT_TOLERANCE = 1e-3
 ABSOLUTE_TOLERANCE = 1e-6
 """ONNX Runtime's Sigmoid is off by 1e-7 near zero: a saturated output has no more correct digits than that."""
@@ -280,9 +283,11 @@ def _narrow(graph: gs.Graph, origin: onnx.ModelProto, asked: str, batches: list[
     return narrow(graph, asked, ranges)
 
 
-def rounding(settings: Settings) -> float:
-    """What the narrow types that were asked for may cost an output, ‖Δ‖/‖y‖."""
-    return max(IO_TOLERANCE[settings.io_types], 0.0 if settings.precision == "keep" else precision.TOLERANCE)
+def rounding(settings: Settings, formats: Sequence[FormatChoice] = ()) -> float:
+    """What the narrow types that were asked for may cost an output, ‖Δ‖/‖y‖, where layers are packed as `formats`."""
+    narrow = 0.0 if settings.precision == "keep" else precision.TOLERANCE
+    codes = FP8_TOLERANCE if narrow and any(choice.format == FP8 for choice in formats) else 0.0
+    return max(IO_TOLERANCE[settings.io_types], narrow, codes)
 
 
 def verify(expected: evaluation.Outputs, final: onnx.ModelProto, feeds: list[readers.Feed], limit: float = 0.0) -> None:

@@ -138,7 +138,7 @@ def optimize(
         warnings=_warnings(settings, calib_data, bool(feeds), done, plan is not None or judge is not None),
     )
     if feeds:
-        assemble.verify(done.expected, final, probe, assemble.rounding(settings))
+        assemble.verify(done.expected, final, probe, assemble.rounding(settings, done.formats))
         timed = first_samples(feeds[0], graph.inputs, 1) if measure else None
         measure_into(report, origin, final, scored, metric, timed)
         if measure and judge is not None and judge.measures:
