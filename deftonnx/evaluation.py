@@ -18,6 +18,7 @@ import onnxruntime as ort
 from deftonnx.calibration.activations import first_line, session_options
 from deftonnx.calibration.readers import Feed, users_code
 from deftonnx.errors import UnsupportedError, UsageError
+from deftonnx.overloads import loadable
 
 Array = np.ndarray[Any, Any]
 Outputs = dict[str, Array]
@@ -64,7 +65,7 @@ def session(model: onnx.ModelProto, name: str = "the model", *, runs_often: bool
         options.add_external_initializers(list(weights), list(weights.values()))
         # without enable_fallback=0 it prints what it raises
         return ort.InferenceSession(
-            shell.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
+            loadable(shell).SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
     except Exception as error:
         raise UnsupportedError(f"ONNX Runtime cannot load {name}: {first_line(error)}") from error

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from deftonnx.formats import multiplied, unpack_weight
+from deftonnx.formats import multiplied, pack_weight, unpack_weight
 from deftonnx.formats.gemm_function import attach_gemm_functions, gemm_node, no_residual, weight_tensors
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
@@ -75,6 +75,25 @@ def gemm_model(X, packed, bias, *, kept=None, residual=None, output_dtype=None, 
     graph = helper.make_graph([node], "one_layer", inputs, [output], initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     return attach_gemm_functions(model)
+
+
+def gemm_chain(combinations):
+    """A chain of DeftGemm nodes over 16 features, of (format, activation) each, and what it computes."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((3, 16)).astype(np.float32)
+    nodes, initializers, want = [], [numpy_helper.from_array(np.zeros(16, np.float32), "bias")], X
+    for i, (name, activation) in enumerate(combinations):
+        packed = pack_weight(rng.standard_normal((16, 16)).astype(np.float32) / 4, name)
+        initializers += weight_tensors(packed, f"W{i}")
+        inputs = [f"Y{i - 1}" if i else "X", f"W{i}", f"W{i}_scale", "bias"]
+        nodes.append(gemm_node(inputs, f"Y{i}", packed, name=f"n{i}", activation=activation))
+        want = reference(want, packed, 0.0, activation=activation)
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [3, 16]) for name in ("X", f"Y{len(combinations) - 1}")
+    ]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], initializers)
+    opsets = [helper.make_opsetid("", 17)]
+    return attach_gemm_functions(helper.make_model(graph, opset_imports=opsets, ir_version=8)), X, want
 
 
 def ort_value(array):

@@ -12,6 +12,7 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper, parser
 
 from deftonnx.layers import LinearLayer, find_layers
+from deftonnx.overloads import loadable
 from deftonnx.rewrite.absorb import absorb
 from deftonnx.rewrite.eliminate import eliminate
 from deftonnx.rewrite.normalise import export_model, import_model, normalise
@@ -112,7 +113,7 @@ def session(proto: onnx.ModelProto) -> ort.InferenceSession:
     """A quiet session on the CPU."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(loadable(proto).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def run(proto: onnx.ModelProto, feed: Feed) -> list[Array]:

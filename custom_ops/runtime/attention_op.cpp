@@ -7,8 +7,6 @@
 namespace deftonnx {
 namespace {
 
-constexpr int kMostBodies = 2;  // with a bias and without
-
 template <class Kernel>
 TypedOp MakeAttentionOp(ElementType type, const char* (*provider)(const OrtCustomOp*)) {
   TypedOp op = MakeOp<Kernel>("DeftAttention", type, type, provider);
@@ -28,7 +26,7 @@ std::vector<OrtCustomOp*> AttentionOps() {
       if (type != ElementType::kFloat) all.push_back(MakeAttentionOp<CudaAttention>(type, CudaProvider));
       all.push_back(MakeAttentionOp<CpuAttention>(type, CpuProvider));
     }
-    return WithNumberedNames(all, kMostBodies);
+    return all;
   }();
   std::vector<OrtCustomOp*> pointers;
   for (TypedOp& op : ops) pointers.push_back(&op);

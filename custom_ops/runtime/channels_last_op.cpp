@@ -13,8 +13,6 @@
 namespace deftonnx {
 namespace {
 
-constexpr int kMostBodies = 2;  // one for each number of image axes
-
 struct Spec : OperatorNode {
   int64_t image_axes;
   ElementType type;
@@ -137,7 +135,7 @@ std::vector<OrtCustomOp*> ChannelsLastOps() {
       all.push_back(MakeOp<CudaChannelsLast>("DeftChannelsLast", type, type, CudaProvider));
       all.push_back(MakeOp<CpuChannelsLast>("DeftChannelsLast", type, type, CpuProvider));
     }
-    return WithNumberedNames(all, kMostBodies);
+    return all;
   }();
   std::vector<OrtCustomOp*> pointers;
   for (TypedOp& op : ops) pointers.push_back(&op);

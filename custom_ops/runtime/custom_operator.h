@@ -3,8 +3,6 @@
 #pragma once
 
 #include <exception>
-#include <string>
-#include <vector>
 
 #include "error.h"
 #include "ort_abi.h"
@@ -12,7 +10,7 @@
 namespace deftonnx {
 
 struct TypedOp : OrtCustomOp {
-  std::string name;
+  const char* name;
   ElementType x_type, y_type;
 };
 
@@ -60,7 +58,7 @@ TypedOp MakeOp(const char* name, ElementType x, ElementType y, const char* (*pro
   TypedOp op{};
   op.name = name;
   op.version = kApiVersion;
-  op.GetName = [](const OrtCustomOp* self) { return Self(self).name.c_str(); };
+  op.GetName = [](const OrtCustomOp* self) { return Self(self).name; };
   op.GetExecutionProviderType = provider;
   op.GetInputType = [](const OrtCustomOp* self, size_t) { return Self(self).x_type; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
@@ -81,19 +79,6 @@ TypedOp MakeOp(const char* name, ElementType x, ElementType y, const char* (*pro
   op.x_type = x;
   op.y_type = y;
   return op;
-}
-
-// A model names its nodes by their function bodies: DeftGemm, DeftGemm_2 ... See
-// deftonnx/formats/operator_function.py.
-inline std::vector<TypedOp> WithNumberedNames(const std::vector<TypedOp>& ops, int most) {
-  std::vector<TypedOp> all;
-  for (int number = 1; number <= most; ++number) {
-    for (const TypedOp& op : ops) {
-      all.push_back(op);
-      if (number > 1) all.back().name += "_" + std::to_string(number);
-    }
-  }
-  return all;
 }
 
 }  // namespace deftonnx

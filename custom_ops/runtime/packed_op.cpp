@@ -16,8 +16,6 @@
 namespace deftonnx {
 namespace {
 
-constexpr int kMostGemmBodies = 12, kMostConvBodies = 12;  // deftonnx/formats/operator_function.py
-
 ElementType InputType(const OrtCustomOp* op, size_t index) {
   switch (index) {
     case kInputX: return Self(op).x_type;
@@ -44,12 +42,12 @@ TypedOp MakePackedOp(const char* name, ElementType x, ElementType y,
 
 std::vector<OrtCustomOp*> PackedOps() {
   static std::vector<TypedOp> ops = [] {
-    std::vector<TypedOp> gemms, convs;
+    std::vector<TypedOp> all;
     const auto add = [&](ElementType x, ElementType y) {
-      gemms.push_back(MakePackedOp<CudaGemm>("DeftGemm", x, y, CudaProvider));
-      gemms.push_back(MakePackedOp<CpuGemm>("DeftGemm", x, y, CpuProvider));
-      convs.push_back(MakePackedOp<CudaConv>("DeftConv", x, y, CudaProvider));
-      convs.push_back(MakePackedOp<CpuConv>("DeftConv", x, y, CpuProvider));
+      all.push_back(MakePackedOp<CudaGemm>("DeftGemm", x, y, CudaProvider));
+      all.push_back(MakePackedOp<CpuGemm>("DeftGemm", x, y, CpuProvider));
+      all.push_back(MakePackedOp<CudaConv>("DeftConv", x, y, CudaProvider));
+      all.push_back(MakePackedOp<CpuConv>("DeftConv", x, y, CpuProvider));
     };
     const ElementType types[] = {ElementType::kFloat, ElementType::kFloat16, ElementType::kBfloat16};
     for (ElementType x : types) add(x, x);
@@ -58,9 +56,6 @@ std::vector<OrtCustomOp*> PackedOps() {
         if (x != y) add(x, y);
       }
     }
-    std::vector<TypedOp> all = WithNumberedNames(gemms, kMostGemmBodies);
-    const std::vector<TypedOp> numbered = WithNumberedNames(convs, kMostConvBodies);
-    all.insert(all.end(), numbered.begin(), numbered.end());
     return all;
   }();
   std::vector<OrtCustomOp*> pointers;

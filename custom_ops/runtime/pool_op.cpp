@@ -5,12 +5,6 @@
 #include "custom_operator.h"
 
 namespace deftonnx {
-namespace {
-
-constexpr int kMostBodies = 14;  // kinds, global or not, and image axes
-
-}  // namespace
-
 std::vector<OrtCustomOp*> PoolOps() {
   static std::vector<TypedOp> ops = [] {
     std::vector<TypedOp> all;
@@ -18,7 +12,7 @@ std::vector<OrtCustomOp*> PoolOps() {
       all.push_back(MakeOp<CudaPool>("DeftPool", type, type, CudaProvider));
       all.push_back(MakeOp<CpuPool>("DeftPool", type, type, CpuProvider));
     }
-    return WithNumberedNames(all, kMostBodies);
+    return all;
   }();
   std::vector<OrtCustomOp*> pointers;
   for (TypedOp& op : ops) pointers.push_back(&op);

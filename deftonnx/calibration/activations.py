@@ -14,9 +14,8 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onn
 
 from deftonnx.calibration.spool import Spool, Stored
 from deftonnx.errors import UnsupportedError
-from deftonnx.formats.conv_function import attach_conv_functions
-from deftonnx.formats.gemm_function import attach_gemm_functions
-from deftonnx.formats.layer_norm_function import attach_layer_norm_function
+from deftonnx.overloads import loadable
+from deftonnx.rewrite.functions import attach_functions
 
 Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]
@@ -103,15 +102,17 @@ def extract(graph: gs.Graph, nodes: list[gs.Node], sample: Feed, outputs: list[s
     opsets = graph.import_domains or [onnx.helper.make_opsetid("", graph.opset)]
     functions = [OnnxExporter.export_function(f) for f in graph.functions]
     model = onnx.helper.make_model(part, opset_imports=opsets, functions=functions, ir_version=10)
-    # under the names that their bodies have in this part
-    return attach_layer_norm_function(attach_conv_functions(attach_gemm_functions(model)))
+    attach_functions(model, graph.opset)  # the bodies that the nodes of this part need
+    return model
 
 
 def _session(model: onnx.ModelProto) -> ort.InferenceSession:
     options = session_options()
     try:
         providers = ["CPUExecutionProvider"]
-        return ort.InferenceSession(model.SerializeToString(), options, providers=providers, enable_fallback=0)
+        return ort.InferenceSession(
+            loadable(model).SerializeToString(), options, providers=providers, enable_fallback=0
+        )
     except Exception as error:
         raise UnsupportedError(f"ONNX Runtime cannot run part of the model on the CPU: {first_line(error)}") from error
 

@@ -60,12 +60,12 @@ def attention_attributes(
 
 
 def is_attention(domain: str | None, operator: str) -> bool:
-    """Whether domain::operator is DeftAttention or one of its bodies."""
+    """Whether domain::operator is DeftAttention."""
     return is_operator(domain, operator, OPERATOR)
 
 
 def attach_attention_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give every DeftAttention node of `model` its function body, and the name of that, in place; return `model`.
+    """Give every DeftAttention node of `model` its function body in place; return `model`.
 
     Raises FormatError for an opset under 13.
     """

@@ -38,12 +38,12 @@ def channels_last_attributes(image_axes: int, output_type: int = TensorProto.FLO
 
 
 def is_channels_last(domain: str | None, operator: str) -> bool:
-    """Whether domain::operator is DeftChannelsLast or one of its bodies."""
+    """Whether domain::operator is DeftChannelsLast."""
     return is_operator(domain, operator, OPERATOR)
 
 
 def attach_channels_last_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give every DeftChannelsLast node of `model` its function body, and the name of that, in place; return `model`.
+    """Give every DeftChannelsLast node of `model` its function body in place; return `model`.
 
     Raises FormatError for an opset under 13.
     """

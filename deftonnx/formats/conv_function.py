@@ -132,15 +132,14 @@ def conv_node(inputs: Sequence[str], output: str, attributes: dict[str, Any], na
 
 
 def is_conv(domain: str | None, operator: str) -> bool:
-    """Whether domain::operator is DeftConv or one of its bodies."""
+    """Whether domain::operator is DeftConv."""
     return is_operator(domain, operator, OPERATOR)
 
 
 def attach_conv_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give every DeftConv node of `model` its function body, and the name of that, in place; return `model`.
+    """Give every DeftConv node of `model` its function body in place; return `model`.
 
-    To be called last. The IR version rises to 8 where it was lower. Raises FormatError for an opset under 13 and an
-    unknown format or activation.
+    To be called last. Raises FormatError for an opset under 13 and an unknown format or activation.
     """
     return attach_functions(model, OPERATOR, _function)
 

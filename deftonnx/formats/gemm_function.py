@@ -20,7 +20,7 @@ Attributes
     activation, with alpha and beta: see activation.py. output_type: TensorProto element type.
     compute: "auto", or the name of the one CUDA kernel to use.
 
-Nodes with other operators in their body have another name: see operator_function.py.
+Nodes with other operators in their body have another overload: see operator_function.py.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _OUTPUT_BYTES: dict[int, int] = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, T
 
 
 def is_gemm(domain: str | None, operator: str) -> bool:
-    """Whether domain::operator is DeftGemm or one of its bodies."""
+    """Whether domain::operator is DeftGemm."""
     return is_operator(domain, operator, OPERATOR)
 
 
@@ -143,10 +143,9 @@ def no_residual(output_type: int, name: str) -> TensorProto:
 
 
 def attach_gemm_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give every DeftGemm node of `model` its function body, and the name of that, in place; return `model`.
+    """Give every DeftGemm node of `model` its function body in place; return `model`.
 
-    To be called last. The IR version rises to 8 where it was lower. Raises FormatError for an opset under 13 and an
-    unknown format or activation.
+    To be called last. Raises FormatError for an opset under 13 and an unknown format or activation.
     """
     return attach_functions(model, OPERATOR, _function)
 

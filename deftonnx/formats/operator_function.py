@@ -1,10 +1,12 @@
 """What the function bodies of our operators share.
 
 A function cannot leave an input out, and some attributes decide which operators it has, so a model may need several
-bodies of an operator, each under a name: DeftGemm, DeftGemm_2, DeftGemm_3 … in the order of the nodes. Nodes whose
-bodies are equal share one; numbers reach it as attributes. To the operator library all these names are one operator,
-but each costs every session some time (docs/kernels.md), so there are few. (Overloads, which IR version 10 has for
-this, would not do: ONNX Runtime before 1.28 takes one body for all of them, and computes nonsense.)
+bodies of an operator. They are overloads of one name, which IR version 10 has for this: "1", "2", "3" … in the order of
+the nodes. Nodes whose bodies are equal share one; numbers reach it as attributes. To the operator library all of them
+are one operator: a name for each body would cost every session time (docs/kernels.md).
+
+ONNX Runtime before 1.27 does not know overloads: without the library it would take the last body of a name for all of
+its nodes, and compute nonsense. So the last one, which no node asks for, is a guard that cannot run.
 """
 
 from __future__ import annotations
@@ -21,20 +23,15 @@ from deftonnx.formats.packed import LAYOUT_VERSION, FormatError
 
 DOMAIN = "ai.deftonnx"
 OLDEST_OPSET = 13  # Cast of bfloat16
-MOST_BODIES = {"DeftGemm": 12, "DeftConv": 12, "DeftPool": 14, "DeftChannelsLast": 2, "DeftAttention": 2}
-"""Names of each operator that the library knows: custom_ops/runtime/packed_op.cpp, pool_op.cpp and so on."""
+GUARD = "NeedsOnnxRuntime_1_27_or_the_operator_library"
+"""The operator that nobody has: what ONNX Runtime says when it is missing."""
 _IR_VERSION_WITH_FUNCTIONS = 8
-
-
-def base_name(operator: str) -> str:
-    """The operator, DeftGemm say, for the numbered names of their bodies, and any other operator's own name."""
-    head, _, number = operator.partition("_")
-    return head if head in MOST_BODIES and number.isdecimal() else operator
+_IR_VERSION_WITH_OVERLOADS = 10
 
 
 def is_operator(domain: str | None, name: str, operator: str) -> bool:
-    """Whether domain::name is `operator`, under any of the names that its bodies have."""
-    return domain == DOMAIN and base_name(name) == operator
+    """Whether domain::name is `operator`."""
+    return (domain, name) == (DOMAIN, operator)
 
 
 def attach_functions(
@@ -42,12 +39,14 @@ def attach_functions(
     operator: str,
     body: Callable[[onnx.NodeProto, int], onnx.FunctionProto],
 ) -> onnx.ModelProto:
-    """Give every `operator` node of `model` its function body, and the name of that, in place; return `model`.
+    """Give every `operator` node of `model` its function body, and the overload of that, in place; return `model`.
 
-    body: the function of a node for the model's opset, named after the operator.
-    The IR version rises to 8 where it was lower. The library knows MOST_BODIES names: those of the bodies that most
-    nodes have. Where there are more, nodes of the others run their body.
+    body: the function of a node for the model's opset.
+    The IR version rises to 8 where it was lower, to 10 where there are several bodies.
     """
+    others = [f for f in model.functions if not is_operator(f.domain, f.name, operator)]
+    del model.functions[:]
+    model.functions.extend(others)
     nodes = [n for n in _all_nodes(model.graph) if is_operator(n.domain, n.op_type, operator)]
     if not nodes:
         return model
@@ -55,20 +54,28 @@ def attach_functions(
     users: dict[bytes, list[onnx.NodeProto]] = {}
     for node in nodes:
         users.setdefault(body(node, opset).SerializeToString(), []).append(node)
-    functions = [f for f in model.functions if not is_operator(f.domain, f.name, operator)]
-    for number, serialized in enumerate(sorted(users, key=lambda one: -len(users[one])), start=1):
-        function = onnx.FunctionProto.FromString(serialized)
-        function.name = operator if number == 1 else f"{operator}_{number}"
-        functions.append(function)
-        for node in users[serialized]:
-            node.op_type = function.name
-            node.ClearField("overload")
-    del model.functions[:]
-    model.functions.extend(functions)
+    bodies = [onnx.FunctionProto.FromString(serialized) for serialized in users]
+    for number, (function, callers) in enumerate(zip(bodies, users.values(), strict=True), start=1):
+        function.overload = str(number) if len(bodies) > 1 else ""
+        for node in callers:
+            node.overload = function.overload
+    model.functions.extend(bodies)
+    if len(bodies) > 1:
+        model.functions.append(_guard(bodies, opset))
     if all(o.domain != DOMAIN for o in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    model.ir_version = max(model.ir_version, _IR_VERSION_WITH_FUNCTIONS)
+    needed = _IR_VERSION_WITH_OVERLOADS if len(bodies) > 1 else _IR_VERSION_WITH_FUNCTIONS
+    model.ir_version = max(model.ir_version, needed)
     return model
+
+
+def _guard(bodies: Sequence[onnx.FunctionProto], opset: int) -> onnx.FunctionProto:
+    """The body without an overload, for runtimes that do not know overloads: they refuse it."""
+    longest = max(bodies, key=lambda function: len(function.input))
+    nodes = [helper.make_node(GUARD, ["X"], ["A"], domain=DOMAIN), output_cast()]
+    guard = make_function(longest.name, longest.input, nodes, longest.attribute, opset)
+    guard.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    return guard
 
 
 def make_function(

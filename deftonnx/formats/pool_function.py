@@ -80,12 +80,12 @@ def pool_attributes(
 
 
 def is_pool(domain: str | None, operator: str) -> bool:
-    """Whether domain::operator is DeftPool or one of its bodies."""
+    """Whether domain::operator is DeftPool."""
     return is_operator(domain, operator, OPERATOR)
 
 
 def attach_pool_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give every DeftPool node of `model` its function body, and the name of that, in place; return `model`.
+    """Give every DeftPool node of `model` its function body in place; return `model`.
 
     Raises FormatError for an opset under 13 and an unknown kind.
     """

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import onnx_graphsurgeon as gs
 
-from deftonnx.formats.operator_function import base_name
 from deftonnx.layers import conv, conv_transpose, deft_gemm, gemm, matmul, refused
 from deftonnx.layers.deft_gemm import PackedGemm
 from deftonnx.layers.linear import LinearLayer, Refusal, is_standard
@@ -30,7 +29,7 @@ def match(node: gs.Node) -> LinearLayer | Refusal | None:
     """`node` as a linear layer; a refusal where it has weights but cannot be one; None where it has no weights."""
     if node.op in STANDARD and not is_standard(node):
         return Refusal(node.name, node.op, f"an operator of the domain '{node.domain}'")
-    matcher = MATCHERS.get(base_name(node.op))
+    matcher = MATCHERS.get(node.op)
     layer = matcher(node) if matcher else None
     empty = isinstance(layer, LinearLayer) and 0 in (layer.groups, layer.K, layer.N)
     return Refusal(node.name, node.op, "its weight is empty") if empty else layer
@@ -67,6 +66,6 @@ def _subgraph_nodes(node: gs.Node) -> Iterator[gs.Node]:
 
 
 def _refuse(node: gs.Node, reason: str) -> list[LinearLayer | Refusal]:
-    if base_name(node.op) not in MATCHERS:
+    if node.op not in MATCHERS:
         return []
     return [Refusal(node.name, node.op, reason)]

@@ -11,7 +11,7 @@ import onnxruntime
 
 from deftonnx import model_file
 from deftonnx.errors import UnsupportedError
-from deftonnx.formats.operator_function import DOMAIN, base_name
+from deftonnx.formats.operator_function import DOMAIN
 from deftonnx.runtime import cuda
 from deftonnx.runtime.conv_nodes import conv_nodes
 from deftonnx.runtime.cuda import Device
@@ -61,7 +61,7 @@ def examine_model(path: Path, batch: int | None, sizes: Mapping[str, int], gpu: 
         "path": str(path),
         "batch": batch,
         "nodes": len(nodes),
-        "deft_nodes": dict(Counter(base_name(node.op_type) for node in nodes if node.domain == DOMAIN)),
+        "deft_nodes": dict(Counter(node.op_type for node in nodes if node.domain == DOMAIN)),
         "gemms": [vars(node) for node in gemm_nodes(proto, batch, sizes, device, library)],
         "convs": [vars(node) for node in conv_nodes(proto, batch, sizes, device, library)],
         "memcpy": None,

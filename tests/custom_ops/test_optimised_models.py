@@ -12,6 +12,7 @@ from small_networks import convolutional, images, samples, transformer
 import deftonnx
 from deftonnx.formats import GEMM_FORMAT_NAMES
 from deftonnx.formats.gemm_function import is_gemm
+from deftonnx.overloads import loadable
 
 
 def with_library(model, options, x):
@@ -35,9 +36,9 @@ def test_narrow_activations(options, dtype):
     assert any(len(node.input) == 6 for node in gemms)  # float32 to narrow
     feed = {"x": ort_value(x.astype(dtype))}
     results = []
-    for session_options in (options, None):
+    for model, session_options in ((packed, options), (loadable(packed), None)):
         session = onnxruntime.InferenceSession(
-            packed.SerializeToString(), session_options, providers=["CPUExecutionProvider"]
+            model.SerializeToString(), session_options, providers=["CPUExecutionProvider"]
         )
         results.append(to_array(session.run_with_ort_values([packed.graph.output[0].name], feed)[0]).astype(np.float32))
     assert distance(*results) <= {np.float16: 2e-3}.get(dtype, 2e-2)
