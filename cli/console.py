@@ -47,7 +47,7 @@ class DeftGroup(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # click ends quietly
-            fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+            fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error), 1)
         except Exception as error:
             if os.environ.get(DEBUG):
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +158,17 @@ def optimize(
             **(settings if preset is None else _given(settings)),
         )
     report = result.report
-    if not dry_run:
-        result.save(output, external_data=save_as_external_data)
-    if plan_out is not None:
-        model_file.write_text(plan_out, result.plan.to_json(indent=1) + "\n")
-    if report_path is not None:
-        page = html.page(report) if report_path.suffix == ".html" else report.to_json() + "\n"
-        model_file.write_text(report_path, page)
+    with contextlib.ExitStack() as stack:  # where one output cannot be written, none is
+        report.output = None if dry_run else str(output)
+        texts = [] if plan_out is None else [(plan_out, result.plan.to_json(indent=1) + "\n")]
+        if report_path is not None:
+            page = html.page(report) if report_path.suffix == ".html" else report.to_json() + "\n"
+            texts.append((report_path, page))
+        moves = [stack.enter_context(model_file.staged_text(*text)) for text in texts]
+        if not dry_run:
+            result.save(output, external_data=save_as_external_data)
+        for move in moves:
+            move()
     for message in report.warnings:
         warn(message)
     if as_json:

@@ -218,29 +218,56 @@ def _data_files(file: Path) -> set[str]:
 
 def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file in the same folder, then move it into place."""
+    with staged(file, write) as move:
+        move()
+
+
+@contextlib.contextmanager
+def staged(file: Path, write: Callable[[Path], object]) -> Iterator[Callable[[], None]]:
+    """Let `write` fill a temporary file in the same folder; what this gives moves it into place."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
-        write(temporary)
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, file)
-    except OSError as error:
-        raise DeftError(f"cannot write '{file}': {error.strerror or error}; nothing was changed") from error
+        with _one_sentence(file):
+            write(temporary)
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+
+        def move() -> None:
+            with _one_sentence(file):
+                os.replace(temporary, file)
+
+        yield move
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def _one_sentence(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DeftError(f"cannot write '{file}': {error.strerror or error}; nothing was changed") from error
+
+
 def write_text(file: Path, text: str) -> None:
     """Write a text file atomically."""
-    write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with staged_text(file, text) as move:
+        move()
+
+
+def staged_text(file: Path, text: str) -> contextlib.AbstractContextManager[Callable[[], None]]:
+    """`staged` for a text."""
+    return staged(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def check_writable(path: str | Path, force: bool) -> None:
-    """Refuse an output that exists (without `force`), is a folder, or lies in a folder that cannot be written to."""
+    """Refuse an output that exists (without `force`), is no file, or lies in a folder that cannot be written to."""
     file = Path(path)
     if file.is_dir():
         raise UsageError(f"output '{file}' is a folder")
+    if file.exists() and not file.is_file():
+        raise UsageError(f"output '{file}' is a device or the like, not a file")
     if file.exists() and not force:
         raise UsageError(f"output '{file}' exists; pass --force to overwrite it")
     if not file.parent.is_dir():
