@@ -17,6 +17,8 @@ from deftonnx.errors import DeftError, UnsupportedError, UsageError
 
 PROTOBUF_LIMIT = (1 << 31) - (1 << 26)
 """Bytes of weights above which a model no longer fits in one file, the rest of the model taken into account."""
+WEIGHT_LIMIT = (1 << 31) - (1 << 12)
+"""Bytes of one weight, with its name, that a protobuf message holds."""
 ALIGNMENT = 4096
 """External weights start at multiples of this, so that they can be mapped into memory."""
 SMALL = 1024
@@ -132,6 +134,14 @@ def save(model: onnx.ModelProto, path: str | Path, external_data: bool = False) 
     for name in old:
         if re.fullmatch(re.escape(file.name) + r"\.[0-9a-f]{12}\.data", name):
             (file.parent / name).unlink(missing_ok=True)
+
+
+def check_sizes(model: onnx.ModelProto, origin: str) -> None:
+    """Refuse a weight that no protobuf message can hold."""
+    for tensor in _initializers(model.graph):
+        if len(tensor.raw_data) > WEIGHT_LIMIT:
+            size = f"{len(tensor.raw_data) / 1e9:.1f} GB"
+            raise UnsupportedError(f"{origin} cannot be optimised: its weight '{tensor.name}' alone has {size}")
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:

@@ -77,6 +77,7 @@ def optimize(
     started = time.perf_counter()
     origin = model if isinstance(model, onnx.ModelProto) else model_file.load(model)
     model_file.check(origin, _quoted(model))
+    model_file.check_sizes(origin, _quoted(model))
     evaluation.check_metric(metric)
     session = evaluation.session(origin, _quoted(model))  # refuse now what ONNX Runtime cannot load
     asked = Settings(**with_preset(preset, options))

@@ -151,6 +151,12 @@ def test_external_data(run: Run, folder: Path, size: int | None, words: list[str
     refuse(run, folder, ("optimize", "big.onnx"), 5, "'big.onnx'", *words)
 
 
+def test_a_weight_that_protobuf_cannot_hold(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_file, "WEIGHT_LIMIT", 4000)
+    save_with_external_data(folder)
+    refuse(run, folder, ("optimize", "big.onnx"), 5, "'big.onnx' cannot be optimised", "'w1' alone has")
+
+
 def test_external_data_without_lengths(run: Run, folder: Path) -> None:
     save_with_external_data(folder)
     model = onnx.load(folder / "big.onnx", load_external_data=False)
