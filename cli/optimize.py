@@ -100,7 +100,11 @@ from deftonnx.settings import DECIDERS, IO_TYPES, PRECISIONS
 @click.option(
     "--metric", metavar="NAME", help="top1, rel-l2, cosine, kl or module:function. Default: top1 with labels."
 )
-@click.option("--plan-in", type=click.Path(path_type=Path), help="Replay the decisions of an earlier run.")
+@click.option(
+    "--plan-in",
+    type=click.Path(path_type=Path),
+    help="Replay the decisions of an earlier run, whatever other options say of those layers.",
+)
 @click.option("--plan-out", type=click.Path(path_type=Path), help="Write the decisions as JSON.")
 @click.option(
     "--report", "report_path", type=click.Path(path_type=Path), help="Write a report: FILE.json or FILE.html."

@@ -16,7 +16,11 @@ def selection_options(command: Command) -> Command:
     """Add them to a command."""
     for option in reversed(
         (
-            click.option("--density", type=float, help="Fraction of K every layer keeps, above 0 and at most 1."),
+            click.option(
+                "--density",
+                type=float,
+                help="Fraction of K every layer keeps, above 0 and at most 1. Default with data to calibrate on: 0.75.",
+            ),
             click.option(
                 "--granularity",
                 default="auto",
@@ -37,13 +41,13 @@ def selection_options(command: Command) -> Command:
                 "--nodes-to-exclude",
                 multiple=True,
                 metavar="REGEX",
-                help="Leave these nodes alone. May be repeated.",
+                help="Neither reduce nor pack the layers of these names. May be repeated.",
             ),
             click.option(
                 "--op-types-to-exclude",
                 multiple=True,
                 metavar="TYPE",
-                help="Leave these operators alone. Repeatable.",
+                help="Neither reduce nor pack layers of this operator. May be repeated.",
             ),
             click.option(
                 "--keep-first/--no-keep-first", default=True, help="Eliminate nothing in first layers (default)."

@@ -39,6 +39,7 @@ from deftonnx.rewrite.normalise import export_model, infer_shapes
 from deftonnx.rewrite.pack import decode, pack, pack_weights, round_activations
 from deftonnx.rewrite.packed_conv import encode
 from deftonnx.rewrite.regions.convert import join_casts
+from deftonnx.selection import excluded
 from deftonnx.settings import AUTOMATIC, FP32, Settings
 
 TOLERANCE = {np.dtype(np.float16): 2e-2}
@@ -234,7 +235,9 @@ def _channels_last(
     refusals = []
 
     def pays(node: gs.Node) -> bool:
-        reason = planned.get(node.name) if plan or judge is None else judge.conv(node)
+        reason = planned.get(node.name) if plan else excluded(node.name, node.op, settings)
+        if reason is None and plan is None and judge is not None:
+            reason = judge.conv(node)
         if reason is not None:
             refusals.append(Refusal(node.name, node.op, reason))
         return reason is None

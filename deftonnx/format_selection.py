@@ -101,7 +101,7 @@ def _refuse(layer: LinearLayer, opset: int, settings: Settings, planned: bool) -
     """Why a layer is not packed: it cannot be, or the user has excluded it and no plan says otherwise."""
     if settings.portable:
         return "packed formats need ai.deftonnx nodes, which --portable forbids"
-    return pack.refuse(layer, opset) or (None if planned else excluded(layer, settings))
+    return pack.refuse(layer, opset) or (None if planned else excluded(layer.name, layer.op, settings))
 
 
 def _with_rows(

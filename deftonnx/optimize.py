@@ -30,7 +30,7 @@ from deftonnx.rewrite.absorb import readers as readers_of
 from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.narrow import OLDEST_OPSET
 from deftonnx.rewrite.normalise import export_model, import_model, normalise
-from deftonnx.selection import record, select
+from deftonnx.selection import idle_exclusions, record, select
 from deftonnx.settings import AUTOMATIC, FASTEST, Settings
 from deftonnx.transformers import fuse_transformers
 
@@ -136,7 +136,8 @@ def optimize(
         left_alone=refusals,
         left_unpacked=done.unpacked,
         left_in_float32=unfused + done.in_float32,
-        warnings=_warnings(settings, calib_data, bool(feeds), done, plan is not None or judge is not None),
+        warnings=idle_exclusions(found, settings)
+        + _warnings(settings, calib_data, bool(feeds), done, plan is not None or judge is not None),
     )
     if feeds:
         assemble.verify(done.expected, final, probe, assemble.rounding(settings, done.formats))

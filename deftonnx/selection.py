@@ -49,7 +49,7 @@ def select(
     choices, refusals = [], []
     for layer, original in zip(layers, originals, strict=True):
         entry = planned.get(layer.name)
-        reason = excluded(layer, settings) or edges.get(layer.name)
+        reason = excluded(layer.name, layer.op, settings) or edges.get(layer.name)
         if entry is not None:
             reason = entry.reason
         elif (done := reduced.get(layer.name)) is not None and (settings.density or 1) >= done - 0.02:
@@ -81,14 +81,24 @@ def _planned(plan: Plan | None, layers: list[LinearLayer]) -> dict[str, LayerPla
     return {entry.name: entry for entry in plan.layers}
 
 
-def excluded(layer: LinearLayer, settings: Settings) -> str | None:
-    """The reason if the user's options leave `layer` alone."""
+def excluded(name: str, op: str, settings: Settings) -> str | None:
+    """The reason if the user's options leave a layer of that name and operator alone."""
     for pattern in settings.nodes_to_exclude:
-        if re.search(pattern, layer.name):
+        if re.search(pattern, name):
             return f"excluded by --nodes-to-exclude {pattern}"
-    if layer.op in settings.op_types_to_exclude:
-        return f"excluded by --op-types-to-exclude {layer.op}"
+    if op in settings.op_types_to_exclude:
+        return f"excluded by --op-types-to-exclude {op}"
     return None
+
+
+def idle_exclusions(found: list[LinearLayer | Refusal], settings: Settings) -> list[str]:
+    """What of the user's exclusions matches no node that multiplies by weights, in words."""
+    patterns = [p for p in settings.nodes_to_exclude if not any(re.search(p, x.name) for x in found)]
+    types = sorted(set(settings.op_types_to_exclude) - {x.op for x in found})
+    return [
+        *(f"--nodes-to-exclude {pattern} matches no layer" for pattern in patterns),
+        *(f"--op-types-to-exclude {op}: no layer is one" for op in types),
+    ]
 
 
 def _finite(layer: LinearLayer) -> bool:

@@ -246,6 +246,24 @@ def test_weights_that_are_not_finite_and_exclusions() -> None:
     assert "excluded" in reasons["fc2"]
 
 
+@pytest.mark.parametrize("exclusion", [{"nodes_to_exclude": ("stem", "body")}, {"op_types_to_exclude": ("Conv",)}])
+def test_excluded_convolutions_are_not_packed(exclusion: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"preset": "dense16", "decide_by": "nothing", **exclusion}
+    result = deftonnx.optimize(convolutional(), calib_data=images(), measure=False, **options)
+    assert [node.op_type for node in result.model.graph.node].count("Conv") == 2
+    reasons = {refusal.name: refusal.reason for refusal in result.report.left_unpacked}
+    assert all("excluded by" in reasons[name] for name in ("stem", "body"))
+    assert not any("matches no layer" in warning for warning in result.report.warnings)
+
+
+def test_exclusions_that_match_nothing_are_told() -> None:
+    options: dict[str, Any] = {"nodes_to_exclude": ("fc1", "conv"), "op_types_to_exclude": ("Conv",)}
+    result = optimised(small_model(), "half", calib_data=inputs(), **options)
+    assert "--nodes-to-exclude conv matches no layer" in result.report.warnings
+    assert "--op-types-to-exclude Conv: no layer is one" in result.report.warnings
+    assert not any("fc1" in warning for warning in result.report.warnings)
+
+
 def test_without_data_exponents_come_from_the_weights_alone() -> None:
     result = optimised(small_model(), "deft8")
     assert any("weights alone" in warning for warning in result.report.warnings)

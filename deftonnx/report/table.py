@@ -29,7 +29,7 @@ def show(report: Report, console: Console | None = None, verbose: int = 0) -> No
     console.print(table)
     reduced = sum(row.granularity is not None for row in report.layers)
     packed = sum(row.format is not None for row in report.layers)
-    counts = [f"{reduced} layers reduced", f"{len(report.left_alone)} left alone"]
+    counts = [f"{reduced} layer{'' if reduced == 1 else 's'} reduced", f"{len(report.left_alone)} left alone"]
     if packed or report.left_unpacked:
         counts += [f"{packed} packed", f"{len(report.left_unpacked)} left unpacked"]
     console.print(
