@@ -15,13 +15,13 @@ from deftonnx.elimination.choice import CRITERIA, Choice
 from deftonnx.elimination.groups import CHANNEL, ELEMENT, HEAD, Granularity
 from deftonnx.elimination.refit import REFITS
 from deftonnx.errors import UsageError
+from deftonnx.formats.functions import OLDEST_OPSET
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.layers.conv import ConvLayer
 from deftonnx.layers.linear import stored
 from deftonnx.plan import LayerPlan, Plan
 from deftonnx.rewrite import pack, packed_conv
 from deftonnx.rewrite.absorb import Source, absorbable
-from deftonnx.rewrite.functions import OLDEST_OPSET
 from deftonnx.settings import AUTO, FASTEST, FP32, Settings, check_format
 
 GRAM_LIMIT = 13000

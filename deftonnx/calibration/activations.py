@@ -14,8 +14,8 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onn
 
 from deftonnx.calibration.spool import Spool, Stored
 from deftonnx.errors import UnsupportedError
+from deftonnx.formats.functions import attach_functions
 from deftonnx.overloads import loadable
-from deftonnx.rewrite.functions import attach_functions
 
 Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from deftonnx.formats import functions
 from deftonnx.layers import LinearLayer
 from deftonnx.layers.conv import ConvLayer
 from deftonnx.layers.linear import unused_name
-from deftonnx.rewrite import functions
 
 Array = np.ndarray[Any, Any]
 WIDTHS = (64, 32, 16, 8, 1)

@@ -16,12 +16,12 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from deftonnx import model_file
 from deftonnx.calibration.activations import first_line
 from deftonnx.errors import UnsupportedError
+from deftonnx.formats.functions import attach_functions
 from deftonnx.layers import LinearLayer, Refusal, match
 from deftonnx.layers.conv import DEPTHWISE, ConvLayer
 from deftonnx.layers.linear import is_standard, unused_name
 from deftonnx.rewrite.fold_reshape import fold_reshape
 from deftonnx.rewrite.fold_transpose import fold_transpose
-from deftonnx.rewrite.functions import attach_functions
 from deftonnx.rewrite.preserve import drop_unwritable, restore
 
 FOLD_LIMIT = 1 << 20

@@ -19,12 +19,12 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from deftonnx.formats import pack_weight
 from deftonnx.formats.conv_function import IMAGE_AXES, OPERATOR, Window, conv_attributes
+from deftonnx.formats.functions import KEPT_CONV
 from deftonnx.formats.gemm_function import weight_tensors
 from deftonnx.formats.operator_function import DOMAIN, OLDEST_OPSET
 from deftonnx.layers.conv import ConvLayer
 from deftonnx.layers.conv import refuse as refuse_parameters
 from deftonnx.layers.linear import unused_name
-from deftonnx.rewrite.functions import KEPT_CONV
 
 Array = np.ndarray[Any, Any]
 

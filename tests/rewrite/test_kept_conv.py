@@ -8,7 +8,7 @@ import pytest
 from models import NEWEST_OPSET, Array, assert_same, feed_for, mask, model, prepare, reduce, run
 from onnx import helper, numpy_helper
 
-from deftonnx.rewrite import functions
+from deftonnx.formats import functions
 from deftonnx.rewrite.eliminate import even, reorder
 
 CASES = {

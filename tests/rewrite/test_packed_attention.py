@@ -7,10 +7,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from deftonnx.formats import pack_weight
+from deftonnx.formats.functions import attach_functions
 from deftonnx.formats.gemm_function import gemm_node, weight_tensors
 from deftonnx.rewrite.attention.pack import pack_attention
 from deftonnx.rewrite.finish import finish
-from deftonnx.rewrite.functions import attach_functions
 from deftonnx.rewrite.normalise import import_model
 
 FEATURES, HEADS = 32, 2

@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from deftonnx.formats.functions import KEPT_CONV
 from deftonnx.layers.linear import is_standard, unused_name
 from deftonnx.rewrite import packed_conv
 from deftonnx.rewrite.channels_last import patches
 from deftonnx.rewrite.channels_last.region import ALIGNMENT, Region
-from deftonnx.rewrite.functions import KEPT_CONV
 
 BLOCK = 32
 """Channels at a tap that one copy brings well: narrower ones bind the copy engine (docs/kernels.md)."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import onnx_graphsurgeon as gs
 
+from deftonnx.formats.functions import KEPT_CONV
 from deftonnx.layers.linear import is_standard, unused_name
 from deftonnx.rewrite.channels_last import convolutions
 from deftonnx.rewrite.channels_last.leaving import LEAVING
@@ -13,7 +14,6 @@ from deftonnx.rewrite.channels_last.moves import MOVES
 from deftonnx.rewrite.channels_last.normalisation import written_out
 from deftonnx.rewrite.channels_last.pooling import POOLS, scale
 from deftonnx.rewrite.channels_last.region import Region
-from deftonnx.rewrite.functions import KEPT_CONV
 from deftonnx.rewrite.reserved import Reserved
 
 _MOVES = MOVES | POOLS | LEAVING

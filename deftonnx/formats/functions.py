@@ -2,7 +2,7 @@
 
 `ai.deftonnx::KeptConv` is a Conv whose weight holds only the kept blocks of its features. It has no kernel and needs
 none: its body is folded into a Conv's weight wherever the model runs. (DeftConv, which has kernels, is packed, has
-channels last, and is in deftonnx/formats/conv_function.py; packed_conv.py here makes the one of the other.) Inputs:
+channels last, and is in conv_function.py; rewrite/packed_conv.py makes the one of the other.) Inputs:
 
 - x (batch, channels, *spatial)
 - weight (kept blocks, width, outputs): for each block, `width` neighbouring channels at one tap
