@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import onnx
 from onnx import TensorProto
@@ -12,7 +13,7 @@ from deftonnx.errors import UnsupportedError
 from deftonnx.formats.conv_function import is_conv
 from deftonnx.runtime.cuda import Device
 from deftonnx.runtime.kernel_choice import conv_kernels_for
-from deftonnx.runtime.packed_nodes import PackedNode, common_facts, inferred, obstacle, packed_nodes, weight_types
+from deftonnx.runtime.packed_nodes import PackedNode, common_facts, describe_nodes, obstacle
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,12 @@ def conv_nodes(
     model: onnx.ModelProto, batch: int | None, sizes: Mapping[str, int], device: Device | None, library: str | None
 ) -> list[ConvNode]:
     """Return the DeftConv nodes of `model`, those in bodies of If, Loop and Scan included; arguments as gemm_nodes."""
-    nodes = packed_nodes(model, is_conv)
-    if not nodes:
-        return []
-    shapes, weights = inferred(model, batch, sizes), weight_types(model)
-    return [_describe(node, shapes, weights, device, library) for node in nodes]
+    return describe_nodes(model, is_conv, batch, sizes, partial(_describe, device=device, library=library))
 
 
 def _describe(
-    node: onnx.NodeProto,
-    shapes: Mapping[str, onnx.TypeProto.Tensor],
-    weights: Mapping[str, int],
-    device: Device | None,
-    library: str | None,
+    node: onnx.NodeProto, x: onnx.TypeProto.Tensor | None, weight_type: int, device: Device | None, library: str | None
 ) -> ConvNode:
-    x = shapes.get(node.input[0])
     x_type = TensorProto.FLOAT if x is None else x.elem_type
     image = None if x is None else _image(x)
     kernels: list[str] = []
@@ -53,7 +45,7 @@ def _describe(
         reason = "the size of X is not known: give --batch and --dim"
     else:
         try:
-            found = conv_kernels_for(node, x_type, weights.get(node.input[1], 0), image, device, library)
+            found = conv_kernels_for(node, x_type, weight_type, image, device, library)
             kernels = list(dict.fromkeys(kernel for kernel, _ in found))
             reason = None if kernels else "no kernel takes such images"
         except UnsupportedError as error:

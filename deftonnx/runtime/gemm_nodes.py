@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import onnx
 from onnx import TensorProto
@@ -13,7 +14,7 @@ from deftonnx.errors import UnsupportedError
 from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.runtime.cuda import Device
 from deftonnx.runtime.kernel_choice import kernels_for
-from deftonnx.runtime.packed_nodes import PackedNode, common_facts, inferred, obstacle, packed_nodes, weight_types
+from deftonnx.runtime.packed_nodes import PackedNode, common_facts, describe_nodes, obstacle
 
 
 @dataclass(frozen=True)
@@ -33,21 +34,12 @@ def gemm_nodes(
     `batch` and `sizes` are the lengths of free axes of the inputs, as in made_up_inputs. Without a device or a library
     there are no kernels. Raises UnsupportedError for a damaged node.
     """
-    nodes = packed_nodes(model, is_gemm)
-    if not nodes:
-        return []
-    shapes, weights = inferred(model, batch, sizes), weight_types(model)
-    return [_describe(node, shapes, weights, device, library) for node in nodes]
+    return describe_nodes(model, is_gemm, batch, sizes, partial(_describe, device=device, library=library))
 
 
 def _describe(
-    node: onnx.NodeProto,
-    shapes: Mapping[str, onnx.TypeProto.Tensor],
-    weights: Mapping[str, int],
-    device: Device | None,
-    library: str | None,
+    node: onnx.NodeProto, x: onnx.TypeProto.Tensor | None, weight_type: int, device: Device | None, library: str | None
 ) -> GemmNode:
-    x = shapes.get(node.input[0])
     M = None if x is None else _rows(x)
     x_type = TensorProto.FLOAT if x is None else x.elem_type
     kernel, reason = None, obstacle(device, library)
@@ -59,7 +51,7 @@ def _describe(
         reason = "no rows"
     else:
         try:
-            candidates = kernels_for(node, x_type, weights.get(node.input[1], 0), [M], device, library)
+            candidates = kernels_for(node, x_type, weight_type, [M], device, library)
             kernel = candidates[0].kernel if candidates else None
             reason = None if candidates else f"no kernel takes {M} rows"
         except UnsupportedError as error:

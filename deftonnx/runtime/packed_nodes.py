@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
 from onnx import AttributeProto, TensorProto, helper
@@ -16,6 +16,7 @@ from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.model_file import bodies
 from deftonnx.runtime.cuda import Device
 
+Described = TypeVar("Described", bound="PackedNode")
 TYPE_NAMES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
@@ -41,8 +42,15 @@ class PackedNode:
     N: int
 
 
-def packed_nodes(model: onnx.ModelProto, belongs: Callable[[str, str], bool]) -> list[onnx.NodeProto]:
-    """The nodes of which `belongs(domain, op_type)` says so, those in bodies of If, Loop and Scan included.
+def describe_nodes(
+    model: onnx.ModelProto,
+    belongs: Callable[[str, str], bool],
+    batch: int | None,
+    sizes: Mapping[str, int],
+    describe: Callable[[onnx.NodeProto, onnx.TypeProto.Tensor | None, int], Described],
+) -> list[Described]:
+    """What `describe(node, X, type of W)` makes of the nodes of which `belongs(domain, op_type)` says so, those in
+    bodies of If, Loop and Scan included. X has its shape as far as lengths of axes are known; None: nothing is.
 
     Raises UnsupportedError for a DeftGemm or DeftConv that lacks X, W or Y, or an attribute that says its sizes.
     """
@@ -51,7 +59,12 @@ def packed_nodes(model: onnx.ModelProto, belongs: Callable[[str, str], bool]) ->
         lacking = _lacking(node)
         if lacking is not None:
             raise UnsupportedError(f"{node.op_type} node '{node.name}' is damaged: it lacks {lacking}")
-    return [node for node in nodes if belongs(node.domain, node.op_type)]
+    found = [node for node in nodes if belongs(node.domain, node.op_type)]
+    if not found:
+        return []
+    shapes = inferred(model, batch, sizes)
+    weights = {t.name: t.data_type for graph in bodies(model.graph) for t in graph.initializer}
+    return [describe(node, shapes.get(node.input[0]), weights.get(node.input[1], 0)) for node in found]
 
 
 def _lacking(node: onnx.NodeProto) -> str | None:
@@ -80,11 +93,6 @@ def common_facts(node: onnx.NodeProto, x_type: int) -> dict[str, Any]:
         "K": attributes["K"],
         "N": attributes["N"],
     }
-
-
-def weight_types(model: onnx.ModelProto) -> dict[str, int]:
-    """The type of every weight by name."""
-    return {t.name: t.data_type for graph in bodies(model.graph) for t in graph.initializer}
 
 
 def obstacle(device: Device | None, library: str | None) -> str | None:

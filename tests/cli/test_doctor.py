@@ -190,7 +190,7 @@ def test_refusals(run, folder, arguments, words):
 
 @pytest.mark.parametrize(
     ("op_type", "inputs", "lacking"),
-    [("DeftGemm", ["x"], "inputs"), ("DeftGemm_3", ["x", "w"], "'format'"), ("DeftConv", ["x", "w"], "'format'")],
+    [("DeftGemm", ["x"], "inputs"), ("DeftGemm", ["x", "w"], "'format'"), ("DeftConv", ["x", "w"], "'format'")],
 )
 def test_a_damaged_node(run, folder, op_type, inputs, lacking):
     node = helper.make_node(op_type, inputs, ["y"], "packed", domain="ai.deftonnx")
