@@ -29,7 +29,7 @@ from deftonnx.report.report import Report
 from deftonnx.rewrite.absorb import readers as readers_of
 from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.narrow import OLDEST_OPSET
-from deftonnx.rewrite.normalise import export_model, import_model, normalise
+from deftonnx.rewrite.normalise import export_model, import_model, normalise, quiet
 from deftonnx.selection import idle_exclusions, record, select
 from deftonnx.settings import AUTOMATIC, FASTEST, Settings
 from deftonnx.transformers import fuse_transformers
@@ -53,6 +53,7 @@ class Result:
         self.report.output = str(path)
 
 
+@quiet()
 def optimize(
     model: str | Path | onnx.ModelProto,
     *,

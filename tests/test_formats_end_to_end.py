@@ -13,6 +13,7 @@ import onnx
 import pytest
 from models import assert_same, feed_for, model, run
 from onnx import numpy_helper
+from onnx_graphsurgeon.logger import G_LOGGER
 from small_files import inputs, small_model
 from small_networks import convolutional, images, samples, transformer
 
@@ -254,6 +255,15 @@ def test_excluded_convolutions_are_not_packed(exclusion: dict[str, Any]) -> None
     reasons = {refusal.name: refusal.reason for refusal in result.report.left_unpacked}
     assert all("excluded by" in reasons[name] for name in ("stem", "body"))
     assert not any("matches no layer" in warning for warning in result.report.warnings)
+
+
+def test_types_that_numpy_lacks_are_no_news_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    G_LOGGER.once_logged.clear()
+    text = "graph (float[N,16,6,6] x) => (float[N,8,a,b] y) <float[8,16,3,3] w> { y = Conv (x, w) }"
+    options: dict[str, Any] = {"preset": "dense16", "format": "deft16", "decide_by": "nothing"}
+    result = deftonnx.optimize(model(text), calib_data=images(), measure=False, **options)
+    assert any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in result.model.graph.initializer)
+    assert capsys.readouterr().out == ""
 
 
 def test_exclusions_that_match_nothing_are_told() -> None:
