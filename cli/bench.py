@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from deftonnx.cli.console import check_outputs
 from rich.console import Console
 from rich.table import Table
 
@@ -48,6 +51,11 @@ def bench(
     """
     if inputs is not None and batches:
         raise UsageError("--inputs has its own batch: leave --batch out")
+    if not 0 < options["seconds"] < math.inf:
+        raise UsageError(f"--seconds {options['seconds']:g} is not a length of time")
+    if output is not None and str(output) != "-":
+        check_outputs({"--json": output}, [*models, *([] if inputs is None else [inputs])])
+        model_file.check_writable(output, True)
     settings = measuring.Settings(
         provider=provider or ("cpu" if cuda.obstacle() else "cuda"),
         batches=batches or (None,),
@@ -83,10 +91,12 @@ def free_axis(text: str) -> tuple[str, int]:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    if not path.exists():
+        raise UsageError(f"--inputs '{path}' does not exist")
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise UsageError(f"--inputs '{path}' is not an .npz of arrays") from error
 
 

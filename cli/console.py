@@ -6,8 +6,9 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -17,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from deftonnx.calibration.activations import first_line
-from deftonnx.errors import DeftError
+from deftonnx.errors import DeftError, UsageError
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
@@ -65,6 +66,17 @@ def warn(message: str) -> None:
     """A warning on stderr, in colour on a terminal."""
     text = Text.assemble(("warning:", "bold yellow"), " ", message)
     Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+
+
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path | str]) -> None:
+    """Raise UsageError where an output is an input or another output."""
+    taken = {Path(path).resolve(): "an input, which is never touched" for path in inputs}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        if (what := taken.get(path.resolve())) is not None:
+            raise UsageError(f"{option} '{path}' is {what}")
+        taken[path.resolve()] = f"also {option}"
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
-from deftonnx.cli.console import progress, warn
+from deftonnx.cli.console import check_outputs, progress, warn
 from deftonnx.cli.selection_options import selection_options
 
 from deftonnx import model_file
@@ -143,7 +143,9 @@ def optimize(
     if report_path is not None and report_path.suffix not in (".json", ".html"):
         raise UsageError(f"--report '{report_path}' is neither .json nor .html")
     inputs = [path for path in (model, calib_data, eval_data, plan_in) if path is not None]
-    _check_outputs({"output": output, "--plan-out": plan_out, "--report": report_path}, inputs)
+    if output.exists():
+        inputs += [model.parent / name for name in model_file.data_files(model)]
+    check_outputs({"output": output, "--plan-out": plan_out, "--report": report_path}, inputs)
     if not dry_run and model.exists():
         model_file.check_writable(output, force)
     for path in (plan_out, report_path):
@@ -187,14 +189,3 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
     """Those of `settings` that do not have their default."""
     source = click.get_current_context().get_parameter_source
     return {name: value for name, value in settings.items() if source(name) is not ParameterSource.DEFAULT}
-
-
-def _check_outputs(outputs: dict[str, Path | None], inputs: list[Path | str]) -> None:
-    """No output may be an input or another output."""
-    taken = {Path(path).resolve(): "an input, which is never touched" for path in inputs}
-    for option, path in outputs.items():
-        if path is None:
-            continue
-        if (what := taken.get(path.resolve())) is not None:
-            raise UsageError(f"{option} '{path}' is {what}")
-        taken[path.resolve()] = f"also {option}"

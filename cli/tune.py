@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from deftonnx import model_file
 from deftonnx.errors import UsageError
 from deftonnx.runtime import cuda, get_library_path
 from deftonnx.runtime import tune as tuning
@@ -26,6 +27,8 @@ def tune(output: Path | None, quick: bool, quiet: bool) -> None:
     The library reads the table when a session is made: the file that the environment variable DEFTONNX_TUNING names,
     or else ~/.cache/deftonnx/sm90.json for compute capability 9.0, and so on.
     """
+    if output is not None:
+        model_file.check_writable(output, True)
     library = get_library_path()
     with Console(stderr=True).status("") as status:
         shapes = tuning.tune(library, quick, (lambda text: None) if quiet else status.update)

@@ -125,7 +125,7 @@ def _texts(model: onnx.ModelProto) -> Iterator[object]:
 def save(model: onnx.ModelProto, path: str | Path, external_data: bool = False) -> None:
     """Write atomically. Weights go to a file beside it when asked, or when the model is too large for one file."""
     file = Path(path)
-    old = _data_files(file)
+    old = data_files(file)
     if external_data or too_large(model):
         old -= _save_external(model, file, old)
     else:
@@ -214,11 +214,11 @@ def _move_weights(model: onnx.ModelProto, data: Path, location: str) -> None:
                 tensor.external_data.add(key=key, value=str(value))
 
 
-def _data_files(file: Path) -> set[str]:
-    """The files that an older output keeps its weights in; none where there is no readable one."""
+def data_files(file: Path) -> set[str]:
+    """The files beside a model that it keeps its weights in; none where there is no readable model."""
     try:
         model = onnx.load(str(file), format="protobuf", load_external_data=False)
-    except Exception:  # an unreadable old output is simply replaced
+    except Exception:  # an unreadable old output is simply replaced, an input refused
         return set()
     tensors = external_data_helper._get_all_tensors(model)
     return {

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from small_files import small_model
+from small_files import files, small_model
 
 from deftonnx.runtime import cuda
 
@@ -52,13 +52,24 @@ def test_given_inputs(run, folder):
         (("--provider", "cpu", "--inputs", "data.npz", "--batch", "2"), 2, "--batch"),
         (("--provider", "cpu", "--inputs", "model.onnx"), 2, "'model.onnx' is not an .npz"),
         (("--provider", "cpu", "--inputs", "other.npz"), 2, "no array for input 'x' of 'model.onnx'"),
+        (("--provider", "cpu", "--inputs", "nowhere.npz"), 2, "--inputs 'nowhere.npz' does not exist"),
+        (("--provider", "cpu", "--inputs", "one.npy"), 2, "'one.npy' is not an .npz"),
+        (("--provider", "cpu", "--seconds", "0"), 2, "--seconds 0"),
+        (("--provider", "cpu", "--seconds", "nan"), 2, "--seconds nan"),
+        (("--provider", "cpu", "--json", "."), 2, "'.' is a folder"),
+        (("--provider", "cpu", "--json", "nowhere/times.json"), 2, "'nowhere' does not exist"),
+        (("--provider", "cpu", "--json", "model.onnx"), 2, "--json 'model.onnx' is an input"),
+        (("--provider", "cpu", "--inputs", "data.npz", "--json", "data.npz"), 2, "--json 'data.npz' is an input"),
         (("--provider", "cuda"), 5, "--provider cuda: no GPU in this test"),
     ],
 )
 def test_refusals(run, folder, monkeypatch, arguments, code, words):
     monkeypatch.setattr(cuda, "obstacle", lambda: "no GPU in this test")
     np.savez("other.npz", z=np.ones(1))
+    np.save("one.npy", np.ones(1))
+    before = files(folder)
     result = run("bench", "model.onnx", "-q", *arguments)
+    assert files(folder) == before
     assert result.exit_code == code
     assert words in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1

@@ -151,6 +151,11 @@ def test_external_data(run: Run, folder: Path, size: int | None, words: list[str
     refuse(run, folder, ("optimize", "big.onnx"), 5, "'big.onnx'", *words)
 
 
+def test_the_output_may_not_be_the_external_data(run: Run, folder: Path) -> None:
+    save_with_external_data(folder)
+    refuse(run, folder, ("optimize", "big.onnx", "-o", "big.data", "--force"), 2, "'big.data'", "never touched")
+
+
 def test_a_weight_that_protobuf_cannot_hold(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_file, "WEIGHT_LIMIT", 4000)
     save_with_external_data(folder)
