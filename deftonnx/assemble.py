@@ -22,6 +22,7 @@ from deftonnx.elimination.choice import Choice
 from deftonnx.errors import DeftError, UnsupportedError
 from deftonnx.format_selection import FormatChoice, choose_formats, walked_block
 from deftonnx.formats.fp8 import FP8
+from deftonnx.formats.gemm_function import ANY_KERNEL, PACKED
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.layers.linear import constant_bytes, unused_name
 from deftonnx.plan import Plan
@@ -107,7 +108,7 @@ def assemble(
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     if formats:
         verify(expected, finish(graph, origin, {}), probe)
-        expected = _pack(graph, origin, layers, formats, in_kernel, probe)
+        expected = _pack(graph, origin, layers, formats, in_kernel, probe, settings)
     wide: list[Refusal] = []
     narrowed, convolutions = Narrowed(), dict[str, gs.Node]()
     if settings.precision != "keep":
@@ -254,13 +255,14 @@ def _pack(
     formats: list[FormatChoice],
     in_kernel: set[str],
     probe: list[readers.Feed],
+    settings: Settings,
 ) -> evaluation.Outputs:
     """Pack and fuse; what the graph computes on `probe` with the decoded weights."""
     packed = pack_weights(layers, {choice.layer.name: choice.format for choice in formats}, in_kernel)
     decode(layers, packed, in_kernel)
     expected = evaluation.outputs(finish(graph, origin, {}), probe)
     infer_shapes(graph)
-    pack(graph, layers, packed, in_kernel)
+    pack(graph, layers, packed, in_kernel, ANY_KERNEL if settings.unpack else PACKED)
     fuse(graph)
     return expected
 

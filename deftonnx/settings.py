@@ -42,6 +42,7 @@ class Settings:
     keep_last: bool = True
     absorb: bool = True
     portable: bool = False
+    unpack: bool = True
     format: str = FP32
     io_types: str = "keep"
     precision: str = "keep"

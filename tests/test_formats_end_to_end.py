@@ -198,6 +198,13 @@ def test_unknown_formats(name: str) -> None:
         deftonnx.optimize(small_model(), plan=Plan.from_json(plan.to_json()), measure=False)
 
 
+@pytest.mark.parametrize(("unpack", "compute"), [(True, b"auto"), (False, b"packed")])
+def test_copies_in_16_bits_may_be_forbidden(unpack: bool, compute: bytes) -> None:
+    nodes = packed_nodes(optimised(small_model(), "deft8:4", unpack=unpack).model)
+    assert nodes
+    assert {node["compute"] for node in nodes.values()} == {compute}
+
+
 def test_formats_need_nodes_that_portable_forbids() -> None:
     with pytest.raises(UsageError, match="--portable forbids"):
         optimised(small_model(), "half", portable=True)

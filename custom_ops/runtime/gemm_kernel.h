@@ -50,6 +50,8 @@ class GemmKernel {
   virtual ~GemmKernel() = default;
 
   virtual const char* Name() const = 0;
+  // The name in tables of measured times.
+  virtual const char* MeasuredAs() const { return Name(); }
 
   // The estimated time for M rows, or kRefused. Of two kernels the one of less time runs.
   virtual double Nanoseconds(int64_t M) const = 0;

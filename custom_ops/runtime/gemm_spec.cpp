@@ -4,6 +4,19 @@
 #include <utility>
 
 namespace deftonnx {
+namespace {
+
+// Any kernel that reads W as it is packed: the least memory.
+constexpr char kPacked[] = "packed";
+
+// Rows of X of that shape, or 0 if they are not known.
+int64_t KnownRows(const std::vector<int64_t>& shape) {
+  int64_t rows = shape.size() > 1 ? 1 : 0;
+  for (size_t i = 0; i + 1 < shape.size(); ++i) rows = shape[i] > 0 ? rows * shape[i] : 0;
+  return rows;
+}
+
+}  // namespace
 
 GemmSpec ReadGemmAttributes(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType weight,
                             ElementType y) {
@@ -18,6 +31,10 @@ GemmSpec ReadGemmAttributes(const Ort& ort, const OrtKernelInfo* info, ElementTy
   if (spec.block == 0 && spec.features != spec.K) {
     Refuse(spec, "features and K differ, but block = 0 keeps all features");
   }
+  if (spec.kernel == kPacked) {
+    spec.kernel.clear();
+    spec.unpacks = false;
+  }
   return spec;
 }
 
@@ -25,6 +42,7 @@ GemmSpec ReadGemmSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, 
   GemmSpec spec = ReadGemmAttributes(ort, info, x, WeightType(ort, info), y);
   const int64_t blocks = spec.block == 0 ? 0 : (spec.K + spec.block - 1) / spec.block;
   NodeReader(ort, info, spec).CheckConstants(blocks);
+  spec.rows = KnownRows(ort.InputShape(info, kInputX));
   return spec;
 }
 

@@ -8,7 +8,9 @@
 namespace deftonnx {
 
 struct GemmSpec : PackedNode {
-  int64_t features;  // of X, of which K are multiplied
+  int64_t features;     // of X, of which K are multiplied
+  int64_t rows = 0;     // of X, if its shape is known when the session is made
+  bool unpacks = true;  // whether a copy of W in 16 bits may be kept: gemm_unpacked.h
 };
 
 // Whether Y is float32 and sums of so many features, left to a tensor core, would miss 1e-5: it cuts off

@@ -1,5 +1,7 @@
 #include "kernel_choice.h"
 
+#include <algorithm>
+#include <iterator>
 #include <string>
 #include <utility>
 
@@ -13,6 +15,7 @@
 #include "gemm_simt.h"
 #include "gemm_stream.h"
 #include "gemm_tensor_core.h"
+#include "gemm_unpacked.h"
 
 namespace deftonnx {
 namespace {
@@ -26,6 +29,11 @@ const std::vector<GemmFamily>& Families() {
 
 constexpr int kIndexBits = 16;
 
+// Rows of X that stand for all, where they are not known.
+constexpr int64_t kRows[] = {48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192};
+// How much faster an unpacked weight must be, at any of them, to be worth its memory.
+constexpr double kWorthACopy = 1.05;
+
 }  // namespace
 
 KernelChoice::KernelChoice(const GemmNode& node, std::shared_ptr<const MeasuredTimes> measured)
@@ -36,6 +44,7 @@ KernelChoice::KernelChoice(const GemmNode& node, std::shared_ptr<const MeasuredT
   } else {
     for (GemmFamily family : Families()) family(node, kernels_);
     GatheredKernels(node, Families(), kernels_);
+    AddUnpacked();
   }
   if (!kernels_.empty()) return;
   const std::string wanted = node.spec.kernel.empty() ? "" : " '" + node.spec.kernel + "'";
@@ -44,10 +53,34 @@ KernelChoice::KernelChoice(const GemmNode& node, std::shared_ptr<const MeasuredT
                     ", this format, these types and this shape");
 }
 
+void KernelChoice::AddUnpacked() {
+  if (!CanUnpack(node_)) return;
+  if (!kernels_.empty() && !IsWorthACopy(UnpackedKernels(node_, false))) return;
+  try {
+    for (auto& kernel : UnpackedKernels(node_, true)) kernels_.push_back(std::move(kernel));
+  } catch (const CudaError&) {
+    if (kernels_.empty()) throw;  // else the GPU has no memory for it, and the codes serve
+  }
+}
+
+bool KernelChoice::IsWorthACopy(const GemmKernels& unpacked) const {
+  const auto gains = [&](int64_t M) {
+    return Least(unpacked, M) < kRefused && Least(kernels_, M) >= kWorthACopy * Least(unpacked, M);
+  };
+  if (node_.spec.rows > 0) return gains(node_.spec.rows);
+  return std::any_of(std::begin(kRows), std::end(kRows), gains);
+}
+
+double KernelChoice::Least(const GemmKernels& kernels, int64_t M) const {
+  double least = kRefused;
+  for (const auto& kernel : kernels) least = std::min(least, Nanoseconds(*kernel, M));
+  return least;
+}
+
 double KernelChoice::Nanoseconds(const GemmKernel& kernel, int64_t M) const {
   const double estimate = kernel.Nanoseconds(M);
   if (measured_ == nullptr || estimate == kRefused) return estimate;
-  return estimate * measured_->Correction(kernel.Name(), M, node_.spec.K, node_.spec.N);
+  return estimate * measured_->Correction(kernel.MeasuredAs(), M, node_.spec.K, node_.spec.N);
 }
 
 const GemmKernel& KernelChoice::For(int64_t M) const {

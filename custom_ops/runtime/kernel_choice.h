@@ -25,6 +25,12 @@ class KernelChoice {
   double Nanoseconds(const GemmKernel& kernel, int64_t M) const;
 
  private:
+  // Appends the kernels that multiply an unpacked copy of the weight, if it is worth its memory.
+  void AddUnpacked();
+  bool IsWorthACopy(const GemmKernels& unpacked) const;
+  // The time of the fastest of `kernels`.
+  double Least(const GemmKernels& kernels, int64_t M) const;
+
   const GemmNode& node_;
   std::shared_ptr<const MeasuredTimes> measured_;
   GemmKernels kernels_;

@@ -1,5 +1,7 @@
 #include "ort_abi.h"
 
+#include <memory>
+
 #include "error.h"
 
 namespace deftonnx {
@@ -12,6 +14,9 @@ enum Slot : int {
   kCustomOpDomainAdd = 27,
   kAddCustomOpDomain = 28,
   kGetTensorMutableData = 51,
+  kTensorInfoOfType = 55,
+  kDimensionCount = 61,
+  kDimensions = 62,
   kAttributeFloat = 85,
   kAttributeInt64 = 86,
   kAttributeString = 87,
@@ -19,12 +24,14 @@ enum Slot : int {
   kContextInput = 90,
   kContextOutput = 91,
   kReleaseStatus = 93,
+  kReleaseTypeInfo = 98,
   kReleaseCustomOpDomain = 101,
   kAddSessionConfigEntry = 130,
   kReleaseAllocator = 132,
   kAttributeInt64s = 163,
   kContextComputeStream = 193,
   kInfoInputCount = 230,
+  kInfoInputType = 234,
   kHasSessionConfigEntry = 237,
   kInfoNodeName = 244,
   kInfoLogger = 245,
@@ -124,6 +131,20 @@ size_t Ort::InputCount(const OrtKernelInfo* info) const {
   size_t count = 0;
   Check(Call(kInfoInputCount, info, &count));
   return count;
+}
+
+std::vector<int64_t> Ort::InputShape(const OrtKernelInfo* info, size_t index) const {
+  OrtTypeInfo* type = nullptr;
+  Check(Call(kInfoInputType, info, index, &type));
+  const auto release = reinterpret_cast<void (*)(OrtTypeInfo*)>(api_->slot[kReleaseTypeInfo]);
+  const std::unique_ptr<OrtTypeInfo, decltype(release)> owned(type, release);
+  const OrtTensorInfo* tensor = nullptr;  // in the type itself
+  Check(Call(kTensorInfoOfType, static_cast<const OrtTypeInfo*>(type), &tensor));
+  size_t rank = 0;
+  Check(Call(kDimensionCount, tensor, &rank));
+  std::vector<int64_t> shape(rank);
+  Check(Call(kDimensions, tensor, shape.data(), rank));
+  return shape;
 }
 
 bool Ort::ConstantInput(const OrtKernelInfo* info, size_t index, Tensor* tensor) const {

@@ -19,6 +19,8 @@ struct OrtKernelContext;
 struct OrtShapeInferContext;
 struct OrtLogger;
 struct OrtValue;
+struct OrtTypeInfo;
+struct OrtTensorInfo;  // OrtTensorTypeAndShapeInfo
 
 enum class ElementType : int {
   kUndefined = 0,
@@ -112,6 +114,8 @@ class Ort {
   std::string AttributeString(const OrtKernelInfo* info, const char* name) const;
   std::string NodeName(const OrtKernelInfo* info) const;
   size_t InputCount(const OrtKernelInfo* info) const;
+  // As far as it is known when the session is made: -1 for an axis that is not, no axes if none is.
+  std::vector<int64_t> InputShape(const OrtKernelInfo* info, size_t index) const;
   // Empty if input `index` is not an initializer. Its data is where the execution provider put it.
   bool ConstantInput(const OrtKernelInfo* info, size_t index, Tensor* tensor) const;
 

@@ -18,7 +18,8 @@ Attributes
     features, K, N: X's features, those that are kept, output features.
     block: features a kept block has, a power of two; 0 when all features are kept.
     activation, with alpha and beta: see activation.py. output_type: TensorProto element type.
-    compute: "auto", or the name of the one CUDA kernel to use.
+    compute: "auto"; or "packed", with which no unpacked copy of W is kept for products of many rows, which 8-bit
+        weights else may have on the GPU (docs/kernels.md); or the name of the one CUDA kernel to use.
 
 Nodes with other operators in their body have another overload: see operator_function.py.
 """
@@ -51,6 +52,8 @@ from deftonnx.formats.operator_function import (
 from deftonnx.formats.packed import LAYOUT_VERSION, PackedWeight
 
 OPERATOR = "DeftGemm"
+ANY_KERNEL, PACKED = "auto", "packed"
+"""What `compute` may be beside a kernel's name."""
 _INPUTS = ("X", "W", "scale", "bias", "kept", "residual")
 _ATTRIBUTES = (
     "format",
@@ -86,7 +89,7 @@ def gemm_node(
     alpha: float = 0.0,
     beta: float = 0.0,
     output_type: int = TensorProto.FLOAT,
-    compute: str = "auto",
+    compute: str = ANY_KERNEL,
 ) -> onnx.NodeProto:
     """Return a DeftGemm node over `packed`; `inputs` name X, W, scale, bias and, if used, the last two."""
     attributes = gemm_attributes(
@@ -112,7 +115,7 @@ def gemm_attributes(
     alpha: float = 0.0,
     beta: float = 0.0,
     output_type: int = TensorProto.FLOAT,
-    compute: str = "auto",
+    compute: str = ANY_KERNEL,
 ) -> dict[str, Any]:
     """Return the attributes of a DeftGemm node over `packed`."""
     return {

@@ -19,7 +19,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from deftonnx.formats import PackedWeight, pack_weight, unpack_weight, weight_format
 from deftonnx.formats.fp8 import FP8
-from deftonnx.formats.gemm_function import OPERATOR, gemm_attributes, is_gemm, weight_tensors
+from deftonnx.formats.gemm_function import ANY_KERNEL, OPERATOR, gemm_attributes, is_gemm, weight_tensors
 from deftonnx.formats.operator_function import DOMAIN, OLDEST_OPSET
 from deftonnx.layers import LinearLayer
 from deftonnx.layers.gemm import GemmLayer
@@ -73,17 +73,23 @@ def decode(layers: list[LinearLayer], packed: dict[str, PackedWeight], in_kernel
         layer.store(weight, layer.bias())
 
 
-def pack(graph: gs.Graph, layers: list[LinearLayer], packed: dict[str, PackedWeight], in_kernel: set[str]) -> bool:
+def pack(
+    graph: gs.Graph,
+    layers: list[LinearLayer],
+    packed: dict[str, PackedWeight],
+    in_kernel: set[str],
+    compute: str = ANY_KERNEL,
+) -> bool:
     """Make a DeftGemm of every layer with a packed weight, all of them layers that `refuse` accepts.
 
     What a layer in `in_kernel` does not keep is left to the kernel, whose K loop walks the kept blocks. Equal weights
-    are stored once. The graph computes what it would with the weights decoded.
+    are stored once. `compute` says which kernels may serve. The graph computes what it would with the weights decoded.
     """
     stored: dict[bytes, tuple[gs.Constant, gs.Constant]] = {}
     with quiet():
         for layer in layers:
             if layer.name in packed:
-                _to_deft_gemm(layer, packed[layer.name], layer.name in in_kernel, stored)
+                _to_deft_gemm(layer, packed[layer.name], layer.name in in_kernel, stored, compute)
     return bool(packed)
 
 
@@ -121,6 +127,7 @@ def _to_deft_gemm(
     packed: PackedWeight,
     in_kernel: bool,
     stored: dict[bytes, tuple[gs.Constant, gs.Constant]],
+    compute: str,
 ) -> None:
     assert isinstance(layer, (MatMulLayer, GemmLayer))
     node, output_type = layer.node, TYPES[np.dtype(_weight_constant(layer).dtype)]
@@ -133,7 +140,7 @@ def _to_deft_gemm(
             np.zeros(packed.N, np.float32) if bias is None else bias.astype(np.float32),
         ),
     ]
-    attributes = gemm_attributes(packed, features=layer.channels, output_type=output_type)
+    attributes = gemm_attributes(packed, features=layer.channels, output_type=output_type, compute=compute)
     if in_kernel and (found := blocks_kept(layer.kept[0, 0])) is not None:
         attributes["block"], blocks = found
         inputs.append(gs.Constant(unused_name(f"{node.name}/kept_blocks"), blocks))

@@ -11,7 +11,7 @@ from gemm_model import gemm_model, reference, run_gemm
 from onnx import TensorProto
 
 from deftonnx.errors import UnsupportedError
-from deftonnx.formats import GEMM_FORMAT_NAMES, get_format, pack_weight
+from deftonnx.formats import GEMM_FORMAT_NAMES, PackedWeight, get_format, pack_weight
 from deftonnx.formats.gemm_function import gemm_node
 from deftonnx.runtime.cuda import Device
 from deftonnx.runtime.kernel_choice import kernels_for
@@ -145,10 +145,60 @@ def test_every_operand_is_served(manifest, operator_library, name, x_type, outpu
 @pytest.mark.parametrize("exponent_bits", range(1, 8))
 def test_codes_of_8_bits_are_unpacked_beside_the_multiply(manifest, operator_library, exponent_bits, x_type):
     packed = pack_weight(np.zeros((4096, 512), np.float32), f"deft8:{exponent_bits}")
-    layer = gemm_node(["X", "W", "scale", "bias"], "Y", packed, name="layer", output_type=x_type)
+    layer = gemm_node(["X", "W", "scale", "bias"], "Y", packed, name="layer", output_type=x_type, compute="packed")
     found = kernels_for(layer, x_type, TensorProto.UINT8, [33, 128, 8192], H200, operator_library)
     for M in (33, 128, 8192):
         assert "_u8_hopper_" in next(k.kernel for k in found if k.M == M)
+    assert not any("unpacked" in k.kernel for k in found)
+
+
+@pytest.fixture
+def fastest(manifest, operator_library):
+    """The kernel that would serve a node of 8-bit weights at each number of rows."""
+
+    def ask(rows, K, N, name="deft8:4", x_type=TensorProto.FLOAT16, **attributes):
+        packed = pack_weight(np.zeros((1, 1), np.float32), name)
+        packed = PackedWeight(name, np.broadcast_to(packed.codes[:, :1], (N, K)), packed.scale, K)
+        layer = gemm_node(["X", "W", "scale", "bias"], "Y", packed, name="layer", output_type=x_type, **attributes)
+        found: dict[int, str] = {}
+        for kernel in kernels_for(layer, x_type, get_format(name).onnx_type, rows, H200, operator_library):
+            found.setdefault(kernel.M, kernel.kernel)
+        return found
+
+    return ask
+
+
+@pytest.mark.parametrize("x_type", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+@pytest.mark.parametrize("exponent_bits", range(1, 8))
+def test_small_weights_are_unpacked_once(fastest, exponent_bits, x_type):
+    found = fastest([1, 32, 33, 64, 1024], 1024, 1024, f"deft8:{exponent_bits}", x_type)
+    assert {M for M, kernel in found.items() if kernel.endswith("_unpacked")} == {33, 64, 1024}
+    kept = fastest([64], 1024, 1024, f"deft8:{exponent_bits}", x_type, features=2048, block=64)
+    assert kept[64].endswith("_unpacked")
+    short = fastest([1024], 1024, 1024, f"deft8:{exponent_bits}", x_type, features=2048, block=8)
+    assert short[1024].endswith("_gathered_unpacked")
+
+
+def test_weights_that_are_never_unpacked(fastest):
+    """Those that the GPU's second-level cache would not hold, of other arithmetic, or where the node forbids it."""
+    rows = [33, 64, 128, 1024]
+    for nodes in (
+        fastest(rows, 8192, 4096),
+        fastest(rows, 1024, 1024, compute="packed"),
+        fastest(rows, 1024, 1024, "fp8"),
+        fastest(rows, 1024, 1024, x_type=TensorProto.FLOAT),
+        fastest(rows, 1024, 1024, "half"),
+    ):
+        assert set(nodes) == set(rows)
+        assert not any("unpacked" in kernel for kernel in nodes.values())
+
+
+@pytest.mark.parametrize(
+    "name", ["fp16_fp16_hopper_64x64_unpacked", "fp16_fp16_hopper_128x128_turns_gathered_unpacked"]
+)
+def test_a_node_may_name_an_unpacked_kernel(fastest, name):
+    options = {"features": 16384, "block": 8} if "gathered" in name else {}
+    assert fastest([1, 64], 8192, 4096, compute=name, **options) == {1: name, 64: name}
 
 
 def test_only_the_fp32_units_serve_below_sm_80(manifest, kernels):
@@ -217,6 +267,15 @@ def test_a_broken_table_is_a_warning(kernels, table, capfd, content, reason):
     log = capfd.readouterr().err
     assert "tuning table" in log
     assert reason in log
+
+
+def test_unpacked_weights_are_measured_as_16_bit_ones(manifest, fastest, table):
+    """A table in which 16-bit kernels are slow leaves no reason for a copy."""
+    table()
+    chosen = fastest([64], 1024, 1024)[64]
+    assert chosen.endswith("_unpacked")
+    table(kernels={name: [[64, 1024, 1024, 100, 1]] for name in manifest.kernels[90] if "fp16_fp16" in name})
+    assert not fastest([64], 1024, 1024)[64].endswith("_unpacked")
 
 
 def test_cpu_sessions_do_not_look_for_a_table(operator_library, table):

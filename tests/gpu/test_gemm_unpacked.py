@@ -1,0 +1,129 @@
+"""8-bit weights that are kept a second time, unpacked: by kernel name, and where the choice keeps such copies."""
+
+import gc
+
+import ml_dtypes
+import numpy as np
+import onnxruntime
+import pytest
+from gemm_model import gemm_model, ort_value, reference, run_gemm
+from test_gemm import CUDA, case, check, check_kernel, gpu_capability
+
+from deftonnx.formats.packed import PackedWeight
+
+X_TYPES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+TILES = {
+    "128x256": (128, 256), "128x192_turns": (128, 192), "128x128_turns": (128, 128), "128x64_split2": (128, 64),
+    "64x128": (64, 128), "64x64": (64, 64), "64x64_split4": (64, 64),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def hopper(options):
+    if gpu_capability() != (9, 0):
+        pytest.skip("these kernels are for compute capability 9.0 alone")
+
+
+def name_of(prefix, tile):
+    return f"{prefix}_{prefix}_hopper_{tile}_unpacked"
+
+
+def run(options, tile, shape, prefix="fp16", exponent_bits=4, features=None, index=None, **attributes):
+    """Run one node by the kernel of that tile and compare."""
+    operands = X_TYPES[prefix], f"deft8:{exponent_bits}"
+    check_kernel(options, name_of(prefix, tile), shape, *operands, features, index, **attributes)
+
+
+@pytest.mark.parametrize("prefix", X_TYPES)
+@pytest.mark.parametrize("exponent_bits", range(1, 8))
+def test_every_code(options, exponent_bits, prefix):
+    """Output feature n has the single weight of code n: Y is the weight, rounded."""
+    largest_code = {4: 0x7E, 5: 0x7B}.get(exponent_bits, 0x7F)  # what beyond is never packed
+    magnitudes = np.minimum(np.arange(256) & 0x7F, largest_code)
+    codes = np.diag(magnitudes | np.arange(256) & 0x80).astype(np.uint8)
+    bias = (1 << exponent_bits - 1) - 1
+    largest = 2.0 ** ((1 << exponent_bits) - 1 - bias)
+    packed = PackedWeight(f"deft8:{exponent_bits}", codes, np.full(256, 1 / largest, np.float32), 256)
+    X = np.ones((70, 256), X_TYPES[prefix])
+    model = gemm_model(X, packed, np.zeros(256, np.float32), output_dtype=np.float32, compute=name_of(prefix, "64x64"))
+    Y = run_gemm(model, X, None, options, CUDA)
+    assert np.array_equal(Y, reference(X, packed, np.zeros(256)).astype(np.float32))
+
+
+@pytest.mark.parametrize("prefix", X_TYPES)
+@pytest.mark.parametrize("tile", TILES)
+def test_every_format_and_edge_of_tiles(options, tile, prefix):
+    rows, columns = TILES[tile]
+    shapes = [
+        (1, 1000, 1), (rows, 512, columns), (rows + 1, 1032, columns + 8), (rows - 1, 648, 2 * columns - 3),
+        (2 * rows + 5, 1032, 3 * columns), (3 * rows, 776, 5 * columns + 16), (40, 520, 264),
+    ]  # fmt: skip
+    for exponent_bits, shape in enumerate(shapes, start=1):
+        run(options, tile, shape, prefix, exponent_bits, activation="relu")
+
+
+@pytest.mark.parametrize("activation", ["none", "clip", "gelu", "silu"])
+def test_epilogues(options, activation):
+    epilogue = {"activation": activation, "alpha": -0.2, "beta": 0.5}
+    for output in (np.float16, np.float32, ml_dtypes.bfloat16):
+        run(options, "64x128", (150, 200, 168), output_dtype=output, **epilogue)
+    run(options, "128x128_turns", (150, 200, 168), "bf16", 7, with_residual=True, **epilogue)
+
+
+@pytest.mark.parametrize("block", [8, 16, 32, 64, 256])
+@pytest.mark.parametrize("tile", ["128x128_turns", "128x256", "64x64_split2"])
+def test_kept_blocks(options, tile, block):
+    for prefix, exponent_bits, features, M in (("fp16", 2, 2048, 300), ("bf16", 6, 1000, 70), ("fp16", 7, 2056, 131)):
+        blocks = -(-features // block)
+        kept = np.sort(np.random.default_rng(block).permutation(blocks)[: max(1, blocks // 2)])
+        index = np.concatenate([np.arange(b * block, min(b * block + block, features)) for b in kept])
+        tiles = [tile] if block >= 64 else [tile, f"{tile}_gathered"]
+        for name in tiles:
+            if "gathered" in name or index.size > 64 or "split" not in name:
+                elimination = {"block": block, "kept": kept.tolist()}
+                run(options, name, (M, index.size, 528), prefix, exponent_bits, features, index, **elimination)
+
+
+def session_of(options, compute="auto", shape=(64, 1024, 1024)):
+    """A session of one node with X of any number of rows, and its operands."""
+    X, packed, bias = case(shape, "deft8:3", np.float16)
+    model = gemm_model(X, packed, bias, compute=compute)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "rows"
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, list(CUDA)), X, packed, bias
+
+
+@pytest.mark.parametrize("compute", ["auto", "packed"])
+def test_any_number_of_rows_in_one_session(options, compute):
+    session, X, packed, bias = session_of(options, compute)
+    for rows in (1, 32, 33, 64, 700, 1, 64):
+        some = np.resize(X, (rows, X.shape[1]))
+        check(session.run(None, {"X": some})[0], reference(some, packed, bias), np.float16)
+
+
+def test_a_copy_lives_as_long_as_a_session_that_needs_it(options):
+    for name in ("auto", "packed", "auto"):
+        session, X, packed, bias = session_of(options, name)
+        again, *_ = session_of(options, name)
+        expected = reference(X, packed, bias)
+        first = session.run(None, {"X": X})[0]
+        check(first, expected, np.float16)
+        del session
+        gc.collect()
+        assert np.array_equal(again.run(None, {"X": X})[0], first)
+
+
+@pytest.mark.parametrize("tile", ["128x64_split2", "64x64_split4"])
+def test_repeated_runs_are_equal(options, tile):
+    X, packed, bias = case((128, 2048, 1000), "deft8:6", np.float16)
+    model = gemm_model(X, packed, bias, compute=name_of("fp16", tile), activation="silu")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, list(CUDA))
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("X", ort_value(X))
+    first = None
+    for _ in range(50):
+        binding.bind_output("Y", "cuda")
+        session.run_with_iobinding(binding)
+        Y = binding.get_outputs()[0].numpy()
+        first = Y if first is None else first
+        assert np.array_equal(Y, first)
