@@ -36,6 +36,8 @@ from families.stream import Stream  # noqa: E402
 from families.tensor_core import Variant  # noqa: E402
 from gemm_sessions import Layers, bound_runner, open_session, packed_model, session_runner, stock_model  # noqa: E402
 
+from deftonnx.formats.gemm_function import PACKED  # noqa: E402
+
 ROUNDS = 7
 MOST_NODES = 256  # in a run
 COLD_WEIGHTS = 80 << 20  # more than the L2 cache holds in 8 bits
@@ -47,7 +49,8 @@ SHAPES = [
 STREAMING = [(8192, 8192), (8192, 28672), (28672, 8192)]  # features of X and of Y
 STREAMED_ROWS = (16, 8, 4, 1)
 CODES = [
-    (64, 1024, 1024), (64, 4096, 4096), (128, 4096, 4096), (256, 4096, 4096), (1024, 1024, 1024), (2048, 2048, 2048),
+    (64, 1024, 1024), (96, 2048, 2048), (200, 1280, 5120), (500, 768, 768), (33, 4096, 4096), (64, 4096, 4096),
+    (128, 4096, 4096), (256, 4096, 4096), (128, 8192, 8192), (1024, 1024, 1024), (2048, 2048, 2048), (4096, 1024, 4096),
     (4096, 4096, 4096), (8192, 3072, 768), (8192, 768, 3072),
 ]  # fmt: skip
 FP8 = [(1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (8192, 8192, 8192), (8192, 3072, 768)]
@@ -182,7 +185,10 @@ def measure_streaming(save: Save) -> list[dict[str, Any]]:
 
 
 def measure_codes(save: Save) -> list[dict[str, Any]]:
-    """8-bit weights against our own 16-bit path where there are more rows of X than are streamed."""
+    """8-bit weights against our own 16-bit path where there are more rows of X than are streamed.
+
+    Also where no unpacked copy of them may be kept ("packed").
+    """
     rows = []
     for (M, K, N), dtype in itertools.product(CODES, ("float16", "bfloat16")):
         count = max(1, min(8, COLD_WEIGHTS // (K * N)))
@@ -192,6 +198,8 @@ def measure_codes(save: Save) -> list[dict[str, Any]]:
             f"deft {name}": session_runner(packed_model(layers, name), layers, packed=True, graph=True)
             for name in (wide, "deft8:3", "deft8:4", "deft8:5")
         }
+        without = packed_model(layers, "deft8:3", PACKED)
+        candidates["deft deft8:3 packed"] = session_runner(without, layers, packed=True, graph=True)
         us = time_together(candidates, layers.nodes, 0.005)
         speed = {name: round(us[f"deft {wide}"][0] / times[0], 3) for name, times in us.items() if "deft8" in name}
         rows.append({"shape": [M, K, N], "dtype": dtype, "layers": layers.nodes, "us": us, "speed_over_16_bit": speed})

@@ -230,14 +230,15 @@ def gemm_codes() -> str:
     content = load("gemm_codes")
     if content is None:
         return NOTHING
-    formats = ("deft8:3", "deft8:4", "deft8:5")
+    formats = ("deft8:3", "deft8:4", "deft8:5", "deft8:3 packed")
     lines = []
     for row in content["codes"]:
         wide = _us(row, "deft half") or _us(row, "deft deft16")
         speeds = [_times(_over(wide, _us(row, f"deft {name}"))) for name in formats]
         lines.append([_shape(row), row["dtype"], _micro(wide), *speeds])
     note = (
-        "Microseconds a layer with 16-bit weights, median, with bias and ReLU, and the speed of 8-bit weights over it. "
+        "Microseconds a layer with 16-bit weights, median, with bias and ReLU, and the speed of 8-bit weights over it;"
+        " packed: without a copy in 16 bits. "
     )
     head = ["M×K×N", "X", "16-bit", *formats]
     return "\n".join([table(head, lines), "", note + source("gemm_codes", content, content["codes"])])
