@@ -26,7 +26,8 @@ constexpr double kBoxRow = 1.25, kSharedBoxRow = 1.1;
 // are told apart by it: those of fewer leave less empty.
 constexpr double kEmptyRow = 3.5;
 constexpr int kFewRows = 64;
-constexpr double kWeightBytes = 2500;  // a nanosecond, of W from device memory, as these kernels read it
+// Bytes of W from device memory a nanosecond, as these kernels read it: by one row of tiles, or by several.
+constexpr double kOnceBytes = 3200, kWeightBytes = 2500;
 // Of the time of a K step, what a block has when it is alone on a multiprocessor made for two.
 constexpr double kAlone = 0.6;
 
@@ -70,7 +71,8 @@ class HopperKernel : public GemmKernel {
     const double end_ns = row_.tile_ns * (CostlyEnd() ? kCostlyEnd : 1);
     const double turns_ns = std::max(product_ns + kHiddenEnd * end_ns, end_ns / 2);
     const double tiles_ns = row_.turns ? rounds * turns_ns + end_ns : rounds * (product_ns + end_ns);
-    const double weight_ns = 2.0 * node_.spec.N * node_.spec.K / kWeightBytes;
+    const double weight_bytes = 2.0 * node_.spec.N * node_.spec.K;
+    const double weight_ns = weight_bytes / (M <= row_.block_m ? kOnceBytes : kWeightBytes);
     // where reading W is what takes time, the less there is to do beside it the better
     return row_.fixed_ns + std::max(tiles_ns, weight_ns) + 0.05 * tiles_ns + EmptyRows(M) * kEmptyRow;
   }

@@ -22,6 +22,9 @@ constexpr double kCostlyEnd = 2.5;
 // where a pair shares them.
 constexpr double kBoxRow = 1.25, kSharedBoxRow = 1.1;
 constexpr double kWeightBytes = 2500;  // a nanosecond, of W from device memory
+// So many ns for a row that a tile of up to kFewRows rows loads beyond the last of X; the rest hide them.
+constexpr double kEmptyRow = 2.5;
+constexpr int kFewRows = 128;
 // Of the time of a K step, what a block has when it is alone on a multiprocessor made for two.
 constexpr double kAlone = 0.8;
 
@@ -81,7 +84,7 @@ class HopperCodesKernel : public GemmKernel {
     const double end_ns = row_.tile_ns * (costly ? kCostlyEnd : 1);
     const double tiles_ns = CeilDivide(cells, Clusters()) * (product_ns + end_ns);
     const double weight_ns = static_cast<double>(node_.spec.N) * node_.spec.K / kWeightBytes;
-    return row_.fixed_ns + std::max(tiles_ns, weight_ns);
+    return row_.fixed_ns + std::max(tiles_ns, weight_ns) + EmptyRows(M) * kEmptyRow;
   }
 
   void Launch(const GemmCall& call) const override {
@@ -121,6 +124,13 @@ class HopperCodesKernel : public GemmKernel {
     argument_.mask = 0x80008000u | 0x7f007f00u >> decoding.shift;
     argument_.factor = decoding.factor;
     argument_.sum_factor = decoding.accumulator_scale;
+  }
+
+  // Rows beyond the last of X that a block loads with its last row tile.
+  double EmptyRows(int64_t M) const {
+    if (row_.block_m > kFewRows) return 0;
+    const int64_t steps = CeilDivide(CeilDivide(node_.spec.K, kStepK), row_.splits);
+    return static_cast<double>((CeilDivide(M, row_.block_m) * row_.block_m - M) * steps);
   }
 
   unsigned ClusterSize() const { return (row_.pair ? 2 : 1) * row_.splits; }

@@ -21,6 +21,9 @@ namespace {
 // more.
 constexpr int64_t kMostBytes = 50 << 20;
 constexpr int64_t kFewRows = 32;  // for which reading W is what costs, codes being half of it
+// Of an estimate, what counts where there is a copy: both families' err by some percent, and the kernels of
+// 16-bit weights are what a copy is kept for.
+constexpr double kPreferred = 0.95;
 const std::string kSuffix = "_unpacked";
 
 bool EndsInSuffix(const std::string& name) {
@@ -96,15 +99,18 @@ struct Unpacked {
 
 class UnpackedKernel : public GemmKernel {
  public:
-  UnpackedKernel(std::shared_ptr<const Unpacked> unpacked, std::unique_ptr<GemmKernel> kernel)
-      : unpacked_(std::move(unpacked)), kernel_(std::move(kernel)), name_(kernel_->Name() + kSuffix) {}
+  UnpackedKernel(std::shared_ptr<const Unpacked> unpacked, std::unique_ptr<GemmKernel> kernel, double counts)
+      : unpacked_(std::move(unpacked)),
+        kernel_(std::move(kernel)),
+        name_(kernel_->Name() + kSuffix),
+        counts_(counts) {}
 
   const char* Name() const override { return name_.c_str(); }
   const char* MeasuredAs() const override { return kernel_->Name(); }  // with 16-bit weights
 
   double Nanoseconds(int64_t M) const override {
     const bool asked = !unpacked_->node.spec.kernel.empty();
-    return M > kFewRows || asked ? kernel_->Nanoseconds(M) : kRefused;
+    return M > kFewRows || asked ? counts_ * kernel_->Nanoseconds(M) : kRefused;
   }
 
   size_t ScratchBytes(int64_t M) const override { return kernel_->ScratchBytes(M); }
@@ -114,6 +120,7 @@ class UnpackedKernel : public GemmKernel {
   std::shared_ptr<const Unpacked> unpacked_;  // which the kernel refers to
   std::unique_ptr<GemmKernel> kernel_;
   std::string name_;
+  double counts_;  // of its time
 };
 
 }  // namespace
@@ -135,7 +142,7 @@ GemmKernels UnpackedKernels(const GemmNode& node, bool keep) {
   GatheredKernels(unpacked->node, {HopperKernels}, multiplying);
   GemmKernels kernels;
   for (std::unique_ptr<GemmKernel>& kernel : multiplying) {
-    kernels.push_back(std::make_unique<UnpackedKernel>(unpacked, std::move(kernel)));
+    kernels.push_back(std::make_unique<UnpackedKernel>(unpacked, std::move(kernel), keep ? kPreferred : 1));
   }
   return kernels;
 }
