@@ -26,8 +26,9 @@ constexpr double kBoxRow = 1.25, kSharedBoxRow = 1.1;
 // are told apart by it: those of fewer leave less empty.
 constexpr double kEmptyRow = 3.5;
 constexpr int kFewRows = 64;
-// Bytes of W from device memory a nanosecond, as these kernels read it: by one row of tiles, or by several.
-constexpr double kOnceBytes = 3200, kWeightBytes = 2500;
+constexpr double kWeightBytes = 2500;  // a nanosecond, of W from device memory, as these kernels read it
+// The same with up to kFewRows rows of X, and what is lost at the start.
+constexpr double kFewRowsBytes = 3800, kFewRowsStart = 1700;
 // Of the time of a K step, what a block has when it is alone on a multiprocessor made for two.
 constexpr double kAlone = 0.6;
 
@@ -71,10 +72,9 @@ class HopperKernel : public GemmKernel {
     const double end_ns = row_.tile_ns * (CostlyEnd() ? kCostlyEnd : 1);
     const double turns_ns = std::max(product_ns + kHiddenEnd * end_ns, end_ns / 2);
     const double tiles_ns = row_.turns ? rounds * turns_ns + end_ns : rounds * (product_ns + end_ns);
-    const double weight_bytes = 2.0 * node_.spec.N * node_.spec.K;
-    const double weight_ns = weight_bytes / (M <= row_.block_m ? kOnceBytes : kWeightBytes);
     // where reading W is what takes time, the less there is to do beside it the better
-    return row_.fixed_ns + std::max(tiles_ns, weight_ns) + 0.05 * tiles_ns + EmptyRows(M) * kEmptyRow;
+    return row_.fixed_ns + std::max(tiles_ns, WeightNanoseconds(M)) + 0.05 * tiles_ns +
+           EmptyRows(M) * kEmptyRow;
   }
 
   void Launch(const GemmCall& call) const override {
@@ -101,6 +101,11 @@ class HopperKernel : public GemmKernel {
 
   bool CostlyEnd() const {
     return node_.spec.has_residual || node_.spec.activation.curve != Activation::kLinear;
+  }
+
+  double WeightNanoseconds(int64_t M) const {
+    const double bytes = 2.0 * node_.spec.N * node_.spec.K, ns = bytes / kWeightBytes;
+    return M <= kFewRows ? std::min(ns, kFewRowsStart + bytes / kFewRowsBytes) : ns;
   }
 
   // Rows beyond the last of X that a block loads with its last row tile, for tiles that are to be filled.

@@ -9,6 +9,8 @@
 namespace deftonnx {
 namespace {
 
+constexpr double kElementBytes = 250;  // a nanosecond, of W where its elements are loaded one by one
+
 // How X and W meet on the tensor core.
 struct Route {
   Operands operands;
@@ -66,7 +68,11 @@ class TensorCoreKernel : public GemmKernel {
     const int64_t waves = CeilDivide(tiles, node_.multiprocessors * most);
     const int64_t resident = std::min(most, CeilDivide(tiles, node_.multiprocessors));
     const double step_ns = row_.step_ns * resident / most;
-    return waves * (row_.fixed_ns + CeilDivide(node_.spec.K, row_.block_k) * step_ns);
+    const double ns = waves * (row_.fixed_ns + CeilDivide(node_.spec.K, row_.block_k) * step_ns);
+    if (row_.loader != Loader::kElement) return ns;
+    const double bytes =
+        static_cast<double>(node_.spec.N) * node_.spec.K * ElementBytes(node_.spec.weight_type);
+    return std::max(ns, bytes / kElementBytes);
   }
 
   void Launch(const GemmCall& call) const override {

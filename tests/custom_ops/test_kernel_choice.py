@@ -70,6 +70,15 @@ def test_tall_tiles_that_share_out_K_are_for_rows_that_fill_them(kernels, manife
     assert {M for M, name in fastest.items() if "128x64_split2" in name} == {128}
 
 
+@pytest.mark.parametrize(("name", "x_type"), [("half", TensorProto.FLOAT16), ("deft16", TensorProto.BFLOAT16)])
+@pytest.mark.parametrize(("K", "N"), [(64, 64), (1024, 1024), (4096, 14336), (8192, 8192), (1000, 24)])
+def test_16_bit_weights_are_for_wgmma(manifest, fastest, name, x_type, K, N):
+    """Also those of any size: the kernel that loads element by element takes ten times as long."""
+    found = fastest([33, 64, 65, 128, 500, 4096], K, N, name, x_type)
+    assert len(found) == 6
+    assert all("_hopper_" in kernel for kernel in found.values())
+
+
 def test_other_files_have_no_manifest(tmp_path):
     for content in (b"", b"no library", b"deftonnx-manifest:{}\0", b"deftonnx-manifest:{"):
         (tmp_path / "file").write_bytes(content)
