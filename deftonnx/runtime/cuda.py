@@ -63,9 +63,10 @@ class Device:
     memory_bytes: int
 
 
-def devices() -> list[Device]:
+@functools.cache
+def devices() -> tuple[Device, ...]:
     """The GPUs that the driver shows to this process."""
-    return [_device(i) for i in range(device_count())]
+    return tuple(_device(i) for i in range(device_count()))
 
 
 def _device(index: int) -> Device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import mmap
 from dataclasses import dataclass
@@ -32,17 +33,24 @@ class Manifest:
 def read_manifest(library: str | Path) -> Manifest:
     """Return the manifest inside `library`. Raises UnsupportedError if that has none."""
     try:
-        with (
-            Path(library).open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        ):
-            start = content.find(_MARK) + len(_MARK)
-            end = content.find(b"\0", start)
-            text = content[start:end] if start >= len(_MARK) and end > start else b""
-        fields = json.loads(text)
-        kernels = {int(architecture): names for architecture, names in fields["kernels"].items()}
-        return Manifest(fields["version"], fields["fingerprint"], kernels)
+        state = Path(library).stat()
+        return _read(library, state.st_mtime_ns, state.st_size)
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedError(
             f"'{library}' is not an operator library of DeftONNX, or one without manifest"
         ) from error
+
+
+@functools.lru_cache(maxsize=1)
+def _read(library: str | Path, modified_ns: int, size: int) -> Manifest:
+    """The manifest of a file in that state: every session of a process asks for it."""
+    with (
+        Path(library).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        start = content.find(_MARK) + len(_MARK)
+        end = content.find(b"\0", start)
+        text = content[start:end] if start >= len(_MARK) and end > start else b""
+    fields = json.loads(text)
+    kernels = {int(architecture): names for architecture, names in fields["kernels"].items()}
+    return Manifest(fields["version"], fields["fingerprint"], kernels)

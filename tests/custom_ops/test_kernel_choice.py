@@ -86,6 +86,13 @@ def test_other_files_have_no_manifest(tmp_path):
             read_manifest(tmp_path / "file")
 
 
+def test_a_library_made_anew_has_its_own_manifest(tmp_path):
+    for version in ("1.0", "1.0.1"):
+        fields = f'{{"version": "{version}", "fingerprint": "0", "kernels": {{}}}}'
+        (tmp_path / "file").write_text(f"deftonnx-manifest:{fields}\0")
+        assert read_manifest(tmp_path / "file").version == version
+
+
 def test_kernels_are_those_of_the_library_the_fastest_first(manifest, kernels):
     found = kernels([1, 4096])
     assert {k.kernel for k in found} <= set(manifest.kernels[90])
