@@ -3,12 +3,12 @@
     python benchmarks/models.py --output benchmarks/results/<gpu>/models.json [--models resnet50 …] [--batches 64 1]
         [--variants NAME …] [--folder DIR] [--prepare] [--prepared] [--no-compile] [--limit SECONDS]
 
-Every model is exported on the spot (networks.py) and written in each form, all models side by side. --prepare does
-only that, into --folder, and fills torch.compile's cache; --prepared measures what is there. All variants of one batch
-size run in turn in one process, with inputs and outputs on the GPU and CUDA graphs on; a variant that cannot be
-captured runs without, and says so. Figures are milliseconds a run: median, least and most. At batch 64 every session is
-made twice: the seconds that the second one takes and the GPU memory that it holds are recorded as well. The file is
-written after every model; with --limit no model is begun after so many seconds.
+Every model is exported on the spot (networks.py) and written in each form, all models side by side. --prepare does only
+that, into --folder, and fills torch.compile's cache; --prepared measures what is there. All variants of one batch size
+run in turn in one process, with inputs and outputs on the GPU and CUDA graphs on; a variant that cannot be captured
+runs without, and says so. Figures are milliseconds a run: median, least and most. At batch 64 it is recorded as well
+how many seconds a session takes to make and how much GPU memory it holds. The file is written after every model; with
+--limit no model is begun after so many seconds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ COMPILED = "torch.compile fp16"
 LEAST_COMPILED = 64
 """The batch from which on torch.compile is measured: it takes half a minute a network and batch."""
 FOOTPRINT = 64
-"""The batch at which sessions are made twice, see deftonnx/runtime/footprint.py."""
+"""The batch at which sessions are measured themselves, see deftonnx/runtime/footprint.py."""
 VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
     "ort fp32": ("fp32", {"use_tf32": "0"}),
     "ort tf32": ("fp32", {}),
