@@ -2,6 +2,7 @@
 
 import ml_dtypes
 import numpy as np
+import onnxruntime
 import pytest
 from gemm_model import DTYPES, run_gemm
 from pool_model import POOLS, case
@@ -11,6 +12,7 @@ from deftonnx.formats.packed import FormatError
 from deftonnx.formats.pool_function import pool_attributes
 
 TOLERANCE = {np.float32: 1e-6, np.float16: 5e-4, ml_dtypes.bfloat16: 4e-3}
+RUNTIME = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 
 
 def check(Y, expected, dtype):
@@ -29,6 +31,8 @@ def test_kernel(options, name, dtype):
 @pytest.mark.parametrize("opset", [13, 17, 19, 21])
 @pytest.mark.parametrize("name", POOLS)
 def test_function_body(name, opset):
+    if POOLS[name][3].get("ceil_mode") and name.startswith("average") and opset < 19 and RUNTIME < (1, 29):
+        pytest.skip("ONNX Runtime before 1.29 averages wrongly where ceil_mode adds a window")
     X, model, expected = case(name, np.float16, opset=opset)
     check(run_gemm(model, X), expected, np.float16)
 
