@@ -15,10 +15,11 @@ from deftonnx.elimination.choice import CRITERIA, Choice
 from deftonnx.elimination.groups import CHANNEL, ELEMENT, HEAD, Granularity
 from deftonnx.elimination.refit import REFITS
 from deftonnx.errors import UsageError
+from deftonnx.formats.conv_function import OPERATOR as DEFT_CONV
 from deftonnx.formats.functions import OLDEST_OPSET
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.layers.conv import ConvLayer
-from deftonnx.layers.linear import stored
+from deftonnx.layers.linear import stored, unused_name
 from deftonnx.plan import LayerPlan, Plan
 from deftonnx.rewrite import pack, packed_conv
 from deftonnx.rewrite.absorb import Source, absorbable
@@ -272,11 +273,12 @@ def record(
     entries = []
     for item in found:
         choice = chosen.get(item.name)
-        if choice is None and item.name in known:  # whose sizes are those of the model before that run
-            entry = known[item.name]
-            entries.append(
-                entry if entry.kept or entry.format not in (None, FP32) else replace(entry, reason=reasons[item.name])
-            )
+        packed = item.op == DEFT_CONV
+        earlier_name = item.name.removesuffix(unused_name("")) if packed else item.name
+        if choice is None and earlier_name in known:  # whose sizes are those of the model before that run
+            entry = known[earlier_name]
+            done = packed or entry.kept or entry.format not in (None, FP32)
+            entries.append(entry if done else replace(entry, reason=reasons[item.name]))
             continue
         entry = LayerPlan(item.name, item.op)
         if isinstance(item, LinearLayer):

@@ -264,6 +264,15 @@ def test_excluded_convolutions_are_not_packed(exclusion: dict[str, Any]) -> None
     assert not any("matches no layer" in warning for warning in result.report.warnings)
 
 
+@pytest.mark.parametrize("preset", ["dense16", "balanced"])
+def test_packed_convolutions_keep_their_entries_of_the_plan(preset: str) -> None:
+    options: dict[str, Any] = {"calib_data": images(), "preset": preset, "decide_by": "nothing", "measure": False}
+    first = deftonnx.optimize(convolutional(), **options)
+    second = deftonnx.optimize(first.model, **options)
+    assert second.plan.layers == first.plan.layers
+    assert [node.op_type for node in second.model.graph.node] == [node.op_type for node in first.model.graph.node]
+
+
 def test_types_that_numpy_lacks_are_no_news_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     G_LOGGER.once_logged.clear()
     text = "graph (float[N,16,6,6] x) => (float[N,8,a,b] y) <float[8,16,3,3] w> { y = Conv (x, w) }"
