@@ -263,6 +263,35 @@ def test_weights_beyond_the_range_of_float16(options):
         check(Y, reference(X, packed, bias, SAME), np.float16)
 
 
+MOST_TAPS = {  # a list of vectors tells 31 taps of a filter apart
+    "row": ((5, 40), 64, 264, Window.of((1, 31), pads=(0, 15, 0, 15))),
+    "column": ((40, 5), 64, 264, Window.of((31, 1), pads=(15, 0, 15, 0))),
+    "1d": ((50,), 64, 264, Window.of((31,), strides=(2,), pads=(20, 20))),
+}
+
+
+@pytest.mark.parametrize("layer", MOST_TAPS)
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "block", "density"),
+    [
+        ("128x256_vectors", np.float16, 8, 0.5),
+        ("128x256_vectors_split2", ml_dtypes.bfloat16, 16, 0.3),
+        ("128x128_turns_vectors", ml_dtypes.bfloat16, 8, 1),
+    ],
+)
+def test_vectors_of_as_many_taps_as_a_list_tells_apart(options, layer, kernel, dtype, block, density):
+    how = {"compute": f"hopper_{kernel}", "block": block, "density": density}
+    run_case(options, 31, MOST_TAPS[layer], dtype, "deft16", **how)
+
+
+@pytest.mark.parametrize("window", [Window.of((4, 8), pads=(2, 4, 1, 3)), Window.of((1, 32), pads=(0, 16, 0, 15))])
+def test_vectors_of_more_taps(options, window):
+    layer = ((9, 40), 64, 264, window)
+    run_case(options, 32, layer, np.float16, "half", compute="auto", block=8)
+    with pytest.raises(Exception, match="no kernel 'fp16_hopper_128x256_vectors'"):
+        run_case(options, 32, layer, np.float16, "half", compute="hopper_128x256_vectors", block=8)
+
+
 def test_an_empty_batch(options):
     X, packed, bias, _ = conv_case(16, *LAYERS["3x3"], "half", np.float16, batch=0)
     assert run_gemm(conv_model(X, packed, bias, SAME), X, None, options, CUDA).size == 0

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import onnxruntime
 import pytest
-from gemm_model import gemm_model, reference, run_gemm
+from gemm_model import gemm_model, ort_value, reference, run_gemm
 
 from deftonnx.formats import pack_weight
 
@@ -56,6 +56,20 @@ def check_kernel(options, kernel, shape, dtype, name, features=None, index=None,
     Y = run_gemm(model, X, residual, options, CUDA)
     seen = X if index is None else X[:, index]
     check(Y, reference(seen, packed, bias, residual=residual, **epilogue), attributes.get("output_dtype", dtype))
+
+
+def check_repeats(options, model, X, runs):
+    """So many runs give the same bits."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, list(CUDA))
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("X", ort_value(X))
+    first = None
+    for _ in range(runs):
+        binding.bind_output("Y", "cuda")
+        session.run_with_iobinding(binding)
+        Y = binding.get_outputs()[0].numpy()
+        first = Y if first is None else first
+        assert np.array_equal(Y, first)
 
 
 # kernels for few rows: those before compute capability 9.0, and those from there on

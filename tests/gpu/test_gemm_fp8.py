@@ -2,11 +2,10 @@
 
 import ml_dtypes
 import numpy as np
-import onnxruntime
 import pytest
 from gemm_cases import Case, failure, run_cases
-from gemm_model import DTYPES, gemm_model, ort_value, reference, run_gemm
-from test_gemm import CUDA, gpu_capability
+from gemm_model import DTYPES, gemm_model, reference, run_gemm
+from test_gemm import CUDA, check_repeats, gpu_capability
 
 from deftonnx.formats import PackedWeight, pack_weight
 from deftonnx.formats.activation import ACTIVATIONS
@@ -147,13 +146,4 @@ def test_a_code_that_fp8_has_no_value_for_is_refused(options):
 def test_repeated_runs_are_equal(hopper, options, kernel):
     one = case("", (500, 2048, 1000), np.float16)
     model = gemm_model(one.X, one.packed, one.bias, compute=f"fp8_hopper_{kernel}", activation="silu")
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, list(CUDA))
-    binding = session.io_binding()
-    binding.bind_ortvalue_input("X", ort_value(one.X))
-    first = None
-    for _ in range(100):
-        binding.bind_output("Y", "cuda")
-        session.run_with_iobinding(binding)
-        Y = binding.get_outputs()[0].numpy()
-        first = Y if first is None else first
-        assert np.array_equal(Y, first)
+    check_repeats(options, model, one.X, 100)

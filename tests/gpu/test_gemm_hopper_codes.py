@@ -2,10 +2,9 @@
 
 import ml_dtypes
 import numpy as np
-import onnxruntime
 import pytest
-from gemm_model import gemm_model, ort_value, reference, run_gemm
-from test_gemm import CUDA, case, check, check_kernel, gpu_capability
+from gemm_model import gemm_model, reference, run_gemm
+from test_gemm import CUDA, case, check, check_kernel, check_repeats, gpu_capability
 
 from deftonnx.formats.packed import PackedWeight
 
@@ -113,13 +112,4 @@ def test_wide_rows_stay_exact(options, exponent_bits):
 def test_repeated_runs_are_equal(options, kernel):
     X, packed, bias = case((500, 2048, 1000), "deft8:6", np.float16)
     model = gemm_model(X, packed, bias, compute=f"fp16_u8_hopper_{kernel}", activation="silu")
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, list(CUDA))
-    binding = session.io_binding()
-    binding.bind_ortvalue_input("X", ort_value(X))
-    first = None
-    for _ in range(100):
-        binding.bind_output("Y", "cuda")
-        session.run_with_iobinding(binding)
-        Y = binding.get_outputs()[0].numpy()
-        first = Y if first is None else first
-        assert np.array_equal(Y, first)
+    check_repeats(options, model, X, 100)
