@@ -1,11 +1,13 @@
 // DeftGemm for few rows of X: streams the weights through shared memory at the speed of device memory (sm_90
 // and newer).
 //
-// A block owns 32 * row_warps output features. One warp brings their codes through a ring of stages by tensor
-// map, 128 bytes of every row at a time; kLoaders warps bring the same features of X, in the order and type
-// the tensor core wants; row_warps * k_warps warps multiply, those of one k_warp taking every k_warps-th
-// stage. Weights are constants, so their ring fills before the kernel waits for the one ahead of it in the
-// stream (programmatic dependent launch): the next layer's weights travel while this layer ends.
+// A block owns 32 * row_warps output features. One warp brings their codes through a ring
+// of stages by tensor map, 128 bytes of every row at a time; kLoaders warps bring the same features of X, in
+// the order and type the tensor core wants; row_warps * k_warps warps multiply, those of one k_warp taking
+// every k_warps-th stage. Weights are constants, so their ring fills before the kernel waits for the one
+// ahead of it in the stream (programmatic dependent launch): the next layer's weights travel while this layer
+// ends. The next kernel may start when this one has half a ring's loads left to issue: were it earlier, its
+// blocks would take the places that the first of this one's leave, and some multiprocessors have two of them.
 //
 // W is the left operand of mma.m16n8k16 and Xᵀ the right one. The order of k within a product is free as long
 // as both sides agree: lane (g, t) multiplies 16 consecutive bytes of W of rows g and g + 8, and the same k
@@ -18,6 +20,7 @@
 #include <cstdint>
 
 #include "activate_all.cuh"
+#include "ptx_cluster.cuh"
 #include "ptx_hopper.cuh"
 #include "stream_operands.cuh"
 
@@ -28,6 +31,7 @@ constexpr int kFirstConsumer = 1 + kLoaders;  // after the warp that brings W
 constexpr int kGroups = 2;                    // of 16 output features a consumer warp multiplies
 constexpr int kWarpRows = 16 * kGroups;
 constexpr int kRowsAtOnce = 4;  // of X, that a thread ends together
+constexpr int kPartBytes = 32 * kRowsAtOnce * 4;
 
 struct Problem {
   ptx::TensorMap w;  // boxes (32 * row_warps, 128 bytes), swizzled
@@ -46,7 +50,8 @@ struct Problem {
   int k_warps;  // a power of two
   int stages;
   int cluster;           // blocks that share K: a power of two
-  int constants_offset;  // of scale and bias in shared memory, behind the ring and the sums
+  int constants_offset;  // of scale and bias in shared memory, and a barrier, behind the ring
+  int parts_offset;      // of the sums: the ring's place, or behind the constants if other blocks send some
 };
 
 // Where in the ring of stages a warp is.
@@ -67,6 +72,8 @@ struct Kernel {
   static constexpr int kXPieces = kStep / 8;  // 16-byte pieces of a row of X
   static constexpr int kXBytes = kM * kStep * 2;
 
+  using Sums = float[kGroups][M_TILES][4];
+
   const Problem& p;
   unsigned char* memory;
   int rank, first_row, steps;
@@ -83,6 +90,8 @@ struct Kernel {
   __device__ uint32_t empty(int s) const { return full(s) + p.stages * 8; }
   __device__ float* scale() const { return reinterpret_cast<float*>(memory + p.constants_offset); }
   __device__ float* bias() const { return scale() + rows(); }
+  // full when the cluster's sums have come
+  __device__ uint32_t parts_full() const { return ptx::shared_address(bias() + rows()); }
   __device__ int first_k(int step) const { return (step * p.cluster + rank) * kStep; }
   // pieces that are read together lie in different banks
   static __device__ int x_slot(int row, int piece) {
@@ -103,13 +112,19 @@ struct Kernel {
       ptx::barrier_init(full(s), 1 + 32);  // the thread that brings W and those that bring X
       ptx::barrier_init(empty(s), 32 * p.row_warps);
     }
+    if (p.cluster > 1) ptx::barrier_init(parts_full(), 1);
     ptx::fence_barrier_init();
+    if (p.cluster > 1) ptx::barrier_arrive_expect(parts_full(), sources() * own_units() * kPartBytes);
     for (int i = 0; i < min(steps, p.stages); ++i) load_w(i, i);
   }
+
+  // Loads of W that are issued when the next kernel may start: all but half a ring's.
+  __device__ int loads_before_next() const { return steps - p.stages / 2; }
 
   __device__ void bring_w() const {
     Position at;
     for (int i = p.stages; i < steps; ++i, at.advance(1, p.stages)) {
+      if (i == loads_before_next()) ptx::launch_dependents();
       ptx::barrier_wait(empty(at.slot), at.phase);
       load_w(i, at.slot);
     }
@@ -121,41 +136,46 @@ struct Kernel {
     return (p.kept[k >> p.block_shift] << p.block_shift) + (k & ((1 << p.block_shift) - 1));
   }
 
-  // By one of kLoaders warps: every kLoaders-th stage, the next one's loads under way while it stores this
-  // one's.
+  // By one of kLoaders warps: every kLoaders-th stage, the next kAhead ones' loads under way while it stores
+  // this one's.
   __device__ void bring_x(int loader, int lane) const {
     constexpr int kRowsALoad = 32 / kXPieces, kLoads = kM / kRowsALoad;
+    constexpr int kAhead = kLoads > 8 ? 1 : 2;  // as many as registers hold
     const int piece = lane % kXPieces, first = lane / kXPieces;
-    XPiece<XType> pieces[kLoads];
-    const auto load = [&](int i) {
+    XPiece<XType> pieces[kAhead][kLoads];
+    const auto load = [&](XPiece<XType>(&into)[kLoads], int i) {
       const int k = first_k(i) + piece * 8;
       const bool inside = i < steps && k < p.K;
       const XType* column = static_cast<const XType*>(p.x) + (inside ? x_column(k) : 0);
 #pragma unroll
       for (int q = 0; q < kLoads; ++q) {
         const int row = first + q * kRowsALoad;
-        pieces[q].load(column + static_cast<size_t>(row) * p.features, inside && row < p.M);
+        into[q].load(column + static_cast<size_t>(row) * p.features, inside && row < p.M);
       }
     };
     Position at;
     at.advance(loader, p.stages);
-    load(loader);
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) load(pieces[a], loader + a * kLoaders);
     __syncthreads();  // the barriers are ready
 #pragma unroll 1
-    for (int i = loader; i < steps; i += kLoaders, at.advance(kLoaders, p.stages)) {
-      ptx::barrier_wait(empty(at.slot), at.phase ^ 1);
-      uint4* stage = x_stage(at.slot);
+    for (int i = loader; i < steps; i += kAhead * kLoaders) {
 #pragma unroll
-      for (int q = 0; q < kLoads; ++q) {
-        const int row = first + q * kRowsALoad;
-        stage[row * kXPieces + x_slot(row, piece)] = pieces[q].template ordered<CODE_BYTES == 1>();
+      for (int a = 0; a < kAhead; ++a) {
+        if (i + a * kLoaders >= steps) break;
+        ptx::barrier_wait(empty(at.slot), at.phase ^ 1);
+        uint4* stage = x_stage(at.slot);
+#pragma unroll
+        for (int q = 0; q < kLoads; ++q) {
+          const int row = first + q * kRowsALoad;
+          stage[row * kXPieces + x_slot(row, piece)] = pieces[a][q].template ordered<CODE_BYTES == 1>();
+        }
+        ptx::barrier_arrive(full(at.slot));
+        at.advance(kLoaders, p.stages);
+        load(pieces[a], i + (a + kAhead) * kLoaders);
       }
-      ptx::barrier_arrive(full(at.slot));
-      load(i + kLoaders);
     }
   }
-
-  using Sums = float[kGroups][M_TILES][4];
 
   __device__ void multiply_stage(Sums& sums, const Decoder<Operand, CODE_BYTES>& decoder, int slot,
                                  int row_warp, int g, int t) const {
@@ -203,97 +223,91 @@ struct Kernel {
     for (int i = k_warp; i < steps; i += p.k_warps, at.advance(p.k_warps, p.stages)) {
       ptx::barrier_wait(full(at.slot), at.phase);
       multiply_stage(sums, decoder, at.slot, row_warp, lane / 4, lane % 4);
+      ptx::fence_async_proxy();  // or the copy engine refills the stage ahead of the last reads
       ptx::barrier_arrive(empty(at.slot));
     }
   }
 
-  // Sums of a k_warp, (kM, rows): they take the place of the stages. The 4 keep lanes that store in other
-  // banks.
-  __device__ float* partial(int k_warp, int m) const {
-    return reinterpret_cast<float*>(memory) + (k_warp * kM + m) * (rows() + 4);
+  // Sums are added up and ended in units of 32 output features and kRowsAtOnce rows of X, by the blocks of
+  // the cluster in turn. Each unit gets a part, (32, kRowsAtOnce), from every source: k_warp of a block.
+  __device__ int sources() const { return p.cluster * p.k_warps; }
+  __device__ int units() const { return p.row_warps * ((p.M + kRowsAtOnce - 1) / kRowsAtOnce); }
+  __device__ int own_units() const { return (units() - rank + p.cluster - 1) / p.cluster; }
+  __device__ uint32_t part(int unit, int source) const {
+    return ptx::shared_address(memory) + p.parts_offset +
+           (unit / p.cluster * sources() + source) * kPartBytes;
   }
 
-  __device__ void store_partial(const Sums& sums, int row_warp, int k_warp, int lane) const {
-    const int g = lane / 4, t = lane % 4;
+  // From registers to the block that ends the unit: no block waits for another but by the count of bytes.
+  __device__ void send(const Sums& sums, int row_warp, int k_warp, int lane) const {
+    const int g = lane / 4, t = lane % 4, source = rank * p.k_warps + k_warp;
 #pragma unroll
-    for (int r = 0; r < kGroups; ++r) {
+    for (int m = 0; m < M_TILES; ++m) {
+      const int row_of_x = m * 8 + t * 2, unit = row_of_x / kRowsAtOnce * p.row_warps + row_warp;
+      if (unit >= units()) continue;
+      const int owner = unit & (p.cluster - 1);
+      const uint32_t place = part(unit, source) + (w_row(g) * kRowsAtOnce + row_of_x % kRowsAtOnce) * 4;
+      const uint32_t to = ptx::address_at(place, owner), barrier = ptx::address_at(parts_full(), owner);
 #pragma unroll
-      for (int m = 0; m < M_TILES; ++m) {
+      for (int r = 0; r < kGroups; ++r) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int row = row_warp * kWarpRows + r * 16 + i / 2 * 8 + w_row(g);
-          partial(k_warp, m * 8 + t * 2 + i % 2)[row] = sums[r][m][i];
+        for (int h = 0; h < 2; ++h) {
+          const int offset = (r * 16 + h * 8) * kRowsAtOnce * 4;
+          const float* two = &sums[r][m][h * 2];
+          if (p.cluster > 1) {
+            ptx::store_at(to + offset, two[0], two[1], barrier);
+          } else {
+            ptx::store_shared(place + offset, two[0], two[1]);
+          }
         }
       }
     }
   }
 
-  // Adds up and ends 32 output features of kRowsAtOnce rows of X a warp at a time; the cluster's blocks take
-  // turns. At the end of a short kernel every branch and every wait counts: loads go together, decisions are
-  // made once.
+  // At the end of a short kernel every branch and every wait counts: loads go together, decisions are made
+  // once.
   __device__ void finish(int warp, int warps, int lane) const {
-    int row_warp = rank * warps + warp, m = 0;
 #pragma unroll 1
-    for (;; row_warp += p.cluster * warps) {
-      while (row_warp >= p.row_warps) row_warp -= p.row_warps, m += kRowsAtOnce;
-      if (m >= p.M) return;
-      const int row = row_warp * 32 + lane, n = first_row + row;
+    for (int unit = rank + p.cluster * warp; unit < units(); unit += p.cluster * warps) {
+      const int m = unit / p.row_warps * kRowsAtOnce, row = unit % p.row_warps * 32 + lane;
       const float factor = scale()[row] * p.accumulator_scale, offset = bias()[row];
       float z[kRowsAtOnce] = {};
-      if (p.cluster == 1) {
-        add_own(z, partial(0, m) + row);
-      } else {
-        add_cluster(z, partial(0, m) + row);
-      }
+      if (p.cluster > 1) ptx::barrier_wait(parts_full(), 0);
+      add_parts(z, part(unit, 0) + lane * kRowsAtOnce * 4);
 #pragma unroll
       for (int i = 0; i < kRowsAtOnce; ++i) z[i] = z[i] * factor + offset;
-      const Rows<kRowsAtOnce> y{static_cast<size_t>(m) * p.N + n, p.N, n < p.N ? p.M - m : 0};
+      const int n = first_row + row, wanted = n < p.N ? p.M - m : 0;
+      const Rows<kRowsAtOnce> y{static_cast<size_t>(m) * p.N + n, p.N, wanted};
       if (p.residual != nullptr) add_rows(p.residual, p.epilogue.y_type, y, z);
       activate_all(p.epilogue, z);
       store_rows(p.y, p.epilogue.y_type, y, z);
     }
   }
 
-  // z += the k_warps' sums of neighbouring rows of X, from `first` on.
-  __device__ void add_own(float (&z)[kRowsAtOnce], const float* first) const {
-    const int row_of_x = rows() + 4;
-#pragma unroll 1
-    for (int q = 0; q < p.k_warps; ++q, first += kM * row_of_x) {
-#pragma unroll
-      for (int i = 0; i < kRowsAtOnce; ++i) z[i] += first[i * row_of_x];
-    }
-  }
-
-  // The same over all blocks of the cluster.
-  __device__ void add_cluster(float (&z)[kRowsAtOnce], const float* first) const {
-    const int row_of_x = rows() + 4;
-#pragma unroll 1
-    for (int r = 0; r < p.cluster; ++r) {
-      uint32_t sum = ptx::address_at(ptx::shared_address(first), r);
-#pragma unroll 1
-      for (int q = 0; q < p.k_warps; ++q, sum += 4 * kM * row_of_x) {
-#pragma unroll
-        for (int i = 0; i < kRowsAtOnce; ++i) z[i] += ptx::load_float_at(sum + 4 * i * row_of_x);
-      }
+  // z += one feature's sums of neighbouring rows of X from all sources, from `first` on.
+  __device__ void add_parts(float (&z)[kRowsAtOnce], uint32_t first) const {
+#pragma unroll 4
+    for (int source = 0; source < sources(); ++source, first += kPartBytes) {
+      const float4 part = ptx::load_shared(first);
+      z[0] += part.x, z[1] += part.y, z[2] += part.z, z[3] += part.w;
     }
   }
 
   __device__ void run() const {
     const int warp = threadIdx.x / 32, warps = blockDim.x / 32, lane = threadIdx.x % 32;
-    ptx::launch_dependents();
+    if (loads_before_next() < p.stages) ptx::launch_dependents();
     if (threadIdx.x == 0) start_w();
     for (int row = threadIdx.x; row < rows(); row += blockDim.x) {
       const int n = min(first_row + row, p.N - 1);
       ptx::copy_4(ptx::shared_address(scale() + row), p.scale + n);
       ptx::copy_4(ptx::shared_address(bias() + row), p.bias + n);
     }
+    if (p.cluster > 1) ptx::cluster_arrive();
     make_sums(warp, lane);
     finish(warp, warps, lane);
-    if (p.cluster > 1) ptx::cluster_sync();  // no block leaves while another still reads its sums
   }
 
-  // The whole block's work up to the partial sums in shared memory, its own and those of the cluster's
-  // blocks.
+  // The whole block's work up to the parts of sums.
   __device__ void make_sums(int warp, int lane) const {
     const int consumer = warp - kFirstConsumer;
     const int k_warp = consumer & (p.k_warps - 1), row_warp = consumer >> (31 - __clz(p.k_warps));
@@ -309,13 +323,13 @@ struct Kernel {
       if (lane == 0) bring_w();
     }
     ptx::wait_copies();
-    __syncthreads();  // no warp reads the stages any more
-    if (consumer >= 0) store_partial(sums, row_warp, k_warp, lane);
     if (p.cluster > 1) {
-      ptx::cluster_sync_memory();
+      ptx::cluster_wait();  // the other blocks' barriers are ready
     } else {
-      __syncthreads();
+      __syncthreads();  // no warp reads the stages any more
     }
+    if (consumer >= 0) send(sums, row_warp, k_warp, lane);
+    __syncthreads();  // scale and bias are there, and the block's own parts
   }
 };
 

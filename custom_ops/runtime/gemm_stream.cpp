@@ -14,6 +14,7 @@ constexpr int kRowBytes = 128;             // of W in a stage
 constexpr int kWarpRows = 32;              // output features a warp multiplies
 constexpr int kLoaders = 4;                // warps that bring X
 constexpr int kOtherWarps = 1 + kLoaders;  // and W
+constexpr int kRowsAtOnce = 4;             // of X in a part of the sums
 
 // The kernel's only argument, field by field.
 struct Problem {
@@ -30,7 +31,7 @@ struct Problem {
   int32_t curve, gated;
   float slope, offset, low, high;
   int32_t y_type;
-  int32_t row_warps, k_warps, stages, cluster, constants_offset;
+  int32_t row_warps, k_warps, stages, cluster, constants_offset, parts_offset;
 };
 
 int CodeBytes(const GemmSpec& spec) { return spec.format == Format::kDeft8 ? 1 : 2; }
@@ -50,6 +51,18 @@ struct Schedule {
 
   int Rows() const { return kWarpRows * row_warps; }
   int Threads() const { return 32 * (kOtherWarps + row_warps * k_warps); }
+
+  // Bytes of scale, bias and a barrier in shared memory.
+  int ConstantBytes() const { return 2 * Rows() * 4 + 16; }
+
+  // Bytes of the parts of the sums that a block ends, of every k_warp of the cluster.
+  int PartBytes(int most_rows) const {
+    const int units = row_warps * (most_rows / kRowsAtOnce);
+    return static_cast<int>(CeilDivide(units, cluster)) * cluster * k_warps * kWarpRows * kRowsAtOnce * 4;
+  }
+
+  // Whether they have a place of their own beside the ring: other blocks send some while it is in use.
+  bool PartsApart() const { return cluster > 1; }
 };
 
 // Shared memory of a stage beside W's: X, and two barriers.
@@ -58,10 +71,11 @@ int OtherStageBytes(const GemmSpec& spec, const StreamImage& row) {
 }
 
 // The most row_warps of a block whose stages, one for each of kLoaders, fit its shared memory.
-int64_t MostRowWarps(const GemmSpec& spec, const StreamImage& row) {
+int64_t MostRowWarps(const GemmSpec& spec, const StreamImage& row, bool parts_apart) {
   constexpr int kMost = 7, kConstantBytes = 2 * kWarpRows * 4;
+  const int part_bytes = parts_apart ? kWarpRows * row.most_rows * 4 / kLoaders : 0;
   const int space = row.image.shared_bytes / kLoaders - OtherStageBytes(spec, row);
-  return std::clamp(space / (kWarpRows * kRowBytes + kConstantBytes), 1, kMost);
+  return std::clamp(space / (kWarpRows * kRowBytes + kConstantBytes + part_bytes), 1, kMost);
 }
 
 // One block a multiprocessor, in as few equal waves as there must be. Blocks share K where one warp's output
@@ -81,17 +95,23 @@ Schedule ChooseSchedule(const GemmNode& node, const StreamImage& row) {
   const bool low = 2 * units > multiprocessors && units <= 3 * multiprocessors;
   if (low && row.most_rows > kFewRows && steps >= 2 * kStepsWorthSharing) schedule.cluster = 2;
   const int64_t tiles = std::max<int64_t>(1, multiprocessors / schedule.cluster);
-  const int64_t waves = CeilDivide(units, tiles * MostRowWarps(spec, row));
+  const int64_t waves = CeilDivide(units, tiles * MostRowWarps(spec, row, schedule.PartsApart()));
   schedule.row_warps = static_cast<int>(CeilDivide(units, tiles * waves));
   const int most_warps = row.image.threads / 32 - kOtherWarps;
   const int64_t own_steps = CeilDivide(steps, schedule.cluster);
   const int stage = schedule.Rows() * kRowBytes + OtherStageBytes(spec, row);
   const int most_stages = row.image.shared_bytes / 2 / stage;
-  const auto fits = [&](int k_warps) {
-    return k_warps * schedule.row_warps <= most_warps && k_warps <= own_steps &&
-           k_warps <= std::max(most_stages, kLoaders);
+  const auto fits = [&](const Schedule& larger) {
+    const int parts = larger.PartsApart() ? larger.PartBytes(row.most_rows) : 0;
+    return larger.k_warps * larger.row_warps <= most_warps && larger.k_warps <= own_steps &&
+           larger.k_warps <= std::max(most_stages, kLoaders) &&
+           kLoaders * stage + larger.ConstantBytes() + parts <= row.image.shared_bytes;
   };
-  while (schedule.k_warps < kMostKWarps && fits(2 * schedule.k_warps)) schedule.k_warps *= 2;
+  for (Schedule larger = schedule; larger.k_warps < kMostKWarps;) {
+    larger.k_warps *= 2;
+    if (!fits(larger)) break;
+    schedule = larger;
+  }
   return schedule;
 }
 
@@ -181,18 +201,20 @@ void StreamKernel::SetProblem() {
 // Stages for half of a multiprocessor's memory, so that the next kernel's blocks can fill theirs while this
 // one's are emptied; but no fewer than the warps that take turns at them.
 void StreamKernel::SetSharedMemory() {
-  const int constants = 2 * schedule_.Rows() * 4;
+  constexpr int kReserved = 512;  // of half the memory, for the hardware's own use
+  const int constants = schedule_.ConstantBytes(), parts = schedule_.PartBytes(row_.most_rows);
+  const int behind_ring = constants + (schedule_.PartsApart() ? parts : 0);
   const int stage = schedule_.Rows() * kRowBytes + OtherStageBytes(node_.spec, row_);
   const int unit = std::max(schedule_.k_warps, kLoaders);
   const int64_t steps = CeilDivide(CeilDivide(node_.spec.K, StepFeatures(node_.spec)), schedule_.cluster);
   const int most =
-      schedule_.row_warps < 4 ? row_.image.shared_bytes / 2 : row_.image.shared_bytes - constants;
-  const int64_t wanted = std::min<int64_t>(steps, most / stage);
+      schedule_.row_warps < 4 ? row_.image.shared_bytes / 2 - kReserved : row_.image.shared_bytes;
+  const int64_t wanted = std::min<int64_t>(steps, (most - behind_ring) / stage);
   const int stages = std::max(static_cast<int>(wanted) / unit, 1) * unit;
-  const int sums = schedule_.k_warps * row_.most_rows * (schedule_.Rows() + 4) * 4;
   problem_.stages = stages;
-  problem_.constants_offset = std::max(stages * stage, sums);
-  shared_bytes_ = problem_.constants_offset + constants;
+  problem_.constants_offset = std::max(stages * stage, schedule_.PartsApart() ? 0 : parts);
+  problem_.parts_offset = schedule_.PartsApart() ? problem_.constants_offset + constants : 0;
+  shared_bytes_ = problem_.constants_offset + behind_ring;
 }
 
 }  // namespace
