@@ -93,8 +93,9 @@ def test_kept_blocks(options, kernel, block):
         run(options, kernel, (M, index.size, 528), "bf16", 4, features, index, block=block, kept=kept.tolist())
 
 
+@pytest.mark.parametrize("compute", ["auto", "packed"])
 @pytest.mark.parametrize("exponent_bits", [6, 7])
-def test_wide_rows_stay_exact(options, exponent_bits):
+def test_wide_rows_stay_exact(options, exponent_bits, compute):
     """One weight is 2^30 times the others, which are all that X multiplies: nothing may be lost."""
     K, N = 512, 96
     shift, largest = 7 - exponent_bits, (1 << exponent_bits) - 1
@@ -104,7 +105,7 @@ def test_wide_rows_stay_exact(options, exponent_bits):
     X = np.random.default_rng(4).standard_normal((70, K)).astype(np.float16)
     X[:, 0] = 0
     bias = np.zeros(N, np.float32)
-    Y = run_gemm(gemm_model(X, packed, bias, output_dtype=np.float32), X, None, options, CUDA)
+    Y = run_gemm(gemm_model(X, packed, bias, output_dtype=np.float32, compute=compute), X, None, options, CUDA)
     check(Y, reference(X, packed, bias), np.float32)
 
 
