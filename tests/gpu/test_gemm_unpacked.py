@@ -54,11 +54,8 @@ def test_every_code(options, exponent_bits, prefix):
 @pytest.mark.parametrize("tile", TILES)
 def test_every_format_and_edge_of_tiles(options, tile, prefix):
     rows, columns = TILES[tile]
-    shapes = [
-        (1, 1000, 1), (rows, 512, columns), (rows + 1, 1032, columns + 8), (rows - 1, 648, 2 * columns - 3),
-        (2 * rows + 5, 1032, 3 * columns), (3 * rows, 776, 5 * columns + 16), (40, 520, 264),
-    ]  # fmt: skip
-    for exponent_bits, shape in enumerate(shapes, start=1):
+    shapes = [(1, 1000, 1), (rows + 1, 1032, columns + 8), (rows - 1, 648, 2 * columns - 3), (2 * rows, 512, columns)]
+    for exponent_bits, shape in enumerate(shapes, start=1 if prefix == "fp16" else 4):
         run(options, tile, shape, prefix, exponent_bits, activation="relu")
 
 
@@ -71,9 +68,9 @@ def test_epilogues(options, activation):
 
 
 @pytest.mark.parametrize("block", [8, 16, 32, 64, 256])
-@pytest.mark.parametrize("tile", ["128x128_turns", "128x256", "64x64_split2"])
+@pytest.mark.parametrize("tile", ["128x128_turns", "64x64_split2"])
 def test_kept_blocks(options, tile, block):
-    for prefix, exponent_bits, features, M in (("fp16", 2, 2048, 300), ("bf16", 6, 1000, 70), ("fp16", 7, 2056, 131)):
+    for prefix, exponent_bits, features, M in (("bf16", 6, 1000, 70), ("fp16", 7, 2056, 131)):
         blocks = -(-features // block)
         kept = np.sort(np.random.default_rng(block).permutation(blocks)[: max(1, blocks // 2)])
         index = np.concatenate([np.arange(b * block, min(b * block + block, features)) for b in kept])
