@@ -22,7 +22,6 @@ from deftonnx.elimination.choice import Choice
 from deftonnx.errors import DeftError, UnsupportedError
 from deftonnx.format_selection import FormatChoice, choose_formats, walked_block
 from deftonnx.formats.fp8 import FP8
-from deftonnx.formats.gemm_function import ANY_KERNEL, PACKED
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.layers.linear import constant_bytes, unused_name
 from deftonnx.plan import Plan
@@ -262,7 +261,7 @@ def _pack(
     decode(layers, packed, in_kernel)
     expected = evaluation.outputs(finish(graph, origin, {}), probe)
     infer_shapes(graph)
-    pack(graph, layers, packed, in_kernel, ANY_KERNEL if settings.unpack else PACKED)
+    pack(graph, layers, packed, in_kernel, settings.compute)
     fuse(graph)
     return expected
 

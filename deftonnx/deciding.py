@@ -60,7 +60,8 @@ def judge_for(
     kind = TensorProto.FLOAT if settings.precision == "keep" else TensorProto.FLOAT16
     format_name = AUTOMATIC_FORMAT if settings.format in AUTOMATIC else settings.format
     batches = settings.batches if free else (samples,)
-    return Judge(clock, model, batches, kind, format_name, places(graph, shapes, samples), progress)
+    known = places(graph, shapes, samples)
+    return Judge(clock, model, batches, kind, format_name, known, progress, settings.compute)
 
 
 def _rates(device: Device) -> Rates:

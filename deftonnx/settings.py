@@ -11,6 +11,7 @@ from deftonnx.elimination.groups import Granularity
 from deftonnx.elimination.refit import NEEDS_DATA, REFITS
 from deftonnx.errors import UsageError
 from deftonnx.formats import GEMM_FORMAT_NAMES, FormatError, get_format
+from deftonnx.formats.gemm_function import ANY_KERNEL, PACKED
 from deftonnx.runtime.gpus import known_gpu
 
 IO_TYPES = ("keep", "float16", "bfloat16")
@@ -51,6 +52,11 @@ class Settings:
     gpu: str | None = None
     calib_samples: int = 512
     seed: int = 0
+
+    @property
+    def compute(self) -> str:
+        """What DeftGemm nodes say of the kernels that may serve."""
+        return ANY_KERNEL if self.unpack else PACKED
 
     def resolve(self, has_data: bool) -> Settings:
         """The same with every choice made; density None then means lossless rewrites only."""

@@ -19,6 +19,7 @@ from deftonnx.cost.work import DEFT, STOCK, Convolution, Form, Product, Work
 from deftonnx.elimination.groups import ELEMENT
 from deftonnx.formats import weight_format
 from deftonnx.formats.conv_function import Window
+from deftonnx.formats.gemm_function import ANY_KERNEL
 from deftonnx.layers import LinearLayer
 from deftonnx.layers.conv import ConvLayer
 from deftonnx.rewrite.absorb.elementwise import UNARY
@@ -69,7 +70,7 @@ class Place:
 
 class Judge:
     """Asks `clock` and, where that does not answer, `model`. `kind`: TensorProto type of the activations.
-    `format_name`: of packed weights. `places`: of the nodes, by name."""
+    `format_name`: of packed weights. `places`: of the nodes, by name. `compute`: of DeftGemm nodes."""
 
     def __init__(
         self,
@@ -80,12 +81,13 @@ class Judge:
         format_name: str,
         places: Mapping[str, Place],
         progress: Callable[[str], None] = lambda what: None,
+        compute: str = ANY_KERNEL,
     ) -> None:
         self.batches = tuple(batches)
         self.timings: dict[str, Timing] = {}
         self._clock, self._model, self._places, self._progress = clock, model, places, progress
         self._stock = Form(STOCK, kind)
-        self._packed = Form(DEFT, kind, format_name)
+        self._packed = Form(DEFT, kind, format_name, compute=compute)
         self._packed_conv = Form(DEFT, kind, weight_format(format_name))  # whose activations are not rounded
         self._dense: dict[str, Work] = {}
         self._written: dict[str, units.Part] = {}  # as decided so far, with all outputs: several may read them

@@ -70,6 +70,7 @@ def gemm_of(work: Product, form: Form, y: str = "Y", x: str = "X") -> onnx.NodeP
         block=form.block,
         activation=_activation(work),
         output_type=form.type,
+        compute=form.compute,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from onnx import TensorProto
 
 from deftonnx.formats.conv_function import Window
+from deftonnx.formats.gemm_function import ANY_KERNEL
 
 STOCK, DEFT = "ONNX Runtime", "packed"
 """Whose operator computes a layer."""
@@ -78,7 +79,8 @@ Work = Product | Convolution
 class Form:
     """How a layer is written. `operator`: STOCK or DEFT. `type`: TensorProto element type of the activations.
     `format`: of a packed weight. `density`: of the features that are kept. `block`: the features of a kept block that
-    the kernel walks (0: none). `gather`: a Gather takes the kept features before the layer."""
+    the kernel walks (0: none). `gather`: a Gather takes the kept features before the layer. `compute`: DeftGemm's
+    attribute, which kernels may serve."""
 
     operator: str
     type: int
@@ -86,6 +88,7 @@ class Form:
     density: float = 1.0
     block: int = 0
     gather: bool = False
+    compute: str = ANY_KERNEL
 
 
 def kept_features(work: Work, form: Form) -> int:

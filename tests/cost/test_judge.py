@@ -188,6 +188,15 @@ def test_fastest_without_a_run_is_auto(monkeypatch: pytest.MonkeyPatch) -> None:
         assert any("--granularity fastest was taken as auto" in line for line in result.report.warnings) == warned
 
 
+@pytest.mark.parametrize(("unpack", "compute"), [(True, "auto"), (False, "packed")])
+def test_times_are_those_of_the_kernels_that_may_serve(optimised, unpack: bool, compute: str) -> None:
+    clock = FakeClock({Product: 5e-6, Convolution: 4e-6})
+    optimised(clock, preset="dense16", format="deft8:4", unpack=unpack)
+    products = [forms for work, forms in clock.asked if isinstance(work, Product)]
+    assert products
+    assert all(form.compute == compute for forms in products for form in forms if form.operator == DEFT)
+
+
 def test_refusals() -> None:
     with pytest.raises(UsageError, match="--decide-by 'x' is not one of auto, measurement"):
         deftonnx.optimize(model(NETWORK), decide_by="x")
