@@ -397,3 +397,48 @@ def test_packed_weights_behind_a_region(format_name):
     assert count(result.model, "Slice") == (format_name == "deft16q")
     assert count(result.model, "Cast") == 1  # the last product writes float32
     assert distance(result.model, proto, feed) <= (0.15 if format_name.startswith("deft8") else TOLERANCE)
+
+
+DENSE = """g (float[N,8,12,12] x) => (float[N,4,12,12] y)
+    <float[16,8,3,3] u, float[32,40,1,1] v, float[4,72,1,1] w, float[24,8,3,3] r,
+     float[40] s0, float[40] t0, float[40] m0, float[72] s1, float[72] t1, float[72] m1> {
+    a = Conv <pads=[1,1,1,1]> (x, u) b = Conv <pads=[1,1,1,1]> (x, r) c = Concat <axis=1> (a, b)
+    n = BatchNormalization (c, s0, t0, m0, v0) p = Relu (n) d = Conv (p, v) e = Concat <axis=1> (c, d)
+    o = BatchNormalization (e, s1, t1, m1, v1) q = Relu (o) y = Conv (q, w) }"""
+
+
+def test_normalisation_that_no_convolution_takes_in_is_one():
+    rng = np.random.default_rng(2)
+    text = DENSE.replace("float[40] s0", "float[40] v0, float[40] s0").replace(
+        "float[72] s1", "float[72] v1, float[72] s1"
+    )
+    proto = model(text, v0=rng.uniform(0.5, 2, 40), v1=rng.uniform(0.5, 2, 72))
+    result, made = rewritten(proto)
+    assert len(made) == 6
+    assert count(result, "BatchNormalization") == count(result, "Relu") == 0
+    assert moves(result) == 2
+    assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
+
+
+def test_what_follows_a_transpose_to_channels_first_moves_before_it():
+    proto = model(
+        """g (float[N,8,12,12] x) => (float[N,8,6,6] y)
+        <float[8,8,3,3] u, float[8,8,2,2] v, float[8] s, float[8] t, float[8,1,1] k, float[8,8] w> {
+        a = Conv <pads=[1,1,1,1]> (x, u) b = Transpose <perm=[0,2,3,1]> (a) c = LayerNormalization <axis=-1> (b, s, t)
+        d = MatMul (c, w) r = Softmax (d) e = Transpose <perm=[0,3,1,2]> (r) f = Mul (e, k) h = Add (f, a)
+        y = Conv <strides=[2,2]> (h, v) }"""
+    )
+    result, made = rewritten(proto)
+    assert len(made) == 2
+    assert moves(result) == 2
+    assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
+
+
+@pytest.mark.parametrize(("image", "pools"), [("28,28", 2), ("27,31", 2), ("7,7", 1), ("29,31", 1), ("H,W", 1)])
+@pytest.mark.parametrize("op", ["GlobalAveragePool (a)", "ReduceMean <axes=[2,3]> (a)", "GlobalMaxPool (a)"])
+def test_large_images_are_pooled_in_two_steps(image, pools, op):
+    text = f"g (float[N,8,{image}] x) => (float[N,8,1,1] y) <float[8,8,1,1] w> {{ a = Conv (x, w) y = {op} }}"
+    proto = model(text, opset=17)
+    result, _ = rewritten(proto)
+    assert count(result, "DeftPool") == pools
+    assert distance(result, proto, feed_for(proto, N=2, H=28, W=28)) <= 2e-3

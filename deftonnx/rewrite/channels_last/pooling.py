@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from deftonnx.formats.operator_function import DOMAIN, OLDEST_OPSET
@@ -23,6 +25,8 @@ from deftonnx.rewrite.channels_last.normalisation import window_of
 from deftonnx.rewrite.channels_last.region import Region
 
 _IMAGE_AXES = (1, 2)
+LARGE_IMAGE = 28 * 28
+"""Pixels from which on a whole image is pooled in two steps."""
 
 
 def pool(region: Region, node: gs.Node) -> None:
@@ -46,6 +50,7 @@ def whole_image(region: Region, node: gs.Node) -> None:
     """GlobalMaxPool and GlobalAveragePool."""
     if _fits(region, node):
         kind = MAX if node.op == "GlobalMaxPool" else AVERAGE
+        _pool_parts(region, node, kind)
         _replace(region, node, pool_attributes(kind, [0] * (len(node.inputs[0].shape) - 2)))
 
 
@@ -61,9 +66,11 @@ def mean(region: Region, node: gs.Node) -> None:
         return
     if node.attrs.get("keepdims", 1):
         if y.shape is not None:
+            _pool_parts(region, node, AVERAGE)
             _replace(region, node, attributes)
         return
-    source = region.last(x)
+    _pool_parts(region, node, AVERAGE)
+    source = region.last(node.inputs[0])
     pooled = gs.Variable(unused_name(f"{y.name}/pooled"), source.dtype, [x.shape[0], *[1] * (rank - 2), x.shape[1]])
     name = unused_name(node.name)
     region.graph.nodes.append(gs.Node(OPERATOR, name, attributes, [source], [pooled], domain=DOMAIN))
@@ -91,6 +98,25 @@ def scale(region: Region, node: gs.Node, attributes: dict[str, Any]) -> None:
 def _is_idle(window: dict[str, Any]) -> bool:
     """True for windows of a pixel each, as exporters write adaptive pooling where it has nothing to do."""
     return {*window["kernel_shape"], *window["strides"]} == {1} and not any(window["pads"])
+
+
+def _pool_parts(region: Region, node: gs.Node, kind: str) -> None:
+    """Pool equal parts of a large image first: a window is one block's work, and few images make few windows."""
+    x = node.inputs[0]
+    image = list(x.shape)[2:]
+    if not all(isinstance(size, int) for size in image) or int(np.prod(image)) < LARGE_IMAGE:
+        return
+    part = [max(k for k in range(1, math.isqrt(size) + 1) if size % k == 0) for size in image]
+    if int(np.prod(part)) == 1:
+        return
+    source, extra = region.filled(x)
+    sizes = [size // k for size, k in zip(image, part, strict=True)]
+    pooled = gs.Variable(unused_name(f"{node.name}/parts"), x.dtype, [x.shape[0], x.shape[1], *sizes])
+    made = region.outputs(pooled, extra)
+    attributes = pool_attributes(kind, part, strides=part)
+    name = unused_name(f"{node.name}/parts")
+    region.graph.nodes.append(gs.Node(OPERATOR, name, attributes, [source], [made], domain=DOMAIN))
+    node.inputs = [pooled, *node.inputs[1:]]
 
 
 def _fits(region: Region, node: gs.Node) -> bool:

@@ -13,6 +13,8 @@ from deftonnx.layers.linear import unused_name
 from deftonnx.rewrite.packed_conv import channels_first, channels_last
 from deftonnx.rewrite.reserved import Reserved
 
+_ADOPTED = (4, 5)
+"""Dimensions with which a Transpose to channels first is no Transpose to channels last."""
 ALIGNMENT = 8
 """Channels of 16 bits that one load brings. Convolutions fill up fewer with channels of zero weights."""
 
@@ -30,12 +32,27 @@ class Region:
         self._made: dict[int, gs.Variable] = {}  # by the tensor with channels first
         self._filled: dict[int, tuple[gs.Variable, int]] = {}
         self._transposed: dict[int, gs.Variable] = {}
+        self._adopted: set[int] = set()
 
     def reads_one(self, node: gs.Node) -> bool:
         """True where an input of `node` has been made with channels last, and all its inputs can be."""
         rank = next((len(t.shape) for t in node.inputs if self.holds(t) and t.shape is not None), None)
         varying = [t for t in node.inputs if t.name and not isinstance(t, gs.Constant)]
+        if all(id(t) in self._adopted or not self.holds(t) for t in varying) and not all(map(self.holds, varying)):
+            return False
         return rank is not None and all(t.shape is not None and len(t.shape) == rank for t in varying)
+
+    def adopt(self, node: gs.Node) -> None:
+        """Take in the Transpose to channels first `node`, so that what follows it may move before it.
+
+        Where an operator has another input as well, that must be here too: else one Transpose would become another.
+        """
+        x, y = node.inputs[0], node.outputs[0]
+        if x.shape is None or y.shape is None or len(x.shape) not in _ADOPTED or self.holds(x):
+            return
+        if node.attrs.get("perm") == channels_first(len(x.shape) - 2):
+            self._made[id(y)] = x
+            self._adopted.add(id(y))
 
     def holds(self, tensor: gs.Tensor) -> bool:
         """True where `tensor` has been made with channels last."""

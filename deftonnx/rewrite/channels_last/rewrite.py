@@ -14,6 +14,7 @@ from deftonnx.rewrite.channels_last.moves import MOVES
 from deftonnx.rewrite.channels_last.normalisation import written_out
 from deftonnx.rewrite.channels_last.pooling import POOLS, scale
 from deftonnx.rewrite.channels_last.region import Region
+from deftonnx.rewrite.channels_last.scaling import as_convolution, is_scaling
 from deftonnx.rewrite.reserved import Reserved
 
 _MOVES = MOVES | POOLS | LEAVING
@@ -26,8 +27,8 @@ def to_channels_last(
 ) -> dict[str, gs.Node]:
     """Rewrite in place; the DeftConv that each convolution has become, by the convolution's name.
 
-    Shapes have to be known where they can be. Weights are packed as `format_name`. A convolution that could be one but
-    is not `wanted` stays as it is.
+    Shapes have to be known where they can be. Weights are packed as `format_name`. A convolution, or a
+    BatchNormalization that counts as one, that could be one but is not `wanted` stays as it is.
     """
     _activate_before_pooling(graph)
     region = Region(graph)
@@ -36,6 +37,10 @@ def to_channels_last(
     for node in list(graph.nodes):
         if convolutions.pays(node, graph.opset) and wanted(node):
             made[node.name] = convolutions.convert(region, node, format_name)
+        elif is_standard(node) and is_scaling(region, node) and wanted(node):
+            made[node.name] = convolutions.convert(region, as_convolution(node), format_name)
+        elif made and is_standard(node) and node.op == "Transpose" and not region.holds(node.inputs[0]):
+            region.adopt(node)
         elif id(node) in normalisations and region.holds(node.inputs[0]):
             scale(region, node, normalisations[id(node)])
         elif is_standard(node) and _can_move(region, node):
