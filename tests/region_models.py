@@ -75,6 +75,7 @@ TEXTS = {
     "MultiHeadAttention": "com.microsoft.MultiHeadAttention <num_heads=2> (i, q, q)",
     "Attention": "com.microsoft.Attention <num_heads=2> (i, w3, v3)",
     "SkipLayerNormalization": "com.microsoft.SkipLayerNormalization (i, q, v, v)",
+    "SkipSimplifiedLayerNormalization": "com.microsoft.SkipSimplifiedLayerNormalization (i, q, v)",
     "FastGelu": "com.microsoft.FastGelu (x)",
     "QuickGelu": "com.microsoft.QuickGelu (x)",
     "BiasGelu": "com.microsoft.BiasGelu (i, v)",

@@ -63,15 +63,15 @@ def _import_domain(graph: gs.Graph) -> None:
 
 def _match(node: gs.Node, reserved: Reserved) -> _Norm | None:
     """The normalisation whose division `node` is, with the scale and the bias behind it."""
-    if not is_standard(node) or (ends := _quotient(node)) is None:
+    if not is_standard(node) or (ends := quotient(node)) is None:
         return None
     centred, root = ends
-    shifted = _sum_with_number(root)
+    shifted = sum_with_number(root)
     centre = _centre(centred)
     if shifted is None or centre is None:
         return None
     variance, epsilon = shifted
-    square = _mean_of(variance)
+    square = mean_of(variance)
     if square is None or not _is_square(square, centre):
         return None
     x = centre
@@ -83,27 +83,27 @@ def _match(node: gs.Node, reserved: Reserved) -> _Norm | None:
     return _Norm(x, y, epsilon, scale, bias)
 
 
-def _quotient(node: gs.Node) -> tuple[gs.Tensor, gs.Tensor] | None:
+def quotient(node: gs.Node) -> tuple[gs.Tensor, gs.Tensor] | None:
     """a and b where `node` makes a / √b."""
     if node.op == "Div":
-        root = _maker(node.inputs[1], "Sqrt")
+        root = maker(node.inputs[1], "Sqrt")
         return None if root is None else (node.inputs[0], root.inputs[0])
     if node.op != "Mul":
         return None
     for tensor, other in (node.inputs, list(node.inputs)[::-1]):
-        inverse = _maker(tensor, "Reciprocal")
-        root = None if inverse is None else _maker(inverse.inputs[0], "Sqrt")
+        inverse = maker(tensor, "Reciprocal")
+        root = None if inverse is None else maker(inverse.inputs[0], "Sqrt")
         if root is not None:
             return other, root.inputs[0]
     return None
 
 
-def _sum_with_number(tensor: gs.Tensor) -> tuple[gs.Tensor, float] | None:
+def sum_with_number(tensor: gs.Tensor) -> tuple[gs.Tensor, float] | None:
     """A tensor and a number whose sum `tensor` is."""
-    node = _maker(tensor, "Add")
+    node = maker(tensor, "Add")
     if node is None:
         return None
-    numbers = [_number(t) for t in node.inputs]
+    numbers = [number_of(t) for t in node.inputs]
     if numbers.count(None) != 1:
         return None
     at = numbers.index(None)
@@ -113,14 +113,14 @@ def _sum_with_number(tensor: gs.Tensor) -> tuple[gs.Tensor, float] | None:
 
 def _centre(tensor: gs.Tensor) -> gs.Tensor | None:
     """x where `tensor` is x − mean(x) along the last axis."""
-    node = _maker(tensor, "Sub")
-    mean = None if node is None else _mean_of(node.inputs[1])
+    node = maker(tensor, "Sub")
+    mean = None if node is None else mean_of(node.inputs[1])
     return None if node is None or mean is not node.inputs[0] else mean
 
 
-def _mean_of(tensor: gs.Tensor) -> gs.Tensor | None:
+def mean_of(tensor: gs.Tensor) -> gs.Tensor | None:
     """What `tensor` is the mean of, along the last axis."""
-    node = _maker(tensor, "ReduceMean")
+    node = maker(tensor, "ReduceMean")
     if node is None or not node.attrs.get("keepdims", 1) or node.inputs[0].shape is None:
         return None
     axes = integers(node, "axes", 1)
@@ -130,10 +130,10 @@ def _mean_of(tensor: gs.Tensor) -> gs.Tensor | None:
 
 def _is_square(tensor: gs.Tensor, x: gs.Tensor) -> bool:
     """True where `tensor` is (x − mean(x))², of one difference or of two equal ones."""
-    power = _maker(tensor, "Pow")
+    power = maker(tensor, "Pow")
     if power is not None:
-        return _number(power.inputs[1]) == 2 and _centre(power.inputs[0]) is x
-    product = _maker(tensor, "Mul")
+        return number_of(power.inputs[1]) == 2 and _centre(power.inputs[0]) is x
+    product = maker(tensor, "Mul")
     return product is not None and all(_centre(t) is x for t in product.inputs)
 
 
@@ -155,12 +155,12 @@ def _times_or_plus(tensor: gs.Tensor, op: str, F: int, reserved: Reserved) -> tu
     return users[0].outputs[0], np.broadcast_to(values.reshape(-1), (F,)).astype(np.float32)
 
 
-def _maker(tensor: gs.Tensor, op: str) -> gs.Node | None:
+def maker(tensor: gs.Tensor, op: str) -> gs.Node | None:
     node = tensor.inputs[0] if len(tensor.inputs) == 1 else None
     return node if node is not None and node.op == op and is_standard(node) else None
 
 
-def _number(tensor: gs.Tensor) -> float | None:
+def number_of(tensor: gs.Tensor) -> float | None:
     """The number that a constant of one element is."""
     if not isinstance(tensor, gs.Constant) or int(np.prod(tensor.shape)) != 1:
         return None

@@ -71,7 +71,8 @@ def test_elementwise_nodes_alone_stay():
 def test_values_beyond_the_range_stay_in_float32():
     proto = model(
         "g (float[N,8] x) => (float[N,8] y) <float[8,8] w, float[8,8] v, float k, float s> {"
-        "a = MatMul (x, w) b = Mul (a, k) [wide] c = MatMul (b, v) d = Mul (c, s) [last] y = MatMul (d, w) }",
+        "a = MatMul (x, w) p = Sigmoid (a) b = Mul (p, k) [wide] c = MatMul (b, v) q = Relu (c) d = Mul (q, s)"
+        "[last] y = MatMul (d, w) }",
         k=np.array(1e6),
         s=np.array(1e-6),
     )
@@ -120,7 +121,7 @@ def test_convolutions_beyond_float16_are_bfloat16():
 def test_products_beyond_float16_are_bfloat16_and_what_has_no_kernel_is_float32():
     result = large(
         "g (float[N,16] x) => (float[N,16] y) <float[16,16] w, float[16,16] v, float[16,16] u, float[16] s> {"
-        "a = MatMul (x, w) b = Mul (a, s) c = MatMul (b, v) d = Softmax (c) y = MatMul (d, u) }",
+        "a = MatMul (x, w) e = Relu (a) b = Mul (e, s) c = MatMul (b, v) d = Softmax (c) y = MatMul (d, u) }",
         s=np.full(16, 1e6),
     )
     formats = [attributes(n)["format"] for n in result.model.graph.node if n.domain == "ai.deftonnx"]
@@ -228,3 +229,75 @@ def test_trained_models(name):
     result = deftonnx.optimize(path, calib_data=feed, preset="dense16", measure=False)
     assert not [r for r in result.report.left_in_float32 if r.op in ("MatMul", "Gemm", "Conv")]
     assert_close(result.model, feed, run(proto, feed))
+
+
+def test_a_transpose_that_moves_the_batch_before_a_product_loads_on_the_cpu():
+    proto = model(
+        """g (float[N,5,16] x) => (float[5,N,8] y) <float[16,16] w, float[16,8] v> {
+        a = MatMul (x, w) r = Relu (a) t = Transpose <perm=[1,0,2]> (r) y = MatMul (t, v) }"""
+    )
+    feed = feed_for(proto, N=3)
+    result = deftonnx.optimize(proto, preset="dense16", calib_data=feed, decide_by="nothing", measure=False).model
+    assert_close(result, feed, run(proto, feed))
+    assert {t.data_type for t in result.graph.initializer} >= {TensorProto.FLOAT16}
+
+
+AMPLIFIER = """g (float[N,16,8,8] x) => (float[N,16,8,8] y) <float[16,16,3,3] w, float k, float[16,1,1] m> {
+    a = Conv <pads=[1,1,1,1]> (x, w) b = Sub (a, m) c = Mul (b, k) d = Sin (c) y = Relu (d) }"""
+
+
+def test_a_network_that_amplifies_rounding_is_no_worse_in_16_bits():
+    proto = model(AMPLIFIER, k=np.array(300.0))
+    feed = feed_for(proto, N=4)
+    result = deftonnx.optimize(proto, preset="dense16", calib_data=feed, decide_by="nothing", measure=False)
+    assert any("amplifies rounding" in warning for warning in result.report.warnings)
+    assert not [r for r in result.report.left_in_float32 if "more than rounding" in r.reason]
+
+
+def test_convolutions_that_stay_in_float32_are_left_to_onnx_runtime(monkeypatch):
+    proto = model(
+        """g (float[N,16,8,8] x) => (float[N,16,8,8] y) <float[16,16,3,3] w, float[16,16,3,3] v> {
+        a = Conv <pads=[1,1,1,1]> (x, w) b = Relu (a) y = Conv <pads=[1,1,1,1]> (b, v) }"""
+    )
+    feed = feed_for(proto, N=4)
+    monkeypatch.setattr("deftonnx.precision.difference", lambda *args: 1.0)
+    result = deftonnx.optimize(proto, preset="dense16", calib_data=feed, decide_by="model", measure=False)
+    assert [node.op_type for node in result.model.graph.node] == ["Conv", "Relu", "Conv"]
+    assert len([r for r in result.report.left_unpacked if "stay in float32" in r.reason]) == 2
+    kept = deftonnx.optimize(proto, preset="dense16", calib_data=feed, decide_by="nothing", measure=False)
+    assert any(node.op_type.startswith("DeftConv") for node in kept.model.graph.node)
+
+
+ROOT_MEAN_SQUARE = """g (float[N,5,16] x) => (float[N,5,16] y)
+    <float[16,16] w, float[16,16] v, float[16] s, float two, float least> {
+    a = MatMul (x, w) h = Add (x, a) SQUARE m = ReduceMean <axes=[-1]> (q) e = Add (m, least) r = Sqrt (e) DIVISION
+    n = Mul (s, d) b = MatMul (n, v) y = Add (h, b) }"""
+
+
+@pytest.mark.parametrize("division", ["d = Div (h, r)", "i = Reciprocal (r) d = Mul (h, i)"])
+@pytest.mark.parametrize("square", ["q = Pow (h, two)", "q = Mul (h, h)"])
+def test_norms_by_the_root_of_the_mean_square_take_the_residual(square, division):
+    text = ROOT_MEAN_SQUARE.replace("SQUARE", square).replace("DIVISION", division)
+    proto = model(text, opset=17, two=np.array(2.0), least=np.array(1e-6))
+    feed = feed_for(proto, N=3)
+    result = deftonnx.optimize(proto, preset="dense16", calib_data=feed, decide_by="nothing", measure=False).model
+    assert_close(result, feed, run(proto, feed))
+    assert len(ops(result, "SkipSimplifiedLayerNormalization")) == 1
+    assert not {node.op_type for node in result.graph.node} & {"Pow", "Sqrt", "ReduceMean"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("m = ReduceMean <axes=[-1]>", "m = ReduceMean <axes=[1]>"),  # along another axis
+        ("y = Add (h, b)", "y = Add (r, b)"),  # the root is read elsewhere
+        ("q = Pow (h, two)", "q = Pow (x, two)"),  # of something else
+    ],
+)
+def test_other_roots_of_means_stay(change):
+    text = ROOT_MEAN_SQUARE.replace("SQUARE", "q = Pow (h, two)").replace("DIVISION", "d = Div (h, r)").replace(*change)
+    proto = model(text, opset=17, two=np.array(2.0), least=np.array(1e-6))
+    feed = feed_for(proto, N=3)
+    result = deftonnx.optimize(proto, preset="dense16", calib_data=feed, decide_by="nothing", measure=False).model
+    assert_close(result, feed, run(proto, feed))
+    assert not ops(result, "SkipSimplifiedLayerNormalization")

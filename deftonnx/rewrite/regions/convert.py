@@ -42,8 +42,29 @@ def convert(graph: gs.Graph, assignment: Assignment) -> bool:
     if not assignment.kinds:
         return False
     _Conversion(graph, assignment).run()
+    _keep_apart(graph)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     return True
+
+
+def _keep_apart(graph: gs.Graph) -> None:
+    """Put a Reshape, which costs nothing, between a DeftGemm and a 16-bit Transpose that moves the first axis to the
+    place before the last.
+
+    ONNX Runtime's CPU provider (1.31) makes one product of such a Transpose, a Cast and a MatMul, as the function body
+    begins, and ends the process where the size of the axis is free.
+    """
+    for node in list(graph.nodes):
+        x = node.inputs[0] if is_gemm(node.domain, node.op) else None
+        if x is None or x.dtype == np.float32 or len(x.inputs) != 1 or x.inputs[0].op != "Transpose":
+            continue
+        perm = x.inputs[0].attrs.get("perm") or []
+        if len(perm) > 2 and perm[-2:] == [0, len(perm) - 1]:
+            name = unused_name(f"{node.name}/apart")
+            shape = gs.Constant(f"{name}/shape", np.array([0] * (len(perm) - 1) + [-1], np.int64))
+            apart = gs.Variable(name, x.dtype, x.shape)
+            graph.nodes.append(gs.Node("Reshape", name, {}, [x, shape], [apart]))
+            node.inputs[0] = apart
 
 
 def join_casts(graph: gs.Graph) -> bool:

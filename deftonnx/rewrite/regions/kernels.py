@@ -84,6 +84,7 @@ CONTRIBUTED = {
     "MultiHeadAttention": _HEAVY,
     "Attention": _HEAVY,
     "SkipLayerNormalization": Kernel(outputs=(0, 3), bfloat16=True),
+    "SkipSimplifiedLayerNormalization": Kernel(outputs=(0, 3)),
     **dict.fromkeys(("Gelu", "FastGelu", "BiasGelu", "QuickGelu"), _PLAIN),
 }
 
