@@ -21,6 +21,7 @@ from deftonnx.cost.judge import Judge
 from deftonnx.elimination.choice import Choice
 from deftonnx.errors import DeftError, UnsupportedError
 from deftonnx.format_selection import FormatChoice, choose_formats, walked_block
+from deftonnx.formats.conv_function import is_conv
 from deftonnx.formats.fp8 import FP8
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.layers.linear import constant_bytes, unused_name
@@ -35,9 +36,10 @@ from deftonnx.rewrite.fill_features import fill_features
 from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.fuse import fuse
 from deftonnx.rewrite.narrow import chains, narrow
-from deftonnx.rewrite.normalise import export_model, infer_shapes
+from deftonnx.rewrite.normalise import export_model, import_model, infer_shapes
 from deftonnx.rewrite.pack import decode, pack, pack_weights, round_activations
 from deftonnx.rewrite.packed_conv import encode
+from deftonnx.rewrite.regions.assign import is_float
 from deftonnx.rewrite.regions.convert import join_casts
 from deftonnx.selection import excluded
 from deftonnx.settings import AUTOMATIC, FP32, Settings
@@ -47,6 +49,8 @@ IO_TOLERANCE = {"keep": 0.0, "float16": 2e-2, "bfloat16": 1e-1}
 FP8_TOLERANCE = 1e-1
 """Between 16-bit layers: an activation that lies between two codes of 8 bits goes the other way for a rounding step."""
 DEFAULT_TOLERANCE = 1e-3
+SIXTEEN_BITS = ("half", "deft16", "deft16q")
+"""Formats of weights that round as activations in 16 bits do."""
 ABSOLUTE_TOLERANCE = 1e-6
 """ONNX Runtime's Sigmoid is off by 1e-7 near zero: a saturated output has no more correct digits than that."""
 
@@ -74,6 +78,8 @@ class Assembled:
     """Inputs and outputs of the graph that stay float32 against the wish."""
     in_float32: list[Refusal]
     """Heavy nodes that stay in float32 against the wish."""
+    rounded: float = 0.0
+    """‖Δ‖/‖y‖ that computing in 16 bits costs on the probe."""
 
 
 def before(layers: list[LinearLayer]) -> dict[str, Before]:
@@ -95,7 +101,7 @@ def assemble(
 ) -> Assembled:
     """Write the choices into the masked `graph`, in place. `batches` are calibration data, `probe` what to check on,
     and `judge` says which packed operators pay."""
-    expected = evaluation.outputs(export_model(graph, origin), probe)
+    unrounded = expected = evaluation.outputs(export_model(graph, origin), probe)
     kept = {layer.name: int(layer.kept.sum()) // layer.groups for layer in layers}
     while settings.absorb and absorb(graph, layers):
         pass
@@ -112,15 +118,11 @@ def assemble(
     narrowed, convolutions = Narrowed(), dict[str, gs.Node]()
     if settings.precision != "keep":
         verify(expected, finish(graph, origin, {}), probe)
-        convolutions, unpaid = _channels_last(graph, settings, plan, judge)
+        convolutions, unpaid, narrowed, expected = _sixteen_bits(
+            graph, origin, settings, plan, batches, probe, judge, unrounded, expected
+        )
         settled = {*convolutions, *(refusal.name for refusal in unpaid)}
         unpacked = [refusal for refusal in unpacked if refusal.name not in settled] + unpaid
-        if convolutions:
-            verify(expected, finish(graph, origin, {}), probe)
-            for node in convolutions.values():
-                encode(node, "half" if settings.format in (*AUTOMATIC, FP8) else settings.format)
-            expected = evaluation.outputs(finish(graph, origin, {}), probe)
-        narrowed = to_sixteen_bits(graph, origin, expected, batches or probe, probe)
     if settings.io_types != "keep":
         verify(expected, finish(graph, origin, {}), probe, rounding(settings))
         wide = _narrow(graph, origin, settings.io_types, batches)
@@ -142,7 +144,7 @@ def assemble(
         pack_attention(graph)
     changed = [row for row in rows.values() if row.changed]
     macs = sum(row.macs_after for row in rows.values())
-    return Assembled(expected, macs, changed, formats, unpacked, wide, narrowed.refusals)
+    return Assembled(expected, macs, changed, formats, unpacked, wide, narrowed.refusals, narrowed.cost)
 
 
 def _row(layer: LinearLayer, kept: int, in_kernel: bool, was: Before) -> LayerRow:
@@ -223,18 +225,63 @@ def _form(layer: LinearLayer) -> str:
     return "Slice" if prefix else "Gather"
 
 
+def _sixteen_bits(
+    graph: gs.Graph,
+    origin: onnx.ModelProto,
+    settings: Settings,
+    plan: Plan | None,
+    batches: list[readers.Feed] | None,
+    probe: list[readers.Feed],
+    judge: Judge | None,
+    unrounded: evaluation.Outputs,
+    expected: evaluation.Outputs,
+) -> tuple[dict[str, gs.Node], list[Refusal], Narrowed, evaluation.Outputs]:
+    """Regions with channels last, then regions in 16 bits: the DeftConv nodes, why others were left, the types, and
+    what the graph computes now.
+
+    A convolution whose activations stay in float32 is left to ONNX Runtime: DeftConv has fast kernels for 16 bits only.
+    """
+    before, rounded = finish(graph, origin, {}), expected
+    wide: dict[str, Refusal] = {}
+    while True:
+        convolutions, unpaid = _channels_last(graph, settings, plan, judge, wide)
+        if convolutions:
+            verify(rounded, finish(graph, origin, {}), probe)
+            for node in convolutions.values():
+                encode(node, "half" if settings.format in (*AUTOMATIC, FP8) else settings.format)
+            expected = evaluation.outputs(finish(graph, origin, {}), probe)
+        limit = precision.TOLERANCE
+        if settings.format in SIXTEEN_BITS:
+            limit = max(limit, precision.AMPLIFIED * precision.distance(unrounded, expected))
+        narrowed = to_sixteen_bits(graph, origin, expected, batches or probe, probe, limit)
+        slow = [node.name for node in graph.nodes if is_conv(node.domain, node.op) and is_float(node.inputs[0])]
+        slow = [name.removesuffix(unused_name("")) for name in slow]
+        if not {*slow} - {*wide} or plan is not None or settings.decide_by == "nothing":
+            break
+        for name in slow:
+            wide[name] = Refusal(name, "Conv", "its activations stay in float32, for which DeftConv has no fast kernel")
+        restored = import_model(before)
+        graph.nodes, graph.inputs, graph.outputs = restored.nodes, restored.inputs, restored.outputs
+        expected = rounded
+    if narrowed.cost > precision.TOLERANCE:
+        expected = evaluation.outputs(finish(graph, origin, {}), probe)
+    return convolutions, unpaid, narrowed, expected
+
+
 def _channels_last(
-    graph: gs.Graph, settings: Settings, plan: Plan | None, judge: Judge | None
+    graph: gs.Graph, settings: Settings, plan: Plan | None, judge: Judge | None, refused: dict[str, Refusal]
 ) -> tuple[dict[str, gs.Node], list[Refusal]]:
-    """Make DeftConv nodes, where they may be and pay, in regions with channels last; and why others were left. Their
-    weights are fp32 yet."""
+    """Make DeftConv nodes, where they may be and pay and are not `refused`, in regions with channels last; and why
+    others were left. Their weights are fp32 yet."""
     if settings.target != "cuda" or settings.portable or settings.format == FP32:
         return {}, []
     infer_shapes(graph)
     planned = {entry.name: entry.format_reason for entry in plan.layers if entry.format == FP32} if plan else {}
-    refusals = []
+    refusals = list(refused.values())
 
     def pays(node: gs.Node) -> bool:
+        if node.name in refused or node.op == "BatchNormalization":
+            return node.name not in refused
         reason = planned.get(node.name) if plan else excluded(node.name, node.op, settings)
         if reason is None and plan is None and judge is not None:
             reason = judge.conv(node)

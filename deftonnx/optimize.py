@@ -13,7 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime
 
-from deftonnx import assemble, evaluation, model_file
+from deftonnx import assemble, evaluation, model_file, precision
 from deftonnx.calibration import readers
 from deftonnx.deciding import judge_for
 from deftonnx.elimination import sequential
@@ -28,9 +28,12 @@ from deftonnx.report.measure import measure as measure_into
 from deftonnx.report.report import Report
 from deftonnx.rewrite.absorb import readers as readers_of
 from deftonnx.rewrite.finish import finish
+from deftonnx.rewrite.fold_transpose import fold_transpose
 from deftonnx.rewrite.narrow import OLDEST_OPSET
 from deftonnx.rewrite.normalise import export_model, import_model, normalise, quiet
-from deftonnx.selection import idle_exclusions, record, select
+from deftonnx.rewrite.one_pixel import products_of_pixels
+from deftonnx.runtime.made_up_inputs import rows_picked
+from deftonnx.selection import excluded, idle_exclusions, record, select
 from deftonnx.settings import AUTOMATIC, FASTEST, Settings
 from deftonnx.transformers import fuse_transformers
 
@@ -86,15 +89,18 @@ def optimize(
     plan = Plan.read(plan) if isinstance(plan, (str, Path)) else plan
     has_data = calib_data is not None
     settings = asked.resolve(has_data) if plan is None or asked != Settings() else _of_plan(plan, has_data)
-    data = _calibration_data(calib_data, graph, settings)
+    data = _calibration_data(calib_data, graph, origin, settings)
     if settings.io_types == "bfloat16" and graph.opset < OLDEST_OPSET:
         raise UnsupportedError(f"--io-types bfloat16 needs opset {OLDEST_OPSET}, the model has {graph.opset}")
-    feeds = _feeds(data, graph.inputs, settings, session)
+    feeds = _feeds(data, graph.inputs, origin, settings, session)
     del session  # and the memory it holds
     probe = [first_samples(feed, graph.inputs, PROBE) for feed in feeds[:1]]
     scored = scored_data(eval_data, graph.inputs, feeds, has_data)
 
     normalise(graph)
+    if settings.target == "cuda" and settings.precision != "keep":
+        fold_transpose(graph, twice=True)
+        products_of_pixels(graph, lambda node: excluded(node.name, node.op, settings) is None)
     unfused = fuse_transformers(graph, origin, feeds[:1]) if settings.precision != "keep" else []
     original = import_model(export_model(graph, origin))
     found = find_layers(graph)
@@ -154,12 +160,20 @@ def _quoted(model: Any) -> str:
     return "the model" if isinstance(model, onnx.ModelProto) else f"'{model}'"
 
 
-def _calibration_data(source: Any, graph: gs.Graph, settings: Settings) -> readers.Dataset | None:
+def _calibration_data(
+    source: Any, graph: gs.Graph, origin: onnx.ModelProto, settings: Settings
+) -> readers.Dataset | None:
     if source is None:
         return None
     if isinstance(source, str) and source == "random":
-        return readers.random_data(graph.inputs, min(settings.calib_samples, 256), settings.seed)
+        return readers.random_data(graph.inputs, min(settings.calib_samples, 256), settings.seed, _rows(origin))
     return readers.read(source, graph.inputs)
+
+
+def _rows(model: onnx.ModelProto) -> dict[str, int]:
+    """Rows of the tables that inputs pick from, by the name of the input."""
+    found = {value.name: rows_picked(model, value.name) for value in model.graph.input}
+    return {name: rows for name, rows in found.items() if rows}
 
 
 def _of_plan(plan: Plan, has_data: bool) -> Settings:
@@ -174,13 +188,17 @@ def _of_plan(plan: Plan, has_data: bool) -> Settings:
 
 
 def _feeds(
-    data: readers.Dataset | None, inputs: list[gs.Variable], settings: Settings, session: onnxruntime.InferenceSession
+    data: readers.Dataset | None,
+    inputs: list[gs.Variable],
+    origin: onnx.ModelProto,
+    settings: Settings,
+    session: onnxruntime.InferenceSession,
 ) -> list[readers.Feed]:
     """Calibration batches; without data one small made-up batch to check the rewrite with, if the model takes it."""
     if data is not None:
         return readers.batches(data, inputs, settings.calib_samples, settings.seed, BATCH)
     try:
-        feeds = readers.random_data(inputs, 1, settings.seed).feeds
+        feeds = readers.random_data(inputs, 1, settings.seed, _rows(origin)).feeds
         evaluation.run(session, feeds)
         return feeds
     except DeftError:
@@ -204,6 +222,11 @@ def _warnings(settings: Settings, source: Any, ran: bool, done: assemble.Assembl
         warnings.append("without --calib-data the exponent bits of deft8 were chosen from the weights alone")
     if settings.granularity == FASTEST and settings.density not in (None, 1) and not decided:
         warnings.append("--granularity fastest was taken as auto: the model could not be run to see its sizes")
+    if done.rounded > precision.TOLERANCE:
+        warnings.append(
+            f"this model amplifies rounding, that of its weights as much: 16-bit activations change an output by"
+            f" {done.rounded:.2g}; --precision keep avoids that"
+        )
     for left in done.wide:
         warnings.append(f"{left.op} '{left.name}' stays float32: {left.reason} on the calibration data")
     if not ran:

@@ -24,26 +24,35 @@ from deftonnx.rewrite.skip_norm import fuse_skip_norms
 RANGE_SAMPLES = 128
 """Samples that the ranges of activations are measured on: the largest of millions of values moves little with more."""
 TOLERANCE = 1e-2
-"""‖Δ‖/‖y‖ that rounding to 16 bits may cost an output."""
+"""‖Δ‖/‖y‖ that rounding to 16 bits may cost an output; where rounding the weights has cost more already, as in deep
+networks of random weights, AMPLIFIED times that."""
+AMPLIFIED = 2.0
 ABSOLUTE_TOLERANCE = 1e-4
 """An output whose norm is below it counts as that large."""
 
 
 @dataclass
 class Narrowed:
-    """The type of each node that computes in 16 bits, by its name, and why heavy nodes stay in float32."""
+    """The type of each node that computes in 16 bits, by its name, and why heavy nodes stay in float32; and what that
+    costs an output, ‖Δ‖/‖y‖."""
 
     kinds: dict[str, str] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
+    cost: float = 0.0
 
 
 def to_sixteen_bits(
-    graph: gs.Graph, origin: onnx.ModelProto, expected: evaluation.Outputs, feeds: list[Feed], probe: list[Feed]
+    graph: gs.Graph,
+    origin: onnx.ModelProto,
+    expected: evaluation.Outputs,
+    feeds: list[Feed],
+    probe: list[Feed],
+    limit: float = TOLERANCE,
 ) -> Narrowed:
     """Give `graph`, in place, regions in 16 bits.
 
-    `feeds` measure the ranges; on `probe` the result must equal `expected` to rounding, or bfloat16, and then float16,
-    is not used.
+    `feeds` measure the ranges; on `probe` the result must equal `expected` but for `limit`, or bfloat16, and then
+    float16, is not used.
     """
     infer_shapes(graph)
     fuse_skip_norms(graph)
@@ -57,8 +66,8 @@ def to_sixteen_bits(
             return Narrowed({}, found.refusals)
         worst = difference(expected, finish(graph, origin, {}), probe)
         infer_shapes(graph)
-        if worst <= TOLERANCE:
-            return Narrowed(names, found.refusals)
+        if worst <= limit:
+            return Narrowed(names, found.refusals, worst)
         restored = import_model(before)
         graph.nodes, graph.inputs, graph.outputs = restored.nodes, restored.inputs, restored.outputs
         infer_shapes(graph)
@@ -100,14 +109,18 @@ def difference(expected: evaluation.Outputs, model: onnx.ModelProto, feeds: list
     if not feeds:
         return 0.0
     try:
-        got = evaluation.outputs(model, feeds)
+        return distance(expected, evaluation.outputs(model, feeds))
     except DeftError:
         return float("inf")
+
+
+def distance(expected: evaluation.Outputs, got: evaluation.Outputs) -> float:
+    """The largest ‖Δ‖/‖y‖ of a float output."""
     worst = 0.0
     for name, want in expected.items():
         if want.dtype.kind == "f" and want.size:
             have, wanted = evaluation.without_agreed(got[name].astype(np.float64), want.astype(np.float64))
             with np.errstate(invalid="ignore"):
-                distance = float(np.linalg.norm(have - wanted)) / max(float(np.linalg.norm(wanted)), ABSOLUTE_TOLERANCE)
-            worst = max(worst, distance if np.isfinite(distance) else np.inf)
+                cost = float(np.linalg.norm(have - wanted)) / max(float(np.linalg.norm(wanted)), ABSOLUTE_TOLERANCE)
+            worst = max(worst, cost if np.isfinite(cost) else np.inf)
     return worst

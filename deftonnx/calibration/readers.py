@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,9 @@ def read(source: Any, inputs: list[gs.Variable], what: str = "the calibration da
     return dataset
 
 
-def random_data(inputs: list[gs.Variable], samples: int, seed: int) -> Dataset:
-    """Standard normal floats and zero integers: a last resort that knows nothing of the real inputs.
+def random_data(inputs: list[gs.Variable], samples: int, seed: int, rows: Mapping[str, int] | None = None) -> Dataset:
+    """Standard normal floats, ones and, for inputs that pick rows of tables, row numbers: a last resort that knows
+    nothing of the real inputs. `rows`: how many there are, by the name of the input. (A mask of zeros would hide all.)
 
     Samples fill whole batches where the model fixes its batch. Inputs whose first dimensions are fixed to different
     numbers have no axis of samples: then every sample is a feed of its own.
@@ -86,12 +87,14 @@ def random_data(inputs: list[gs.Variable], samples: int, seed: int) -> Dataset:
     first = {t.shape[0] for t in inputs if t.shape and isinstance(t.shape[0], int) and t.shape[0] > 0}
     rng = np.random.default_rng(seed)
     if len(first) > 1:
-        return Dataset([_random_feed(inputs, 1, rng, True) for _ in range(samples)], None, "random data")
+        return Dataset([_random_feed(inputs, 1, rng, True, rows or {}) for _ in range(samples)], None, "random data")
     batch = next(iter(first), 1)
-    return Dataset([_random_feed(inputs, -(-samples // batch) * batch, rng, False)], None, "random data")
+    return Dataset([_random_feed(inputs, -(-samples // batch) * batch, rng, False, rows or {})], None, "random data")
 
 
-def _random_feed(inputs: list[gs.Variable], samples: int, rng: np.random.Generator, whole: bool) -> Feed:
+def _random_feed(
+    inputs: list[gs.Variable], samples: int, rng: np.random.Generator, whole: bool, rows: Mapping[str, int]
+) -> Feed:
     """`samples` rows of every input, or all of those of fixed length where a feed is a `whole`."""
     feed = {}
     for t in inputs:
@@ -102,8 +105,12 @@ def _random_feed(inputs: list[gs.Variable], samples: int, rng: np.random.Generat
         fixed = whole and t.shape and isinstance(t.shape[0], int)
         shape = (t.shape[0] if fixed else samples, *t.shape[1:]) if t.shape else ()
         dtype = np.dtype(t.dtype)
-        values = rng.standard_normal(shape) if dtype.kind == "f" else np.zeros(shape)
-        feed[t.name] = np.asarray(values).astype(dtype)
+        if dtype.kind == "f":
+            values = np.asarray(rng.standard_normal(shape))
+        else:
+            most = rows.get(t.name, 2)
+            values = np.asarray(rng.integers(min(1, most - 1), most, shape))
+        feed[t.name] = values.astype(dtype)
     return feed
 
 

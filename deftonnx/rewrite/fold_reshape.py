@@ -10,6 +10,9 @@ import onnx_graphsurgeon as gs
 
 from deftonnx.layers.linear import is_standard, unused_name
 
+MADE_UP = "unk__"
+"""How shape inference begins the names of sizes that it knows nothing of."""
+
 
 def fold_reshape(graph: gs.Graph) -> bool:
     """Make the targets constant; the nodes that computed them are left to a clean-up. True if anything changed."""
@@ -47,16 +50,32 @@ def _entries(target: gs.Tensor, x: gs.Tensor) -> list[int] | None:
 
 
 def _is_dimension(part: gs.Tensor, x: gs.Tensor, axis: int) -> bool:
-    """True where `part` is a vector of one entry: dimension `axis` of `x`."""
+    """True where `part` is a vector of one entry: dimension `axis` of `x`, or one of the same name."""
     unsqueeze = _producer(part, "Unsqueeze")
     gather = _producer(unsqueeze.inputs[0] if unsqueeze else part, "Gather")
-    if gather is None or not isinstance(gather.inputs[1], gs.Constant):
+    if gather is None:
+        shape = _producer(part, "Shape")
+        bounds = None if shape is None else (shape.attrs.get("start", 0), shape.attrs.get("end"))
+        return bounds is not None and bounds[1] == bounds[0] + 1 and _is_same(shape, bounds[0], x, axis)
+    if not isinstance(gather.inputs[1], gs.Constant):
         return False
     index = gather.inputs[1].values
     if index.ndim != (0 if unsqueeze else 1) or index.size != 1:
         return False
     shape = _producer(gather.inputs[0], "Shape")
-    return shape is not None and not shape.attrs and shape.inputs[0] is x and int(index.reshape(-1)[0]) == axis
+    return shape is not None and not shape.attrs and _is_same(shape, int(index.reshape(-1)[0]), x, axis)
+
+
+def _is_same(shape: gs.Node | None, index: int, x: gs.Tensor, axis: int) -> bool:
+    """True where entry `index` of what `shape` makes is dimension `axis` of `x`."""
+    assert shape is not None
+    tensor = shape.inputs[0]
+    if tensor is x:
+        return index == axis
+    if tensor.shape is None or x.shape is None or not 0 <= index < len(tensor.shape) or axis >= len(x.shape):
+        return False
+    name = x.shape[axis]
+    return isinstance(name, str) and not name.startswith(MADE_UP) and tensor.shape[index] == name
 
 
 def _producer(tensor: gs.Tensor, op: str) -> gs.Node | None:

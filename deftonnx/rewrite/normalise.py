@@ -19,15 +19,28 @@ from deftonnx.errors import UnsupportedError
 from deftonnx.formats.functions import attach_functions
 from deftonnx.layers import LinearLayer, Refusal, match
 from deftonnx.layers.conv import DEPTHWISE, ConvLayer
-from deftonnx.layers.linear import is_standard, unused_name
-from deftonnx.rewrite.fold_reshape import fold_reshape
+from deftonnx.layers.linear import Array, is_standard, unused_name
+from deftonnx.rewrite.absorb.parameters import integers
+from deftonnx.rewrite.fold_reshape import MADE_UP, fold_reshape
+from deftonnx.rewrite.fold_scale import by_output, scaled
+from deftonnx.rewrite.fold_sizes import fold_sizes
 from deftonnx.rewrite.fold_transpose import fold_transpose
+from deftonnx.rewrite.joined_rows import keep_rows_apart
 from deftonnx.rewrite.preserve import drop_unwritable, restore
+from deftonnx.rewrite.reserved import Reserved
 
 FOLD_LIMIT = 1 << 20
 """Constants above this many bytes are not computed by folding (a broadcast could otherwise bloat the model)."""
 SMALL = 1024
-SHAPED_LIKE_INPUT = {("com.microsoft", "MultiHeadAttention"), ("com.microsoft", "SkipLayerNormalization")}
+MOST_ROUNDS = 50
+"""Of folding sizes and inferring shapes: each takes seconds for thousands of nodes, and few networks need ten."""
+_LAST = np.iinfo(np.int64).max
+"""The end of a Slice that takes all to the last."""
+SHAPED_LIKE_INPUT = {
+    ("com.microsoft", "MultiHeadAttention"),
+    ("com.microsoft", "SkipLayerNormalization"),
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"),
+}
 """Operators that onnx does not know, whose outputs, as we write them, are shaped like their first input."""
 
 
@@ -102,13 +115,32 @@ def normalise(graph: gs.Graph) -> bool:
     with quiet():
         graph.fold_constants(size_threshold=FOLD_LIMIT, error_ok=True, recurse_subgraphs=False)
         graph.cleanup(remove_unused_graph_inputs=False)
-    drop_identity_dropout(graph)
+    _fold_sizes(graph)
+    drop_idle(graph)
     name_constant_outputs(graph)
     fold_reshape(graph)
     fold_transpose(graph)
+    keep_rows_apart(graph)
     fold_batch_norm(graph)
+    fold_scales(graph)
     infer_shapes(graph)
     return before != [(n.op, n.name) for n in graph.nodes]
+
+
+def _fold_sizes(graph: gs.Graph) -> None:
+    """Make constants of what depends on known sizes alone: each tells the shapes of more tensors."""
+    for _ in range(MOST_ROUNDS):
+        before = len(graph.nodes)
+        if fold_sizes(graph):
+            with quiet():
+                graph.cleanup(remove_unused_graph_inputs=False)
+        else:
+            with quiet():
+                graph.fold_constants(size_threshold=FOLD_LIMIT, error_ok=True, recurse_subgraphs=False)
+                graph.cleanup(remove_unused_graph_inputs=False)
+            if before == len(graph.nodes):
+                break
+        infer_shapes(graph)
 
 
 def infer_shapes(graph: gs.Graph) -> None:
@@ -125,7 +157,7 @@ def infer_shapes(graph: gs.Graph) -> None:
         if isinstance(tensor, gs.Variable) and info.type.HasField("tensor_type"):
             kind = info.type.tensor_type
             if kind.HasField("shape"):
-                tensor.shape = [_dimension(d) for d in kind.shape.dim]
+                tensor.shape = _with_names([_dimension(d) for d in kind.shape.dim], tensor.shape)
             if tensor.dtype is None and kind.elem_type:
                 tensor.dtype = _numpy_type(kind.elem_type)
 
@@ -159,14 +191,13 @@ def _stand_in(graph: gs.Graph) -> None:
             graph.nodes += [gs.Node("Identity", t.name, inputs=node.inputs[:1], outputs=[t]) for t in outputs[1:]]
 
 
-def drop_identity_dropout(graph: gs.Graph) -> None:
-    """Remove Dropout and Identity nodes that pass their input through, unless they name a graph output."""
+def drop_idle(graph: gs.Graph) -> None:
+    """Remove nodes that pass their input through, unless they name a graph output."""
     outputs = {id(t) for t in graph.outputs}
     for node in list(graph.nodes):
-        if node.op not in ("Dropout", "Identity") or not is_standard(node):
+        if not is_standard(node) or not _is_idle(node):
             continue
-        training = len(node.inputs) > 2 and node.inputs[2].name
-        if training or any(id(t) in outputs for t in node.outputs) or any(t.outputs for t in node.outputs[1:]):
+        if any(id(t) in outputs for t in node.outputs) or any(t.outputs for t in node.outputs[1:]):
             continue
         if isinstance(node.inputs[0], gs.Constant) or _read_in_subgraph(graph, node.outputs[0]):
             continue
@@ -176,6 +207,30 @@ def drop_identity_dropout(graph: gs.Graph) -> None:
         node.inputs.clear()
         node.outputs.clear()
         graph.nodes.remove(node)
+
+
+def _is_idle(node: gs.Node) -> bool:
+    """True for Identity, Dropout outside of training, a Pad by nothing and a Slice of everything."""
+    if node.op == "Dropout":
+        return not (len(node.inputs) > 2 and node.inputs[2].name)
+    if node.op == "Pad":
+        pads = integers(node, "pads", 1)
+        return pads is not None and not any(pads)
+    return node.op == "Identity" or (node.op == "Slice" and _is_whole(node))
+
+
+def _is_whole(node: gs.Node) -> bool:
+    starts, ends = integers(node, "starts", 1), integers(node, "ends", 2)
+    axes, steps = integers(node, "axes", 3), integers(node, "steps", 4)
+    shape = node.inputs[0].shape
+    given = all(isinstance(t, gs.Constant) or not t.name for t in node.inputs[1:])
+    if starts is None or ends is None or shape is None or not given or any(step != 1 for step in steps or []):
+        return False
+    sizes = [shape[axis] for axis in (range(len(starts)) if axes is None else axes)]
+    return all(
+        start == 0 and (end == _LAST or (isinstance(size, int) and end >= size))
+        for start, end, size in zip(starts, ends, sizes, strict=True)
+    )
 
 
 def name_constant_outputs(graph: gs.Graph) -> None:
@@ -203,28 +258,48 @@ def fold_batch_norm(graph: gs.Graph) -> bool:
     for node in list(graph.nodes):
         if node.op != "BatchNormalization" or not is_standard(node) or not _is_inference(graph, node):
             continue
-        layer = _layer_before(graph, node)
-        if layer is None:
+        layer = _layer_before(graph, node.inputs[0])
+        if layer is None or not _has_channels(layer, node.inputs[1].shape[0]):
             continue
         scale, shift, mean, variance = (t.values.astype(np.float64) for t in node.inputs[1:5])
         factor = scale / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
-        weight = layer.weight()
-        bias = layer.bias()
-        window = weight.shape[2] * layer.groups // layer.N  # taps a ConvTranspose holds in its columns
-        per_column = np.repeat(factor, window).reshape(layer.groups, 1, -1)
-        offset = shift + ((0.0 if bias is None else bias) - mean) * factor
-        y = layer.y
-        layer.store(weight * per_column, offset)
-        producer = y.inputs[0]
-        if layer.y is not y:  # a bias Add was inserted and now makes `y`
-            producer = layer.y.inputs[0]
-        result = node.outputs[0]
-        node.inputs.clear()
-        node.outputs.clear()
-        graph.nodes.remove(node)
-        producer.outputs = [result if t is layer.y else t for t in producer.outputs]
+        _fold(graph, node, layer, factor, shift - mean * factor)
         changed = True
     return changed
+
+
+def fold_scales(graph: gs.Graph) -> bool:
+    """Fold multiplications by constants into the linear layers that alone feed them."""
+    changed = False
+    reserved = Reserved(graph)
+    for node in list(graph.nodes):
+        found = scaled(node, reserved)
+        layer = None if found is None else _layer_before(graph, found[0])
+        if found is None or layer is None:
+            continue
+        factors = by_output(layer, *found[1:])
+        if factors is not None:
+            _fold(graph, node, layer, factors, np.zeros(layer.N))
+            changed = True
+    return changed
+
+
+def _fold(graph: gs.Graph, node: gs.Node, layer: LinearLayer, factor: Array, offset: Array) -> None:
+    """Let `layer` compute what `node` makes of its output: that times `factor` (N,) plus `offset` (N,)."""
+    weight, bias = layer.weight(), layer.bias()
+    window = weight.shape[2] * layer.groups // layer.N  # taps a ConvTranspose holds in its columns
+    per_column = np.repeat(factor, window).reshape(layer.groups, 1, -1)
+    y, result = layer.y, node.outputs[0]
+    between = None if y in node.inputs else next(t.inputs[0] for t in node.inputs if t.inputs)  # a Transpose
+    layer.store(weight * per_column, offset + (0.0 if bias is None else bias) * factor)
+    node.inputs.clear()
+    node.outputs.clear()
+    graph.nodes.remove(node)
+    if between is not None:
+        between.outputs = [result]
+    else:
+        producer = layer.y.inputs[0]  # which is another one where a bias Add was inserted
+        producer.outputs = [result if t is layer.y else t for t in producer.outputs]
 
 
 def _is_inference(graph: gs.Graph, node: gs.Node) -> bool:
@@ -234,9 +309,8 @@ def _is_inference(graph: gs.Graph, node: gs.Node) -> bool:
     return constant and not others and not node.attrs.get("training_mode", 0)
 
 
-def _layer_before(graph: gs.Graph, node: gs.Node) -> LinearLayer | None:
-    """The linear layer whose only reader is `node` and whose output features are `node`'s channels."""
-    y = node.inputs[0]
+def _layer_before(graph: gs.Graph, y: gs.Tensor) -> LinearLayer | None:
+    """The linear layer that makes `y`, which has one reader."""
     if len(y.outputs) != 1 or not y.inputs or y in graph.outputs or _read_in_subgraph(graph, y):
         return None
     producer = y.inputs[0]
@@ -249,9 +323,28 @@ def _layer_before(graph: gs.Graph, node: gs.Node) -> LinearLayer | None:
     if not isinstance(layer, LinearLayer) or layer.y is not y or producer.outputs[0] in graph.outputs:
         return None
     layer.graph = graph
-    rank = len(y.shape) if y.shape is not None else None
+    return layer
+
+
+def _has_channels(layer: LinearLayer, channels: int) -> bool:
+    """True where the output features of `layer` are that many channels of axis 1."""
+    rank = len(layer.y.shape) if layer.y.shape is not None else None
     axis = layer.output_axis if layer.output_axis >= 0 or rank is None else layer.output_axis + rank
-    return layer if axis == 1 and node.inputs[1].shape[0] == layer.N else None
+    return axis == 1 and channels == layer.N
+
+
+def _with_names(inferred: list[int | str | None], known: Any) -> list[int | str | None]:
+    """The inferred sizes; where nothing is known of one, the name that it had."""
+    if known is None or len(known) != len(inferred):
+        return inferred
+    return [
+        old if isinstance(old, str) and not old.startswith(MADE_UP) and not _is_told(new) else new
+        for old, new in zip(known, inferred, strict=True)
+    ]
+
+
+def _is_told(size: int | str | None) -> bool:
+    return isinstance(size, int) or (size is not None and not size.startswith(MADE_UP))
 
 
 def _dimension(dim: Any) -> int | str | None:

@@ -81,14 +81,14 @@ def _values(
         numbers = rng.standard_normal(shape).astype(np.float32)
         return np.where(numbers == 0, np.float32(1), numbers).astype(_FLOATS[element])
     if element in _INTEGERS:
-        rows = _rows_picked(model, value.name)
+        rows = rows_picked(model, value.name)
         return (rng.integers(1, rows, shape) if rows > 2 else np.ones(shape)).astype(_INTEGERS[element])
     if element == TensorProto.BOOL:
         return np.ones(shape, np.bool_)
     raise UsageError(f"{what} is of type {TensorProto.DataType.Name(element).lower()}: give --inputs FILE.npz")
 
 
-def _rows_picked(model: onnx.ModelProto, name: str) -> int:
+def rows_picked(model: onnx.ModelProto, name: str) -> int:
     """Rows of the smallest table that a Gather picks from by the input `name`, 0 if there is none."""
     tables = {t.name: t.dims[0] for t in model.graph.initializer if len(t.dims) > 0}
     casts = [n for n in model.graph.node if n.op_type in ("Cast", "Identity") and n.input[0] == name]

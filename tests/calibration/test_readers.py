@@ -173,7 +173,9 @@ def test_random_data() -> None:
     wanted = [gs.Variable("x", np.float16, ["N", 3]), gs.Variable("ids", np.int64, ["N"])]
     feed = readers.random_data(wanted, 8, seed=0).feeds[0]
     assert (feed["x"].shape, feed["x"].dtype) == ((8, 3), np.float16)
-    assert not feed["ids"].any()
+    assert (feed["ids"] == 1).all()
+    assert {*readers.random_data(wanted, 90, 0, {"ids": 5}).feeds[0]["ids"]} == {1, 2, 3, 4}
+    assert not readers.random_data(wanted, 8, 0, {"ids": 1}).feeds[0]["ids"].any()
     with pytest.raises(UsageError, match="no numbers"):
         readers.random_data([gs.Variable("text", np.object_, ["N"])], 8, seed=0)
 

@@ -63,12 +63,12 @@ ABSORBED = {
     "identity": Case(image("z = Identity (a)" + LAST, W2), {"last": HALF}, SMALL),
     "clip": Case(image("z = Clip (a, low, high)" + LAST, W2 + ", float low, float high"), {"last": HALF}, SMALL),
     "constant_per_channel": Case(
-        image("z = Mul (a, s)" + LAST, W2 + ", float[8,1,1] s"), {"last": HALF}, {**SMALL, "s": (4, 1, 1)}
+        image("r = Relu (a) z = Mul (r, s)" + LAST, W2 + ", float[8,1,1] s"), {"last": HALF}, {**SMALL, "s": (4, 1, 1)}
     ),
     "constant_full_rank": Case(
         image("z = Add (s, a)" + LAST, W2 + ", float[1,8,1,1] s"), {"last": HALF}, {**SMALL, "s": (1, 4, 1, 1)}
     ),
-    "constant_scalar": Case(image("z = Mul (a, s)" + LAST, W2 + ", float[1] s"), {"last": HALF}, SMALL),
+    "constant_scalar": Case(image("r = Relu (a) z = Mul (r, s)" + LAST, W2 + ", float[1] s"), {"last": HALF}, SMALL),
     "prelu": Case(image("z = PRelu (a, s)" + LAST, W2 + ", float[8,1,1] s"), {"last": HALF}, {**SMALL, "s": (4, 1, 1)}),
     "instance_norm": Case(
         image("z = InstanceNormalization (a, s, t)" + LAST, W2 + ", float[8] s, float[8] t"),

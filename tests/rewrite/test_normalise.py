@@ -440,3 +440,68 @@ def test_the_model_is_left_as_it_was_where_a_body_reads_its_constants():
     normalise(graph)
     export_model(graph, proto)
     assert proto.SerializeToString() == before
+
+
+SCALED = {
+    "linear": ("float[N,5,8] x", "a = MatMul (x, w) y = Mul (a, s)", "float[8,6] w, float[6] s", (6,)),
+    "scalar": ("float[N,5,8] x", "a = MatMul (x, w) b = Add (a, c) y = Mul (s, b)", "float[8,6] w, float[6] c, float s", ()),
+    "divided": ("float[N,5,8] x", "a = MatMul (x, w) y = Div (a, s)", "float[8,6] w, float[1,1,6] s", (1, 1, 6)),
+    "gemm": ("float[N,8] x", "a = Gemm <transB = 1> (x, w, c) y = Mul (a, s)", "float[6,8] w, float[6] c, float[6] s", (6,)),
+    "conv": ("float[N,4,5,5] x", "a = Conv (x, w, c) y = Mul (a, s)", "float[6,4,3,3] w, float[6] c, float[6,1,1] s", (6, 1, 1)),
+    "depthwise": ("float[N,4,5,5] x", "a = Conv <group=4> (x, w) y = Mul (a, s)", "float[4,1,3,3] w, float[4,1,1] s", (4, 1, 1)),
+    "transposed": (
+        "float[N,5,5,4] x",
+        "a = MatMul (x, w) t = Transpose <perm=[0,3,1,2]> (a) y = Mul (t, s)",
+        "float[4,6] w, float[6,1,1] s",
+        (6, 1, 1),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_scales_are_folded(name: str) -> None:
+    inputs, nodes, weights, shape = SCALED[name]
+    rank = inputs.count(",") + 1
+    proto = model(
+        f"g ({inputs}) => (float[{','.join('ABCD'[:rank])}] y) <{weights}> {{ {nodes} }}",
+        s=np.random.default_rng(3).uniform(0.5, 2, shape),
+    )
+    assert not {"Mul", "Div"} & {*operators(assert_computes_the_same(proto))}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs"),
+    [
+        ("a = MatMul (x, w) y = Mul (a, k)", "float[N,6,6] y"),  # along rows
+        ("a = MatMul (x, w) y = Mul (a, s) z = Relu (a)", "float[N,6,6] y, float[N,6,6] z"),
+        ("a = MatMul (x, w) y = Mul (a, s)", "float[N,6,6] y, float[N,6,6] a"),
+        ("a = MatMul (x, w) y = Div (s, a)", "float[N,6,6] y"),
+        ("a = MatMul (x, w) y = Mul (a, o)", "float[N,6,6] y"),  # by zero: a weight of zeros would be eliminated
+    ],
+)
+def test_scales_that_stay(nodes: str, outputs: str) -> None:
+    weights = "float[8,6] w, float[6] s, float[6,1] k, float o"
+    proto = model(f"g (float[N,6,8] x) => ({outputs}) <{weights}> {{ {nodes} }}", o=np.array(0))
+    assert {"Mul", "Div"} & {*operators(assert_computes_the_same(proto))}
+
+
+ROWS = """g (float[N,5,8] x) => (float[N,5,6] y)
+    <int64[2] p, int64[1] at0, int64[1] at1, int64[1] n, float[8,6] w, float[6] b, float[6,8] v> {
+    r = Reshape (x, p) a = GEMM s = Shape (x) d = Gather (s, at0) e = Gather (s, at1) q = Concat <axis=0> (d, e, n)
+    y = Reshape (a, q) }"""
+
+
+@pytest.mark.parametrize("gemm", ["Gemm (r, w, b)", "Gemm (r, w)", "Gemm <transB = 1> (r, v, b)"])
+def test_rows_that_a_gemm_joins_stay_apart(gemm: str) -> None:
+    integers = {"p": [-1, 8], "at0": [0], "at1": [1], "n": [6]}
+    proto = model(ROWS.replace("GEMM", gemm), **{name: np.array(v, np.int64) for name, v in integers.items()})
+    assert operators(assert_computes_the_same(proto)) == ["MatMul", "Add"][: gemm.count(",")]
+
+
+@pytest.mark.parametrize("gemm", ["Gemm <alpha = 2.0> (r, w, b)", "Gemm (r, w, c)", "Gemm <transA = 1> (t, w, b)"])
+def test_other_gemms_between_reshapes_stay(gemm: str) -> None:
+    integers = {"p": [-1, 8], "at0": [0], "at1": [1], "n": [6]}
+    text = ROWS.replace("GEMM", gemm).replace("float[6] b", "float[6] b, float[1] c")
+    text = text.replace("a = Gemm <transA", "t = Transpose <perm=[1,0]> (r) a = Gemm <transA")
+    proto = model(text, **{name: np.array(v, np.int64) for name, v in integers.items()})
+    assert "Gemm" in operators(assert_computes_the_same(proto))

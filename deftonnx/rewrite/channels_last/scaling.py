@@ -10,8 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from deftonnx.layers.linear import unused_name
-from deftonnx.rewrite.channels_last.convolutions import ALIGNMENT
-from deftonnx.rewrite.channels_last.region import Region
+from deftonnx.rewrite.channels_last.region import ALIGNMENT, Region
 
 _IMAGE_AXES = (1, 2)
 
