@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from deftonnx.calibration.activations import first_line
 from deftonnx.errors import DeftError, UsageError
+from deftonnx.sessions import first_line
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""

@@ -158,7 +158,8 @@ def optimize(
     for path in (plan_out, report_path):
         if path is not None:
             model_file.check_writable(path, True)
-    keep_freed_memory()
+    if calib_data is not None:
+        keep_freed_memory()
     with progress(quiet) as callback:
         result = run(
             model,

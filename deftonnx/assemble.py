@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+import onnxruntime
 from onnx import TensorProto
 
 from deftonnx import evaluation, precision
@@ -25,6 +26,7 @@ from deftonnx.formats.conv_function import is_conv
 from deftonnx.formats.fp8 import FP8
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.layers.linear import constant_bytes, unused_name
+from deftonnx.model import Model
 from deftonnx.plan import Plan
 from deftonnx.precision import Narrowed, to_sixteen_bits
 from deftonnx.report.report import LayerRow
@@ -103,8 +105,9 @@ def assemble(
     and `judge` says which packed operators pay."""
     unrounded = expected = evaluation.outputs(export_model(graph, origin), probe)
     kept = {layer.name: int(layer.kept.sum()) // layer.groups for layer in layers}
+    smaller = not all(layer.kept.all() for layer in layers)
     while settings.absorb and absorb(graph, layers):
-        pass
+        smaller = True
     formats, unpacked = choose_formats(graph, layers, settings, plan, batches, judge)
     in_kernel = _in_kernel(layers, formats, settings)
     walked = _walked(layers, settings)
@@ -112,12 +115,12 @@ def assemble(
     eliminate(graph, [layer for layer in layers if layer.name not in in_kernel], walked)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     if formats:
-        verify(expected, finish(graph, origin, {}), probe)
+        if smaller:
+            verify(expected, finish(graph, origin, {}), probe)
         expected = _pack(graph, origin, layers, formats, in_kernel, probe, settings)
     wide: list[Refusal] = []
     narrowed, convolutions = Narrowed(), dict[str, gs.Node]()
     if settings.precision != "keep":
-        verify(expected, finish(graph, origin, {}), probe)
         convolutions, unpaid, narrowed, expected = _sixteen_bits(
             graph, origin, settings, plan, batches, probe, judge, unrounded, expected
         )
@@ -245,8 +248,8 @@ def _sixteen_bits(
     wide: dict[str, Refusal] = {}
     while True:
         convolutions, unpaid = _channels_last(graph, settings, plan, judge, wide)
+        verify(rounded, finish(graph, origin, {}), probe)
         if convolutions:
-            verify(rounded, finish(graph, origin, {}), probe)
             for node in convolutions.values():
                 encode(node, "half" if settings.format in (*AUTOMATIC, FP8) else settings.format)
             expected = evaluation.outputs(finish(graph, origin, {}), probe)
@@ -322,9 +325,10 @@ def _narrow(graph: gs.Graph, origin: onnx.ModelProto, asked: str, batches: list[
     if batches:
         model = finish(graph, origin, {})
         infer_shapes(graph)
-        made = {t.name for t in model.graph.output}
+        outputs = model.shell.graph.output
+        made = {t.name for t in outputs}
         observed = [name for name in names if name not in known]
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in observed if name not in made)
+        outputs.extend(onnx.ValueInfoProto(name=name) for name in observed if name not in made)
         session = evaluation.session(model)
         for feed in batches:
             values = {**feed, **evaluation.run(session, [feed])}
@@ -341,7 +345,12 @@ def rounding(settings: Settings, formats: Sequence[FormatChoice] = ()) -> float:
     return max(IO_TOLERANCE[settings.io_types], narrow, codes)
 
 
-def verify(expected: evaluation.Outputs, final: onnx.ModelProto, feeds: list[readers.Feed], limit: float = 0.0) -> None:
+def verify(
+    expected: evaluation.Outputs,
+    final: Model | onnxruntime.InferenceSession,
+    feeds: list[readers.Feed],
+    limit: float = 0.0,
+) -> None:
     """Raise DeftError unless `final` computes what is `expected` of it on `feeds`, to rounding or to `limit`."""
     if not feeds:
         return

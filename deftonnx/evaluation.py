@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import time
@@ -15,10 +16,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from deftonnx.calibration.activations import first_line, session_options
+from deftonnx.allocation import free_cycles
 from deftonnx.calibration.readers import Feed, users_code
 from deftonnx.errors import UnsupportedError, UsageError
-from deftonnx.overloads import loadable
+from deftonnx.model import Model, apart
+from deftonnx.sessions import Passing, first_line, lasting, ort_value
 
 Array = np.ndarray[Any, Any]
 Outputs = dict[str, Array]
@@ -48,47 +50,24 @@ class Score:
 BFLOAT16 = "tensor(bfloat16)"
 NARROW = {"tensor(float16)": np.float16, BFLOAT16: ml_dtypes.bfloat16}
 """Input types that data in float32 are cast to."""
-SMALL = 4096
-"""Bytes of a weight up to which it stays in the model that a session parses; larger ones are handed over beside it."""
-_HANDED_OVER = {getattr(onnx.TensorProto, name) for name in ("FLOAT", "FLOAT16", "BFLOAT16", "UINT8", "INT64", "INT32")}
+HEAVY = 1 << 24
+"""Bytes of weights from which on it is worth while to look for others that can be freed."""
 
 
-def session(model: onnx.ModelProto, name: str = "the model", *, runs_often: bool = True) -> ort.InferenceSession:
-    """A CPU session of `model`, quiet, or a sentence that says why there is none.
-
-    One that does not run often leaves its weights as they are: to reorder them takes longer than it saves.
-    """
-    options = session_options()
-    options.add_session_config_entry("session.disable_prepacking", "0" if runs_often else "1")
+def session(
+    model: onnx.ModelProto | Model, name: str = "the model", *, runs_often: bool = True, observing: bool = False
+) -> ort.InferenceSession:
+    """A CPU session of `model`, or a sentence that says why there is none. `observing`: see sessions.Passing."""
+    parts = apart(model)
+    if sum(array.nbytes for array in parts.weights.values()) > HEAVY:
+        free_cycles()
+    if not runs_often:
+        with contextlib.suppress(Exception):  # a kernel that needs constant weights
+            return Passing(parts, observing=observing)
     try:
-        shell, weights = _apart(model)
-        options.add_external_initializers(list(weights), list(weights.values()))
-        # without enable_fallback=0 it prints what it raises
-        return ort.InferenceSession(
-            loadable(shell).SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
-        )
+        return lasting(parts)
     except Exception as error:
         raise UnsupportedError(f"ONNX Runtime cannot load {name}: {first_line(error)}") from error
-
-
-def _apart(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, ort.OrtValue]]:
-    """`model` with its large weights taken out, and these: so they are neither serialised nor written to a file, and a
-    message need not hold more than protobuf's 2 GB."""
-    shell, weights = onnx.ModelProto(ir_version=model.ir_version), dict[str, ort.OrtValue]()
-    for field in ("opset_import", "functions"):
-        getattr(shell, field).extend(getattr(model, field))
-    shell.graph.name = model.graph.name
-    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
-        getattr(shell.graph, field).extend(getattr(model.graph, field))
-    for tensor in model.graph.initializer:
-        if len(tensor.raw_data) <= SMALL or tensor.data_type not in _HANDED_OVER:
-            shell.graph.initializer.append(tensor)
-            continue
-        left = shell.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        left.data_location = onnx.TensorProto.EXTERNAL
-        left.external_data.add(key="location", value="given to the session")
-        weights[tensor.name] = _ort_value(onnx.numpy_helper.to_array(tensor))
-    return shell, weights
 
 
 def run(model: ort.InferenceSession, feeds: list[Feed]) -> Outputs:
@@ -103,9 +82,11 @@ def run(model: ort.InferenceSession, feeds: list[Feed]) -> Outputs:
     return {name: _join([part[i] for part in parts]) for i, name in enumerate(names)}
 
 
-def outputs(model: onnx.ModelProto, feeds: list[Feed]) -> Outputs:
+def outputs(model: onnx.ModelProto | Model | ort.InferenceSession, feeds: list[Feed]) -> Outputs:
     """What `model` computes on `feeds`, which are few; nothing without any."""
-    return run(session(model, runs_often=False), feeds) if feeds else {}
+    if not feeds:
+        return {}
+    return run(model if isinstance(model, ort.InferenceSession) else session(model, runs_often=False), feeds)
 
 
 def runner(model: ort.InferenceSession, feed: Feed) -> Callable[[], list[Array]]:
@@ -119,14 +100,8 @@ def runner(model: ort.InferenceSession, feed: Feed) -> Callable[[], list[Array]]
     if BFLOAT16 not in {*types.values(), *(t.type for t in model.get_outputs())}:
         return lambda: model.run(None, feed)
     names = [output.name for output in model.get_outputs()]
-    values = {name: _ort_value(value) for name, value in feed.items()}
+    values = {name: ort_value(value) for name, value in feed.items()}
     return lambda: [_to_array(value) for value in model.run_with_ort_values(names, values)]
-
-
-def _ort_value(array: Array) -> ort.OrtValue:
-    if array.dtype == NARROW[BFLOAT16]:
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, onnx.TensorProto.BFLOAT16)
-    return ort.OrtValue.ortvalue_from_numpy(array)
 
 
 def _to_array(value: ort.OrtValue) -> Array:
@@ -250,6 +225,7 @@ def _log_softmax(x: Array) -> Array:
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
+LEAST_ROUNDS = 3
 METRICS: dict[str, Callable[[Outputs, Outputs, Array | None], Score]] = {
     "top1": _top1,
     "rel-l2": _relative_l2,
@@ -263,18 +239,20 @@ def latencies(
 ) -> list[list[float]]:
     """Milliseconds a run of each session, one figure a round, the sessions taking turns.
 
-    Each figure is the mean over enough runs to fill its share of `budget` seconds, at least one.
+    Each figure is the mean over enough runs to fill its share of `budget` seconds, at least one. There are fewer
+    rounds, at least LEAST_ROUNDS, where they would take longer.
     """
     results: list[list[float]] = [[] for _ in models]
-    repeats = []
+    repeats, seconds = [], 0.0
     runs = [runner(model, feed) for model in models]
     for run_once in runs:
         run_once()
         start = time.perf_counter()
         run_once()
         once = time.perf_counter() - start
+        seconds += once
         repeats.append(max(1, min(1000, int(budget / rounds / len(models) / max(once, 1e-6)))))
-    for _ in range(rounds):
+    for _ in range(max(LEAST_ROUNDS, min(rounds, int(budget / max(seconds, 1e-6))))):
         for run_once, repeat, result in zip(runs, repeats, results, strict=True):
             start = time.perf_counter()
             for _ in range(repeat):

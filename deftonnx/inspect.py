@@ -40,9 +40,9 @@ class LayerInfo:
 
 def inspect(model: str | Path | onnx.ModelProto, **options: Any) -> list[LayerInfo]:
     """Every linear layer of `model`, as `optimize` with these options would see it, and what it would leave alone."""
-    origin = model if isinstance(model, onnx.ModelProto) else model_file.load(model)
-    model_file.check(origin, "the model" if isinstance(model, onnx.ModelProto) else f"'{model}'")
-    graph = import_model(origin)
+    if isinstance(model, onnx.ModelProto):
+        model_file.check(model, "the model")
+    graph = import_model(model if isinstance(model, onnx.ModelProto) else model_file.load(model))
     normalise(graph)
     found = find_layers(graph)
     layers = [f for f in found if isinstance(f, LinearLayer)]

@@ -8,12 +8,16 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import external_data_helper
 
 from deftonnx.errors import DeftError, UnsupportedError, UsageError
+from deftonnx.model import Model, is_apart, move, raw_bytes, read_apart, serialised
+
+Parsed = TypeVar("Parsed")
 
 PROTOBUF_LIMIT = (1 << 31) - (1 << 26)
 """Bytes of weights above which a model no longer fits in one file, the rest of the model taken into account."""
@@ -25,49 +29,68 @@ SMALL = 1024
 """Weights of fewer bytes stay in the model file, where shape inference can read them."""
 
 
-def load(path: str | Path) -> onnx.ModelProto:
-    """The model in a file, with its external data."""
-    model = read(path)
-    _load_external(model, Path(path))
-    return model
+def load(path: str | Path) -> Model:
+    """The model in a file, with its external data, large weights apart."""
+    loaded = _parsed(Path(path), read_apart)
+    check(loaded.shell, f"'{path}'")
+    _load_external(loaded, Path(path))
+    return loaded
 
 
 def read(path: str | Path) -> onnx.ModelProto:
     """The model in a file; weights that it keeps in other files stay there."""
-    file = Path(path)
+    read = _parsed(Path(path), lambda file: onnx.load(str(file), format="protobuf", load_external_data=False))
+    check(read, f"'{path}'")
+    return read
+
+
+def _parsed(file: Path, parse: Callable[[Path], Parsed]) -> Parsed:
     if not file.exists():
         raise UsageError(f"model '{file}' does not exist")
     if not file.is_file():
         raise UsageError(f"model '{file}' is not a file")
     try:
-        model = onnx.load(str(file), format="protobuf", load_external_data=False)
+        return parse(file)
     except (DecodeError, ValueError) as error:
         raise UnsupportedError(f"'{file}' is not an ONNX model, or is truncated") from error
     except OSError as error:
         raise UsageError(f"model '{file}' cannot be read: {error.strerror}") from error
-    check(model, f"'{file}'")
-    return model
 
 
-def _load_external(model: onnx.ModelProto, file: Path) -> None:
+def _load_external(loaded: Model, file: Path) -> None:
     """Read weights kept in other files; a file that is missing, out of bounds or too short is named."""
-    tensors = [t for t in external_data_helper._get_all_tensors(model) if external_data_helper.uses_external_data(t)]
-    for tensor in tensors:
-        location = external_data_helper.ExternalDataInfo(tensor).location
-        what = f"'{file}' keeps weight '{tensor.name}' in external data"
-        if not (file.parent / location).is_file():
-            raise UnsupportedError(f"{what}, and '{location}' is missing")
-        try:
-            external_data_helper.load_external_data_for_tensor(tensor, str(file.parent))
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UnsupportedError(f"{what}, and '{location}' cannot be read: {reason}") from error
-        if len(tensor.raw_data) < (need := _bytes(tensor)):
-            raise UnsupportedError(f"{what}, and '{location}' is truncated")
-        if need and len(tensor.raw_data) > need:  # without a length, the rest of the file was read
-            tensor.raw_data = tensor.raw_data[:need]
-        tensor.ClearField("data_location")
-        del tensor.external_data[:]
+    for tensor in loaded.shell.graph.initializer:
+        if _is_elsewhere(tensor, loaded):
+            content = _external(tensor, file)
+            if not move(tensor, content, loaded.weights):
+                tensor.raw_data = content
+    for tensor in external_data_helper._get_all_tensors(loaded.shell):
+        if _is_elsewhere(tensor, loaded):
+            tensor.raw_data = _external(tensor, file)
+
+
+def _is_elsewhere(tensor: onnx.TensorProto, loaded: Model) -> bool:
+    """True for a weight in another file, which the model does not hold yet."""
+    here = is_apart(tensor) and tensor.name in loaded.weights
+    return external_data_helper.uses_external_data(tensor) and not here
+
+
+def _external(tensor: onnx.TensorProto, file: Path) -> bytes:
+    """The values of `tensor` from the file it refers to; it no longer does."""
+    location = external_data_helper.ExternalDataInfo(tensor).location
+    what = f"'{file}' keeps weight '{tensor.name}' in external data"
+    if not (file.parent / location).is_file():
+        raise UnsupportedError(f"{what}, and '{location}' is missing")
+    try:
+        content = external_data_helper._read_external_data_bytes(tensor, str(file.parent))
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UnsupportedError(f"{what}, and '{location}' cannot be read: {reason}") from error
+    if len(content) < (need := _bytes(tensor)):
+        raise UnsupportedError(f"{what}, and '{location}' is truncated")
+    tensor.ClearField("data_location")
+    tensor.ClearField("external_data")
+    return content[:need] if need else content  # without a length, the rest of the file was read
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:
@@ -122,34 +145,43 @@ def _texts(model: onnx.ModelProto) -> Iterator[object]:
             yield from (attribute.name for attribute in node.attribute)
 
 
-def save(model: onnx.ModelProto, path: str | Path, external_data: bool = False) -> None:
+def save(model: Model, path: str | Path, external_data: bool = False) -> None:
     """Write atomically. Weights go to a file beside it when asked, or when the model is too large for one file."""
     file = Path(path)
     old = data_files(file)
     if external_data or too_large(model):
         old -= _save_external(model, file, old)
     else:
-        content = model.SerializeToString(deterministic=True)
-        write_atomically(file, lambda temporary: temporary.write_bytes(content))
+        write_atomically(file, lambda temporary: _write(model, temporary))
     for name in old:
         if re.fullmatch(re.escape(file.name) + r"\.[0-9a-f]{12}\.data", name):
             (file.parent / name).unlink(missing_ok=True)
 
 
-def check_sizes(model: onnx.ModelProto, origin: str) -> None:
+def _write(model: Model, file: Path) -> None:
+    with open(file, "wb") as handle:
+        handle.writelines(serialised(model))
+
+
+def check_sizes(model: Model, origin: str) -> None:
     """Refuse a weight that no protobuf message can hold."""
-    for tensor in _initializers(model.graph):
-        if len(tensor.raw_data) > WEIGHT_LIMIT:
-            size = f"{len(tensor.raw_data) / 1e9:.1f} GB"
-            raise UnsupportedError(f"{origin} cannot be optimised: its weight '{tensor.name}' alone has {size}")
+    for tensor in _initializers(model.shell.graph):
+        if (size := len(_content(tensor, model))) > WEIGHT_LIMIT:
+            raise UnsupportedError(
+                f"{origin} cannot be optimised: its weight '{tensor.name}' alone has {size / 1e9:.1f} GB"
+            )
 
 
-def weight_bytes(model: onnx.ModelProto) -> int:
+def weight_bytes(model: Model) -> int:
     """Bytes of a model's weights."""
-    return sum(len(tensor.raw_data) for tensor in _initializers(model.graph))
+    return sum(len(_content(tensor, model)) for tensor in _initializers(model.shell.graph))
 
 
-def too_large(model: onnx.ModelProto) -> bool:
+def _content(tensor: onnx.TensorProto, model: Model) -> bytes | memoryview:
+    return raw_bytes(model.weights[tensor.name]) if is_apart(tensor) else tensor.raw_data
+
+
+def too_large(model: Model) -> bool:
     """True where the weights leave no room in one protobuf message."""
     return weight_bytes(model) > PROTOBUF_LIMIT
 
@@ -170,25 +202,25 @@ def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
         yield from inner.initializer
 
 
-def constants(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def constants(model: Model) -> Iterator[onnx.TensorProto]:
     """The weights of a model, those that an exporter wrote as Constant nodes included."""
-    for graph in bodies(model.graph):
+    for graph in bodies(model.shell.graph):
         yield from graph.initializer
         for node in graph.node:
             if node.op_type == "Constant":
                 yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
 
 
-def _save_external(model: onnx.ModelProto, file: Path, old: set[str]) -> set[str]:
+def _save_external(model: Model, file: Path, old: set[str]) -> set[str]:
     """The data file is named by its content, so that the old model and the old data stay a pair until the end."""
     digest = hashlib.sha256()
-    for tensor in _initializers(model.graph):
-        digest.update(tensor.raw_data)
+    for tensor in _initializers(model.shell.graph):
+        digest.update(_content(tensor, model))
     data = file.with_name(f"{file.name}.{digest.hexdigest()[:12]}.data")
     shell = onnx.ModelProto()
-    shell.CopyFrom(model)
+    shell.CopyFrom(model.shell)
     try:
-        write_atomically(data, lambda temporary: _move_weights(shell, temporary, data.name))
+        write_atomically(data, lambda temporary: _move_weights(Model(shell, model.weights), temporary, data.name))
         content = shell.SerializeToString(deterministic=True)
         write_atomically(file, lambda temporary: temporary.write_bytes(content))
     except BaseException:
@@ -198,17 +230,19 @@ def _save_external(model: onnx.ModelProto, file: Path, old: set[str]) -> set[str
     return {data.name}
 
 
-def _move_weights(model: onnx.ModelProto, data: Path, location: str) -> None:
+def _move_weights(model: Model, data: Path, location: str) -> None:
     """Write the weights of `model` to the file `data` and leave references to `location` in their place."""
     with open(data, "wb") as handle:
-        for tensor in _initializers(model.graph):
-            length = len(tensor.raw_data)
+        for tensor in _initializers(model.shell.graph):
+            content = _content(tensor, model)
+            length = len(content)
             if length < SMALL:
                 continue
             handle.write(bytes(-handle.tell() % ALIGNMENT))
             offset = handle.tell()
-            handle.write(tensor.raw_data)
+            handle.write(content)
             tensor.ClearField("raw_data")
+            tensor.ClearField("external_data")
             tensor.data_location = onnx.TensorProto.EXTERNAL
             for key, value in (("location", location), ("offset", offset), ("length", length)):
                 tensor.external_data.add(key=key, value=str(value))
@@ -217,10 +251,10 @@ def _move_weights(model: onnx.ModelProto, data: Path, location: str) -> None:
 def data_files(file: Path) -> set[str]:
     """The files beside a model that it keeps its weights in; none where there is no readable model."""
     try:
-        model = onnx.load(str(file), format="protobuf", load_external_data=False)
+        shell = read_apart(file, values=False).shell
     except Exception:  # an unreadable old output is simply replaced, an input refused
         return set()
-    tensors = external_data_helper._get_all_tensors(model)
+    tensors = (t for t in external_data_helper._get_all_tensors(shell) if not is_apart(t))
     return {
         external_data_helper.ExternalDataInfo(t).location for t in tensors if external_data_helper.uses_external_data(t)
     }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 
 from deftonnx import assemble, evaluation, model_file, precision
+from deftonnx.allocation import free_cycles
 from deftonnx.calibration import readers
 from deftonnx.deciding import judge_for
 from deftonnx.elimination import sequential
@@ -21,6 +23,7 @@ from deftonnx.elimination.choice import Choice, siblings
 from deftonnx.errors import DeftError, UnsupportedError, UsageError
 from deftonnx.format_selection import record_formats
 from deftonnx.layers import LinearLayer, PackedGemm, Refusal, find_layers
+from deftonnx.model import Model, apart
 from deftonnx.plan import METADATA_KEY, Plan, earlier_plan
 from deftonnx.presets import with_preset
 from deftonnx.report.measure import BATCH, PROBE, first_samples, measure_on_gpu, scored_data, size
@@ -44,15 +47,20 @@ Progress = Callable[[str, int, int], None]
 class Result:
     """What `optimize` gives back."""
 
-    model: onnx.ModelProto
+    parts: Model
     plan: Plan
     report: Report
+
+    @functools.cached_property
+    def model(self) -> onnx.ModelProto:
+        """The model as one message."""
+        return self.parts.whole()
 
     def save(self, path: str | Path, *, external_data: bool = False) -> None:
         """Write the model to `path`, atomically."""
         if Path(path).resolve() == Path(self.report.model).resolve():
             raise UsageError(f"output '{path}' is the input, which is never touched")
-        model_file.save(self.model, path, external_data)
+        model_file.save(self.parts, path, external_data)
         self.report.output = str(path)
 
 
@@ -79,21 +87,21 @@ def optimize(
     Raises `DeftError` (see `errors`) with one sentence for anything that cannot be used.
     """
     started = time.perf_counter()
-    origin = model if isinstance(model, onnx.ModelProto) else model_file.load(model)
-    model_file.check(origin, _quoted(model))
-    model_file.check_sizes(origin, _quoted(model))
+    loaded = _loaded(model)
+    origin = loaded.shell
     evaluation.check_metric(metric)
-    session = evaluation.session(origin, _quoted(model))  # refuse now what ONNX Runtime cannot load
+    session = evaluation.session(loaded, _quoted(model), runs_often=False)  # refuse now what cannot be loaded
     asked = Settings(**with_preset(preset, options))
-    graph = import_model(origin)
+    graph = import_model(loaded)
     plan = Plan.read(plan) if isinstance(plan, (str, Path)) else plan
     has_data = calib_data is not None
     settings = asked.resolve(has_data) if plan is None or asked != Settings() else _of_plan(plan, has_data)
     data = _calibration_data(calib_data, graph, origin, settings)
     if settings.io_types == "bfloat16" and graph.opset < OLDEST_OPSET:
         raise UnsupportedError(f"--io-types bfloat16 needs opset {OLDEST_OPSET}, the model has {graph.opset}")
-    feeds = _feeds(data, graph.inputs, origin, settings, session)
-    del session  # and the memory it holds
+    feeds, made = _feeds(data, graph.inputs, origin, settings, session)
+    before = size(loaded)
+    del session, loaded  # and their weights: the model is read again where it is timed, or run on data
     probe = [first_samples(feed, graph.inputs, PROBE) for feed in feeds[:1]]
     scored = scored_data(eval_data, graph.inputs, feeds, has_data)
 
@@ -128,7 +136,8 @@ def optimize(
 
     batches = feeds if has_data else None
     sequential.eliminate(graph, original, siblings(choices), batches, settings.seed, finished)
-    del original, originals, reading  # and their weights
+    del original, originals, reading
+    free_cycles()  # with their weights
     result_plan = record(settings, found, choices, refusals, earlier)
     done = assemble.assemble(graph, origin, layers, choices, sizes, settings, plan, batches, probe, judge)
     record_formats(result_plan, done.formats, done.unpacked)
@@ -137,8 +146,8 @@ def optimize(
     report = Report(
         model="the model" if isinstance(model, onnx.ModelProto) else str(model),
         settings=settings.to_dict(),
-        before=size(origin, sum(was.macs for was in sizes.values()) + packed_macs),
-        after=size(final, done.macs + packed_macs),
+        before=replace(before, macs=sum(was.macs for was in sizes.values()) + packed_macs),
+        after=replace(size(final), macs=done.macs + packed_macs),
         layers=done.rows,
         left_alone=refusals,
         left_unpacked=done.unpacked,
@@ -147,13 +156,24 @@ def optimize(
         + _warnings(settings, calib_data, bool(feeds), done, plan is not None or judge is not None),
     )
     if feeds:
-        assemble.verify(done.expected, final, probe, assemble.rounding(settings, done.formats))
-        timed = first_samples(feeds[0], graph.inputs, 1) if measure else None
-        measure_into(report, origin, final, scored, metric, timed)
+        timed = first_samples(feeds[0], graph.inputs, 1) if measure and settings.target != "cuda" else None
+        new = evaluation.session(final, runs_often=timed is not None or len(scored[0]) > 1)
+        assemble.verify(done.expected, new, probe, assemble.rounding(settings, done.formats))
+        reference = made if eval_data is None else None
+        measure_into(report, lambda: _loaded(model), new, scored, reference, metric, timed)
+        del new
         if measure and judge is not None and judge.measures:
-            measure_on_gpu(report, origin, final, feeds[0], judge.batches)
+            measure_on_gpu(report, _loaded(model), final, feeds[0], judge.batches)
     report.seconds = time.perf_counter() - started
     return Result(final, result_plan, report)
+
+
+def _loaded(model: str | Path | onnx.ModelProto) -> Model:
+    if isinstance(model, onnx.ModelProto):
+        model_file.check(model, _quoted(model))
+    parts = apart(model) if isinstance(model, onnx.ModelProto) else model_file.load(model)
+    model_file.check_sizes(parts, _quoted(model))
+    return parts
 
 
 def _quoted(model: Any) -> str:
@@ -193,16 +213,16 @@ def _feeds(
     origin: onnx.ModelProto,
     settings: Settings,
     session: onnxruntime.InferenceSession,
-) -> list[readers.Feed]:
-    """Calibration batches; without data one small made-up batch to check the rewrite with, if the model takes it."""
+) -> tuple[list[readers.Feed], evaluation.Outputs | None]:
+    """Calibration batches; without data one small made-up batch to check the rewrite with, if the model takes it, and
+    what the model makes of it."""
     if data is not None:
-        return readers.batches(data, inputs, settings.calib_samples, settings.seed, BATCH)
+        return readers.batches(data, inputs, settings.calib_samples, settings.seed, BATCH), None
     try:
         feeds = readers.random_data(inputs, 1, settings.seed, _rows(origin)).feeds
-        evaluation.run(session, feeds)
-        return feeds
+        return feeds, evaluation.run(session, feeds)
     except DeftError:
-        return []
+        return [], None
 
 
 def _warnings(settings: Settings, source: Any, ran: bool, done: assemble.Assembled, decided: bool) -> list[str]:

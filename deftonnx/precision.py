@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+import onnxruntime
 from onnx import helper
 
 from deftonnx import evaluation
 from deftonnx.calibration.readers import Feed
 from deftonnx.errors import DeftError
 from deftonnx.layers import Refusal
+from deftonnx.model import Model
 from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.normalise import import_model, infer_shapes
 from deftonnx.rewrite.regions.assign import KINDS, assign, is_float
@@ -82,18 +84,19 @@ def largest_magnitudes(graph: gs.Graph, origin: onnx.ModelProto, feeds: Iterable
 
     The maxima are computed inside the model, so that no activation has to be kept.
     """
-    names = sorted(t.name for t in graph.tensors().values() if isinstance(t, gs.Variable) and is_float(t))
+    names = [t.name for t in graph.tensors().values() if isinstance(t, gs.Variable) and is_float(t)]
     model = finish(graph, origin, {})
-    del model.graph.output[:]
+    part = model.shell.graph
+    del part.output[:]
     results = {}
-    for serial, name in enumerate(names):
+    for serial, name in reversed([*enumerate(names)]):
         results[f"deft_largest_{serial}"] = name
         parts = [f"deft_{part}_{serial}" for part in ("magnitude", "largest")]
-        model.graph.node.append(helper.make_node("Abs", [name], [parts[0]]))
-        model.graph.node.append(helper.make_node("ReduceMax", [parts[0]], [parts[1]], keepdims=0))
-        model.graph.output.append(helper.make_tensor_value_info(parts[1], onnx.TensorProto.FLOAT, []))
+        part.node.append(helper.make_node("Abs", [name], [parts[0]]))
+        part.node.append(helper.make_node("ReduceMax", [parts[0]], [parts[1]], keepdims=0))
+        part.output.append(helper.make_tensor_value_info(parts[1], onnx.TensorProto.FLOAT, []))
     ranges: dict[str, float] = {}
-    session, samples = evaluation.session(model), 0
+    session, samples = evaluation.session(model, runs_often=False), 0
     for feed in feeds:
         for result, value in evaluation.run(session, [feed]).items():
             reach = float(value.reshape(-1)[0]) if value.size else 0.0
@@ -104,7 +107,7 @@ def largest_magnitudes(graph: gs.Graph, origin: onnx.ModelProto, feeds: Iterable
     return ranges
 
 
-def difference(expected: evaluation.Outputs, model: onnx.ModelProto, feeds: list[Feed]) -> float:
+def difference(expected: evaluation.Outputs, model: Model | onnxruntime.InferenceSession, feeds: list[Feed]) -> float:
     """The largest ‖Δ‖/‖y‖ of a float output; 0 without data, infinity where the model does not run."""
     if not feeds:
         return 0.0

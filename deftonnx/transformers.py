@@ -11,15 +11,17 @@ import onnx_graphsurgeon as gs
 
 from deftonnx import evaluation
 from deftonnx.calibration.readers import Feed
+from deftonnx.errors import DeftError
 from deftonnx.layers import Refusal
 from deftonnx.layers.linear import unused_name
+from deftonnx.model import Model
 from deftonnx.precision import difference
 from deftonnx.rewrite.attention.fuse import fuse_attention
-from deftonnx.rewrite.attention.layout import Shapes
 from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.layer_norm import fuse_layer_norms
 from deftonnx.rewrite.normalise import import_model, infer_shapes
-from deftonnx.shapes import observed_shapes
+from deftonnx.rewrite.regions.assign import is_float
+from deftonnx.shapes import Observed, observe
 
 SAMPLES = 3
 TOLERANCE = 1e-3
@@ -40,22 +42,35 @@ def fuse_transformers(graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed
     before = finish(graph, origin, {})
     infer_shapes(graph)
     probes = list(_probes(graph, feeds[0]))
-    runs = [run for run in (observed_shapes(graph, origin, probe) for probe in probes) if run is not None]
+    numbers = {t.name: t for t in graph.tensors().values() if isinstance(t, gs.Variable) and _may_be_number(t)}
+    runs = observe(graph, origin, probes, numbers)
+    seen = [(probe, run) for probe, run in zip(probes, runs, strict=True) if run is not None]
     infer_shapes(graph)
-    if len(runs) < min(2, len(probes)):
+    if len(seen) < min(2, len(probes)):
         return [Refusal(n.name, n.op, "the model runs at one size only") for n in softmaxes]
-    _fold_scalars(graph, origin, probes[: len(runs)], runs)
-    fused, refusals = fuse_attention(graph, runs)
+    _fold_numbers(numbers, [run for _, run in seen])
+    fused, refusals = fuse_attention(graph, [run.shapes for _, run in seen])
     if not fused:
         return refusals
-    session = evaluation.session(before, runs_often=False)
-    for probe in probes[: len(runs)]:
-        worst = difference(evaluation.run(session, [probe]), finish(graph, origin, {}), [probe])
-        infer_shapes(graph)
-        if worst > TOLERANCE:
-            _restore(graph, before)
-            return [Refusal(n.name, n.op, f"fused, an output would differ by {worst:.2g}") for n in softmaxes]
+    worst = _worst(finish(graph, origin, {}), seen)
+    infer_shapes(graph)
+    if worst > TOLERANCE:
+        _restore(graph, before)
+        return [Refusal(n.name, n.op, f"fused, an output would differ by {worst:.2g}") for n in softmaxes]
     return refusals
+
+
+def _worst(model: Model, seen: list[tuple[Feed, Observed]]) -> float:
+    """The largest ‖Δ‖/‖y‖ of an output of `model` from what was seen."""
+    try:
+        session = evaluation.session(model, runs_often=False)
+    except DeftError:
+        return float("inf")
+    outputs = {output.name for output in model.shell.graph.output}
+    return max(
+        difference({name: y for name, y in run.values.items() if name in outputs}, session, [probe])
+        for probe, run in seen
+    )
 
 
 def _fuse_norms(graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed]) -> None:
@@ -72,7 +87,7 @@ def _fuse_norms(graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed]) -> 
         _restore(graph, before)
 
 
-def _restore(graph: gs.Graph, model: onnx.ModelProto) -> None:
+def _restore(graph: gs.Graph, model: Model) -> None:
     restored = import_model(model)
     graph.nodes, graph.inputs, graph.outputs = restored.nodes, restored.inputs, restored.outputs
     infer_shapes(graph)
@@ -112,29 +127,21 @@ def _cut(graph: gs.Graph, feed: Feed, sizes: dict[Any, int]) -> Feed:
     return result
 
 
-def _fold_scalars(graph: gs.Graph, origin: onnx.ModelProto, probes: list[Feed], runs: list[Shapes]) -> None:
+def _fold_numbers(numbers: dict[str, gs.Variable], seen: list[Observed]) -> None:
     """Make constants of the single numbers that exporters work out from dimensions, such as 1 / √(head size)."""
-    names = {t.name: t for t in graph.tensors().values() if isinstance(t, gs.Variable) and _is_scalar(t, runs)}
-    if not names:
-        return
-    model = finish(graph, origin, {})
-    infer_shapes(graph)
-    made = {output.name for output in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in made)
-    session = evaluation.session(model, runs_often=False)
-    values = [evaluation.run(session, [probe]) for probe in probes]
-    for name, tensor in names.items():
-        if all(np.array_equal(run[name], values[0][name]) for run in values):
-            value = values[0][name].reshape(runs[0][name])
+    for name, tensor in numbers.items():
+        if any(int(np.prod(run.shapes.get(name, (0, 0)))) != 1 for run in seen):
+            continue
+        if all(np.array_equal(run.values[name], seen[0].values[name]) for run in seen):
+            value = seen[0].values[name].reshape(seen[0].shapes[name])
             constant = gs.Constant(unused_name(name), np.asarray(value, np.float32))
             for user in list(tensor.outputs):
                 user.inputs = [constant if t is tensor else t for t in user.inputs]
 
 
-def _is_scalar(tensor: gs.Variable, runs: list[Shapes]) -> bool:
-    """True for a number that follows from shapes and constants and multiplies or divides something else."""
-    factors = any(user.op in ("Mul", "Div") for user in tensor.outputs)
-    if not factors or any(int(np.prod(run.get(tensor.name, (0, 0)))) != 1 for run in runs):
+def _may_be_number(tensor: gs.Variable) -> bool:
+    """True for what follows from shapes and constants and multiplies or divides something else."""
+    if not is_float(tensor) or not any(user.op in ("Mul", "Div") for user in tensor.outputs):
         return False
     pending, seen = list(tensor.inputs), set[int]()
     while pending:

@@ -91,7 +91,7 @@ def reduce(
     for tensor in graph.tensors().values():
         if isinstance(tensor, gs.Variable) and tensor not in graph.inputs and tensor not in graph.outputs:
             tensor.shape = tensor.dtype = None
-    result = export_model(graph, like)
+    result = export_model(graph, like).whole()
     del result.graph.value_info[:]
     return result
 
@@ -105,7 +105,7 @@ def masked_and_reduced(
         kept = masks(layer) if callable(masks) else masks.get(layer.name)
         if kept is not None:
             mask(layer, kept)
-    masked = export_model(graph, proto)
+    masked = export_model(graph, proto).whole()
     return masked, reduce(graph, layers, proto)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = [
-    {"errors", "version", "arrays", "allocation", "overloads", "plan", "model_file"},
+    {"errors", "version", "arrays", "allocation", "overloads", "plan", "model", "model_file", "sessions"},
     {"layers", "calibration", "formats", "runtime"},
     {"elimination", "rewrite"},
     {"cost"},

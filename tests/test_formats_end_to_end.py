@@ -43,7 +43,7 @@ def oracle(proto: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
         if name not in (None, "fp32"):
             weight = unpack_weight(pack_weight(layer.weight()[0], name))
             layer.store(weight[None], layer.bias())
-    return export_model(graph, proto)
+    return export_model(graph, proto).whole()
 
 
 def packed_nodes(proto: onnx.ModelProto) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deftonnx.calibration.activations import session_options
+from deftonnx.sessions import session_options
 
 
 @pytest.mark.parametrize(("value", "threads"), [("3", 3), ("", 0), ("many", 0)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,8 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onn
 from deftonnx.calibration.spool import Spool, Stored
 from deftonnx.errors import UnsupportedError
 from deftonnx.formats.functions import attach_functions
-from deftonnx.overloads import loadable
+from deftonnx.model import Model, apart
+from deftonnx.sessions import first_line, lasting
 
 Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]
@@ -86,7 +86,7 @@ def _last_uses(graph: gs.Graph) -> dict[str, int]:
     return {t.name: i for i, node in enumerate(graph.nodes) for t in reads(node)}
 
 
-def extract(graph: gs.Graph, nodes: list[gs.Node], sample: Feed, outputs: list[str]) -> onnx.ModelProto:
+def extract(graph: gs.Graph, nodes: list[gs.Node], sample: Feed, outputs: list[str]) -> Model:
     """The model of some of a graph's nodes, its inputs typed like `sample`."""
     constants = {t.name: t for node in nodes for t in reads(node) if isinstance(t, gs.Constant)}
     part = onnx.helper.make_graph(
@@ -103,30 +103,11 @@ def extract(graph: gs.Graph, nodes: list[gs.Node], sample: Feed, outputs: list[s
     functions = [OnnxExporter.export_function(f) for f in graph.functions]
     model = onnx.helper.make_model(part, opset_imports=opsets, functions=functions, ir_version=10)
     attach_functions(model, graph.opset)  # the bodies that the nodes of this part need
-    return model
+    return apart(model)
 
 
-def _session(model: onnx.ModelProto) -> ort.InferenceSession:
-    options = session_options()
+def _session(model: Model) -> ort.InferenceSession:
     try:
-        providers = ["CPUExecutionProvider"]
-        return ort.InferenceSession(
-            loadable(model).SerializeToString(), options, providers=providers, enable_fallback=0
-        )
+        return lasting(model)
     except Exception as error:
         raise UnsupportedError(f"ONNX Runtime cannot run part of the model on the CPU: {first_line(error)}") from error
-
-
-def session_options() -> ort.SessionOptions:
-    """Options of a session on the CPU: quiet, with as many threads as OMP_NUM_THREADS says, where it is set."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
-        options.intra_op_num_threads = int(threads)
-    return options
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

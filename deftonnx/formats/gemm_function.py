@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
@@ -131,6 +132,11 @@ def gemm_attributes(
         "output_type": output_type,
         "compute": compute,
     }
+
+
+def weight_array(packed: PackedWeight) -> np.ndarray[Any, Any]:
+    """The codes W of `packed`, in the type that nodes take them in."""
+    return packed.codes.view(helper.tensor_dtype_to_np_dtype(get_format(packed.format).onnx_type))
 
 
 def weight_tensors(packed: PackedWeight, name: str) -> tuple[TensorProto, TensorProto]:

@@ -194,18 +194,40 @@ def constant_bytes(node: gs.Node) -> int:
     return sum(int(t._values.nbytes) for t in node.inputs if isinstance(t, gs.Constant))
 
 
+class StoredValues(LazyValues):
+    """A constant's values in an array that may be bfloat16, which NumPy itself has not: onnx-graphsurgeon knows such
+    values as a message only."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.shape = array.shape
+        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        self.dtype = kind if kind == onnx.TensorProto.BFLOAT16 else array.dtype
+        self.nbytes = array.nbytes
+
+    @property
+    def tensor(self) -> onnx.TensorProto:
+        """The message, made anew."""
+        kind = onnx.helper.np_dtype_to_tensor_dtype(self.array.dtype)
+        return onnx.TensorProto(data_type=kind, dims=self.shape, raw_data=self.array.tobytes())
+
+    def load(self) -> Array:
+        """The values."""
+        return self.array
+
+
 def stored(constant: gs.Constant) -> Array:
     """The values of a constant that may be bfloat16, which `constant.values` is not made for."""
-    lazy = constant._values
-    values: Array = onnx.numpy_helper.to_array(lazy.tensor) if isinstance(lazy, LazyValues) else constant.values
+    held = constant._values
+    if isinstance(held, StoredValues):
+        return held.array
+    values: Array = onnx.numpy_helper.to_array(held.tensor) if isinstance(held, LazyValues) else constant.values
     return values
 
 
 def stored_as(name: str, values: Array) -> gs.Constant:
-    """A constant of that name with `values`, which may be bfloat16: NumPy itself has no such type."""
-    kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-    tensor = onnx.TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=values.tobytes())
-    return gs.Constant(name, LazyValues(tensor))
+    """A constant of that name with `values`, which may be bfloat16."""
+    return gs.Constant(name, StoredValues(values))
 
 
 def replace_constant(node: gs.Node, index: int, values: Array) -> None:

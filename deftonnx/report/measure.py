@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+import onnxruntime
+from onnx import numpy_helper
 
 from deftonnx import evaluation, model_file
 from deftonnx.calibration import readers
 from deftonnx.formats.gemm_function import is_gemm
+from deftonnx.model import Model, byte_size, is_apart
 from deftonnx.report.report import Report, Size
 
 SLOWER = 1.1
@@ -27,23 +30,24 @@ PROBE = 4
 """Samples that one stage's result is compared with the next's on: they must agree to rounding, which shows in few."""
 
 
-def size(model: onnx.ModelProto, macs: int) -> Size:
-    """Bytes and parameters of `model`, and the multiply-adds counted elsewhere. A packed weight counts K · N."""
-    gemms = [node for node in model.graph.node if is_gemm(node.domain, node.op_type)]
+def size(model: Model) -> Size:
+    """Bytes and parameters of `model`; multiply-adds are counted elsewhere. A packed weight counts K · N."""
+    gemms = [node for node in model.shell.graph.node if is_gemm(node.domain, node.op_type)]
     of_gemms = {name for node in gemms for name in node.input}
     constants = [t for t in model_file.constants(model) if len(t.dims) > 0]
-    biases = {t.name: int(np.prod(t.dims)) for t in constants if t.name in of_gemms and _is_bias(t)}
+    biases = {t.name: int(np.prod(t.dims)) for t in constants if t.name in of_gemms and _is_bias(t, model)}
     parameters = sum(int(np.prod(t.dims)) for t in constants if t.name not in of_gemms)
     for node in gemms:
         sizes = {a.name: a.i for a in node.attribute}
         parameters += sizes["K"] * sizes["N"] + biases.get(node.input[3], 0)
-    return Size(bytes=model.ByteSize(), parameters=parameters, macs=macs, weight_bytes=sum(map(_bytes, constants)))
+    weight_bytes = sum(map(_bytes, constants))
+    return Size(bytes=byte_size(model), parameters=parameters, macs=0, weight_bytes=weight_bytes)
 
 
-def _is_bias(tensor: onnx.TensorProto) -> bool:
+def _is_bias(tensor: onnx.TensorProto, model: Model) -> bool:
     """True for a vector of floats that are not all zero, as a layer without a bias has them."""
     vector = tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 1
-    return vector and bool(onnx.numpy_helper.to_array(tensor).any())
+    return vector and bool((model.weights[tensor.name] if is_apart(tensor) else numpy_helper.to_array(tensor)).any())
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:
@@ -65,17 +69,24 @@ def scored_data(
 
 def measure(
     report: Report,
-    origin: onnx.ModelProto,
-    final: onnx.ModelProto,
+    origin: Callable[[], Model],
+    new: onnxruntime.InferenceSession,
     scored: tuple[list[readers.Feed], Any, str],
+    reference: evaluation.Outputs | None,
     metric: str | None,
     latency_of: readers.Feed | None,
 ) -> None:
-    """Score `final` against `origin`, and time both on this CPU with the feed `latency_of`, if there is one."""
+    """Score the model of `new` against `origin`, and time both on this CPU with the feed `latency_of`, if any.
+
+    `reference`: what `origin` makes of what is scored on, where that is known.
+    """
     feeds, labels, report.accuracy_on = scored
-    old, new = evaluation.session(origin), evaluation.session(final)
+    got = evaluation.run(new, feeds)
+    if reference is None or latency_of is not None:
+        old = evaluation.session(origin(), runs_often=latency_of is not None or len(feeds) > 1)
+        reference = evaluation.run(old, feeds)
     chosen = metric or ("top1" if labels is not None else "rel-l2")
-    report.accuracy = evaluation.score(chosen, evaluation.run(new, feeds), evaluation.run(old, feeds), labels)
+    report.accuracy = evaluation.score(chosen, got, reference, labels)
     if latency_of is not None:
         report.before.latency_ms, report.after.latency_ms = evaluation.latencies([old, new], latency_of)
         was, now = (statistics.median(side.latency_ms) for side in (report.before, report.after))
@@ -83,9 +94,7 @@ def measure(
             report.warnings.append(f"the result is slower on this CPU: {now:.3g} ms instead of {was:.3g} ms a sample")
 
 
-def measure_on_gpu(
-    report: Report, origin: onnx.ModelProto, final: onnx.ModelProto, feed: readers.Feed, batches: Sequence[int]
-) -> None:
+def measure_on_gpu(report: Report, origin: Model, final: Model, feed: readers.Feed, batches: Sequence[int]) -> None:
     """Time both models on this machine's GPU with the samples of `feed`, repeated to fill each of `batches`."""
     from deftonnx.runtime import bench  # who does not measure need not load what makes sessions
 

@@ -8,16 +8,18 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import dtype_to_onnx
 
+from deftonnx.model import Model
 from deftonnx.rewrite.normalise import export_model
 
 
-def finish(graph: gs.Graph, origin: onnx.ModelProto, metadata: dict[str, str]) -> onnx.ModelProto:
+def finish(graph: gs.Graph, origin: onnx.ModelProto, metadata: dict[str, str]) -> Model:
     """`graph` as a model like `origin`: shapes inside are stale and go, functions and `metadata` come along."""
     for tensor in graph.tensors().values():
         if isinstance(tensor, gs.Variable) and tensor not in graph.inputs and tensor not in graph.outputs:
             tensor.shape = None
             tensor.dtype = None
-    model = export_model(graph, origin)
+    result = export_model(graph, origin)
+    model = result.shell
     _set_types(model.graph.input, graph.inputs)
     _set_types(model.graph.output, graph.outputs)
     del model.graph.value_info[:]
@@ -25,7 +27,7 @@ def finish(graph: gs.Graph, origin: onnx.ModelProto, metadata: dict[str, str]) -
     del model.metadata_props[:]
     for key, value in entries.items():
         model.metadata_props.add(key=key, value=value)
-    return model
+    return result
 
 
 def _set_types(values: Iterable[onnx.ValueInfoProto], tensors: list[gs.Tensor]) -> None:

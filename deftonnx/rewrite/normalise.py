@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from deftonnx import model_file
-from deftonnx.calibration.activations import first_line
 from deftonnx.errors import UnsupportedError
 from deftonnx.formats.functions import attach_functions
 from deftonnx.layers import LinearLayer, Refusal, match
 from deftonnx.layers.conv import DEPTHWISE, ConvLayer
-from deftonnx.layers.linear import Array, is_standard, unused_name
+from deftonnx.layers.linear import StoredValues, is_standard, stored, unused_name
+from deftonnx.model import LARGE, Array, Model, is_apart, is_large, reference
 from deftonnx.rewrite.absorb.parameters import integers
 from deftonnx.rewrite.fold_reshape import MADE_UP, fold_reshape
 from deftonnx.rewrite.fold_scale import by_output, scaled
@@ -28,6 +29,7 @@ from deftonnx.rewrite.fold_transpose import fold_transpose
 from deftonnx.rewrite.joined_rows import keep_rows_apart
 from deftonnx.rewrite.preserve import drop_unwritable, restore
 from deftonnx.rewrite.reserved import Reserved
+from deftonnx.sessions import first_line
 
 FOLD_LIMIT = 1 << 20
 """Constants above this many bytes are not computed by folding (a broadcast could otherwise bloat the model)."""
@@ -56,13 +58,18 @@ def quiet() -> Iterator[None]:
         onnxruntime.set_default_logger_severity(2)
 
 
-def import_model(model: onnx.ModelProto) -> gs.Graph:
+def import_model(model: onnx.ModelProto | Model) -> gs.Graph:
     """`model` as a graph whose nodes all have unique names."""
+    shell, weights = (model.shell, model.weights) if isinstance(model, Model) else (model, {})
     with quiet():
         try:
-            graph = gs.import_onnx(_with_dense_weights(model))
+            graph = gs.import_onnx(_with_dense_weights(shell))
         except Exception as error:
             raise UnsupportedError(f"the model's graph cannot be read: {first_line(error)}") from error
+        for constant in _constants([graph, *graph.subgraphs(recursive=True)]):
+            held = constant._values
+            if isinstance(held, LazyValues) and not isinstance(held, SparseValues) and is_apart(held.tensor):
+                constant._values, constant.data_location = StoredValues(weights[constant.name]), None
         drop_unwritable(graph)
     taken = {n.name for n in graph.nodes}
     seen = {""}
@@ -98,14 +105,53 @@ def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
     return onnx.numpy_helper.from_array(dense, sparse.values.name)
 
 
-def export_model(graph: gs.Graph, like: onnx.ModelProto) -> onnx.ModelProto:
+def _constants(graphs: Iterable[gs.Graph]) -> Iterable[gs.Constant]:
+    """The constants that nodes of these graphs read, each once."""
+    read = (t for graph in graphs for node in graph.nodes for t in node.inputs)
+    outputs = (t for graph in graphs for t in graph.outputs)
+    return {id(t): t for t in itertools.chain(read, outputs) if isinstance(t, gs.Constant)}.values()
+
+
+def export_model(graph: gs.Graph, like: onnx.ModelProto) -> Model:
     """`graph` as a model with the inputs, outputs, functions, metadata and documentation of `like`; our own nodes have
     their functions."""
-    with quiet():
-        model = gs.export_onnx(graph, do_type_check=False)
-    restore(model, like)
-    attach_functions(model, graph.opset)
-    return model
+    with quiet(), _weights_apart(graph) as weights:
+        shell = gs.export_onnx(graph, do_type_check=False)
+    restore(shell, like)
+    attach_functions(shell, graph.opset)
+    return Model(shell, weights)
+
+
+@contextlib.contextmanager
+def _weights_apart(graph: gs.Graph) -> Iterator[dict[str, Array]]:
+    """Until it ends, references take the place of large weights in `graph`; these come by name.
+
+    Those that bodies of If, Loop and Scan read are left: each body would have a reference of its own.
+    """
+    in_bodies = {id(t) for t in _constants(graph.subgraphs(recursive=True))}
+    large = [t for t in _constants([graph]) if id(t) not in in_bodies and _is_large(t)]
+    held = [t._values for t in large]
+    weights = {t.name: np.ascontiguousarray(stored(t)) for t in large}
+    for t in large:
+        t._values = LazyValues(reference(t.name, weights[t.name]))
+    try:
+        yield weights
+    finally:
+        for t, values in zip(large, held, strict=True):
+            t._values = values
+
+
+def _is_large(constant: gs.Constant) -> bool:
+    """Whether a constant is large; if so its values become an array, if they were in a message."""
+    held = constant._values
+    if isinstance(held, SparseValues) or constant.export_dtype != constant.dtype or held.nbytes <= LARGE:
+        return False
+    array = stored(constant)
+    if not is_large(array):
+        return False
+    if isinstance(held, LazyValues) and not isinstance(held, StoredValues):
+        constant._values = StoredValues(array)
+    return True
 
 
 def normalise(graph: gs.Graph) -> bool:

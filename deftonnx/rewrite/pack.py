@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper
-from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from deftonnx.formats import PackedWeight, pack_weight, unpack_weight, weight_format
 from deftonnx.formats.fp8 import FP8
-from deftonnx.formats.gemm_function import ANY_KERNEL, OPERATOR, gemm_attributes, is_gemm, weight_tensors
+from deftonnx.formats.gemm_function import ANY_KERNEL, OPERATOR, gemm_attributes, is_gemm, weight_array
 from deftonnx.formats.operator_function import DOMAIN, OLDEST_OPSET
 from deftonnx.layers import LinearLayer
 from deftonnx.layers.gemm import GemmLayer
-from deftonnx.layers.linear import unused_name
+from deftonnx.layers.linear import stored_as, unused_name
 from deftonnx.layers.matmul import MatMulLayer
 from deftonnx.rewrite.normalise import quiet
 
@@ -156,9 +155,8 @@ def _constants(
     digest.update(packed.codes.tobytes())
     digest.update(packed.scale.tobytes())
     if digest.digest() not in stored:
-        codes, _ = weight_tensors(packed, unused_name(f"{name}/packed"))
         stored[digest.digest()] = (
-            gs.Constant(codes.name, LazyValues(codes)),  # NumPy has no bfloat16
+            stored_as(unused_name(f"{name}/packed"), weight_array(packed)),
             gs.Constant(unused_name(f"{name}/packed_scale"), packed.scale),
         )
     return stored[digest.digest()]

@@ -12,19 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
-from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from deftonnx.formats import pack_weight
 from deftonnx.formats.conv_function import IMAGE_AXES, OPERATOR, Window, conv_attributes
 from deftonnx.formats.functions import KEPT_CONV
-from deftonnx.formats.gemm_function import weight_tensors
+from deftonnx.formats.gemm_function import weight_array
 from deftonnx.formats.operator_function import DOMAIN, OLDEST_OPSET
 from deftonnx.layers.conv import ConvLayer
 from deftonnx.layers.conv import refuse as refuse_parameters
-from deftonnx.layers.linear import unused_name
+from deftonnx.layers.linear import stored, stored_as, unused_name
 
 Array = np.ndarray[Any, Any]
 
@@ -96,10 +94,9 @@ def deft_conv(
     filters = _filters(node)
     window = _window(node, filters, image)
     packed = pack_weight(filters.weight, format_name)
-    codes, _ = weight_tensors(packed, unused_name(f"{node.name}/packed"))
     inputs: list[gs.Tensor] = [
         x,
-        gs.Constant(codes.name, LazyValues(codes)),  # NumPy has no bfloat16
+        stored_as(unused_name(f"{node.name}/packed"), weight_array(packed)),
         gs.Constant(unused_name(f"{node.name}/packed_scale"), packed.scale),
         gs.Constant(unused_name(f"{node.name}/packed_bias"), filters.bias.astype(np.float32)),
     ]
@@ -123,11 +120,9 @@ def deft_conv(
 
 def encode(node: gs.Node, format_name: str) -> None:
     """Pack the weight of a DeftConv, which is fp32, as `format_name`, in place."""
-    tensor = node.inputs[1]._values.tensor
-    rows = onnx.numpy_helper.to_array(tensor).view(np.float32)  # (N, Kp)
+    rows = stored(node.inputs[1]).view(np.float32)  # (N, Kp)
     packed = pack_weight(rows[:, : node.attrs["K"]].T, format_name)
-    codes, _ = weight_tensors(packed, unused_name(f"{node.name}/encoded"))
-    node.inputs[1] = gs.Constant(codes.name, LazyValues(codes))  # NumPy has no bfloat16
+    node.inputs[1] = stored_as(unused_name(f"{node.name}/encoded"), weight_array(packed))
     node.inputs[2] = gs.Constant(unused_name(f"{node.name}/encoded_scale"), packed.scale)
     node.attrs["format"] = packed.format
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deftonnx.calibration.activations import first_line
+from deftonnx.sessions import first_line
 
 
 def reason(error: BaseException) -> str:

@@ -28,7 +28,7 @@ def fused(proto, feed):
     graph = import_model(proto)
     normalise(graph)
     refusals = fuse_transformers(graph, proto, [feed])
-    return finish(graph, proto, {}), refusals
+    return finish(graph, proto, {}).whole(), refusals
 
 
 @pytest.mark.parametrize("name", NAMES)

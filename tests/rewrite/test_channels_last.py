@@ -29,7 +29,7 @@ def rewritten(proto):
     normalise(graph)
     made = to_channels_last(graph, "half")
     fuse(graph)
-    return finish(graph, proto, {}), made
+    return finish(graph, proto, {}).whole(), made
 
 
 def count(proto, op):

@@ -47,7 +47,7 @@ def test_whole_vectors_are_left_alone():
     result = packed(model(CHAIN.format(hidden=24, activation="Relu")))
     graph = import_model(result)
     assert not fill_features(graph)
-    assert finish(graph, result, {}) == result
+    assert finish(graph, result, {}).whole() == result
 
 
 @pytest.mark.parametrize("case", READERS)

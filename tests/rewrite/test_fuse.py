@@ -101,11 +101,11 @@ def packed(
     graph, layers = prepare(proto)
     weights = pack_weights(layers, {layer.name: name for layer in layers}, set())
     decode(layers, weights, set())
-    plain = export_model(graph, proto)
+    plain = export_model(graph, proto).whole()
     pack(graph, layers, weights, set())
     if fusing:
         fuse(graph)
-    return plain, finish(graph, proto, {})
+    return plain, finish(graph, proto, {}).whole()
 
 
 def attributes(proto: onnx.ModelProto) -> dict[str, object]:

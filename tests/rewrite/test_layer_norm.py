@@ -57,7 +57,7 @@ def fused(proto):
     graph = import_model(proto)
     normalise(graph)
     fuse_layer_norms(graph)
-    return finish(graph, proto, {})
+    return finish(graph, proto, {}).whole()
 
 
 def ops(proto):

@@ -47,11 +47,11 @@ def check(seed: int) -> int:
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     weights = pack_weights(layers, formats, in_kernel)
     decode(layers, weights, in_kernel)
-    want = run(finish(graph, proto, {}), feed)
+    want = run(finish(graph, proto, {}).whole(), feed)
     infer_shapes(graph)
     assert pack(graph, layers, weights, in_kernel) == bool(formats)
     fuse(graph)
-    small = finish(graph, proto, {})
+    small = finish(graph, proto, {}).whole()
     onnx.checker.check_model(small)
     assert_same(run(small, feed), want, 2e-5)
     check_narrow(graph, proto, feed, want, "float16" if seed % 2 or graph.opset < OLDEST_OPSET else "bfloat16")
@@ -62,7 +62,7 @@ def check_narrow(graph: gs.Graph, proto: onnx.ModelProto, feed: Feed, want: list
     """Whatever is narrow, the model loads, has the types that were asked for, and is near."""
     infer_shapes(graph)
     assert narrow(graph, asked, {}) == []
-    small = finish(graph, proto, {})
+    small = finish(graph, proto, {}).whole()
     onnx.checker.check_model(small)
     assert {t.type.tensor_type.elem_type for t in (*small.graph.input, *small.graph.output)} == {TYPES[asked][1]}
     got = evaluation.run(evaluation.session(small), [feed])

@@ -50,7 +50,7 @@ def attention(
 def packed(model):
     graph = import_model(model)
     count = pack_attention(graph)
-    return count, finish(graph, model, {})
+    return count, finish(graph, model, {}).whole()
 
 
 def run(model):

@@ -53,7 +53,7 @@ def packed(proto: onnx.ModelProto, format_name: str, end: End | None = None) -> 
         ]
     )
     graph.cleanup()
-    return finish(graph, proto, {})
+    return finish(graph, proto, {}).whole()
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -34,7 +34,7 @@ def narrowed(proto, feed):
     normalise(graph)
     expected = run(proto, feed)
     found = to_sixteen_bits(graph, proto, expected, [feed], [feed])
-    return finish(graph, proto, {}), found, expected
+    return finish(graph, proto, {}).whole(), found, expected
 
 
 def assert_close(proto, feed, expected):

@@ -14,7 +14,7 @@ def normalised(proto: onnx.ModelProto) -> onnx.ModelProto:
     """`proto` after normalisation, which computes the same for two batches."""
     graph = import_model(proto)
     normalise(graph)
-    result = export_model(graph, proto)
+    result = export_model(graph, proto).whole()
     for batch in (1, 5):
         feed = feed_for(proto, N=batch, H=6)
         assert_same(run(result, feed), run(proto, feed))

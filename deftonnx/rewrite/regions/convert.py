@@ -11,10 +11,9 @@ import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
-from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from deftonnx.formats.gemm_function import is_gemm
-from deftonnx.layers.linear import unused_name
+from deftonnx.layers.linear import stored_as, unused_name
 from deftonnx.rewrite.output_types import has_residual, tell_output_type
 from deftonnx.rewrite.regions.assign import (
     HALF_LIMIT,
@@ -179,7 +178,4 @@ def constant(name: str, values: Array, kind: str) -> gs.Constant:
     if kind != BFLOAT16:
         with np.errstate(over="ignore"):
             return gs.Constant(name, values.astype(TYPES[kind][0]))
-    bits = values.astype(ml_dtypes.bfloat16)
-    tensor = TensorProto(name=name, data_type=TensorProto.BFLOAT16, dims=bits.shape)
-    tensor.raw_data = np.ascontiguousarray(bits).tobytes()
-    return gs.Constant(name, LazyValues(tensor))  # NumPy has no bfloat16
+    return stored_as(name, values.astype(ml_dtypes.bfloat16))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from deftonnx.formats.gemm_function import weight_tensors
+from deftonnx.formats.gemm_function import weight_array
 from deftonnx.formats.packed import PackedWeight
-from deftonnx.layers.linear import stored, unused_name
+from deftonnx.layers.linear import stored, stored_as, unused_name
 
 HALF, DEFT16 = "half", "deft16"
 
@@ -25,7 +24,6 @@ def to_deft16(node: gs.Node, known: dict[int, gs.Constant]) -> None:
     if id(weight) not in known:
         codes = stored(weight).astype(np.float32).astype(ml_dtypes.bfloat16)
         packed = PackedWeight(DEFT16, codes.view(np.uint16), np.ones(len(codes), np.float32), int(node.attrs["K"]))
-        tensor, _ = weight_tensors(packed, unused_name(f"{weight.name}/{DEFT16}"))
-        known[id(weight)] = gs.Constant(tensor.name, LazyValues(tensor))  # NumPy has no bfloat16
+        known[id(weight)] = stored_as(unused_name(f"{weight.name}/{DEFT16}"), weight_array(packed))
     node.inputs[1] = known[id(weight)]
     node.attrs["format"] = DEFT16
