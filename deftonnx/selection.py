@@ -15,6 +15,7 @@ from deftonnx.elimination.choice import CRITERIA, Choice
 from deftonnx.elimination.groups import CHANNEL, ELEMENT, HEAD, Granularity
 from deftonnx.elimination.refit import REFITS
 from deftonnx.errors import UsageError
+from deftonnx.formats.conv_function import IMAGE_AXES
 from deftonnx.formats.conv_function import OPERATOR as DEFT_CONV
 from deftonnx.formats.functions import OLDEST_OPSET
 from deftonnx.layers import LinearLayer, Refusal
@@ -193,7 +194,8 @@ def _automatic(layer: LinearLayer, settings: Settings, opset: int) -> str:
     if layer.taps == 1:
         return ELEMENT
     blocks = settings.target == "cuda" and not settings.portable and opset >= OLDEST_OPSET
-    return "block:32" if blocks else CHANNEL
+    served = not isinstance(layer, ConvLayer) or len(layer.kernel) in IMAGE_AXES
+    return "block:32" if blocks and served else CHANNEL
 
 
 def _judged(

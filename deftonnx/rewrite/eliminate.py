@@ -13,6 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from deftonnx.formats import functions
+from deftonnx.formats.conv_function import IMAGE_AXES
 from deftonnx.layers import LinearLayer
 from deftonnx.layers.conv import ConvLayer
 from deftonnx.layers.linear import unused_name
@@ -65,7 +66,9 @@ def keeps_whole_channels(layer: LinearLayer) -> bool:
 
 def walks_channels(layer: LinearLayer) -> bool:
     """True for a convolution whose kept channels are blocks that a CUDA kernel can walk."""
-    return isinstance(layer, ConvLayer) and not layer.kept.all() and _made_of_blocks(layer.kept, NARROWEST)
+    if not isinstance(layer, ConvLayer) or len(layer.kernel) not in IMAGE_AXES:
+        return False
+    return not layer.kept.all() and _made_of_blocks(layer.kept, NARROWEST)
 
 
 def _truncate(graph: gs.Graph, layer: LinearLayer, gathers: dict[tuple[Any, ...], gs.Variable]) -> None:

@@ -8,6 +8,7 @@ import pytest
 from models import NEWEST_OPSET, Array, assert_same, feed_for, mask, model, prepare, reduce, run
 from onnx import helper, numpy_helper
 
+import deftonnx
 from deftonnx.formats import functions
 from deftonnx.rewrite.eliminate import even, reorder
 
@@ -151,3 +152,16 @@ def test_reorder_leaves_a_prefix_alone() -> None:
 )
 def test_groups_are_made_even(kept: list[list[int]], expected: list[list[int]]) -> None:
     assert even(np.array(kept, dtype=bool)).astype(int).tolist() == expected
+
+
+@pytest.mark.parametrize("granularity", ["auto", "fastest"])
+def test_images_that_no_kernel_walks_lose_whole_channels(granularity):
+    proto = model(
+        """g (float[N,4,5,6,6] x) => (float[N,16,5,6,6] y)
+        <float[64,4,3,3,3] u, float[64,64,3,3,3] v, float[16,64,3,3,3] w> {
+        a = Conv <pads=[1,1,1,1,1,1]> (x, u) b = Relu (a) c = Conv <pads=[1,1,1,1,1,1]> (b, v) d = Relu (c)
+        y = Conv <pads=[1,1,1,1,1,1]> (d, w) }"""
+    )
+    options = {"density": 0.5, "granularity": granularity, "criterion": "magnitude", "refit": "none"}
+    result = deftonnx.optimize(proto, preset="dense16", calib_data="random", calib_samples=2, measure=False, **options)
+    assert not [node for node in result.model.graph.node if node.op_type.startswith("KeptConv")]
