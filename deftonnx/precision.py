@@ -85,6 +85,8 @@ def largest_magnitudes(graph: gs.Graph, origin: onnx.ModelProto, feeds: Iterable
     The maxima are computed inside the model, so that no activation has to be kept.
     """
     names = [t.name for t in graph.tensors().values() if isinstance(t, gs.Variable) and is_float(t)]
+    if not names:
+        return {}
     model = finish(graph, origin, {})
     part = model.shell.graph
     del part.output[:]

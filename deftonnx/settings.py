@@ -111,6 +111,10 @@ class Settings:
             Granularity.parse(self.granularity)
         if self.gpu is not None:
             known_gpu(self.gpu)
+        for option in ("nodes_to_exclude", "op_types_to_exclude"):
+            names = getattr(self, option)
+            if isinstance(names, str):
+                raise UsageError(f"{option} '{names}' is one string: give a sequence of them")
         if not self.batches or min(self.batches) < 1:
             raise UsageError("--batch takes numbers of at least 1")
         if self.calib_samples < 1:

@@ -186,3 +186,12 @@ def test_old_opset() -> None:
 def test_unknown_type() -> None:
     with pytest.raises(UsageError, match="--io-types 'float8' is not one of keep, float16, bfloat16"):
         narrowed(small_model(), "float8")
+
+
+@pytest.mark.parametrize("options", [{}, {"preset": "dense16"}, {"io_types": "float16"}, {"calib_data": "random"}])
+def test_a_model_with_inputs_in_bfloat16_is_calibrated_on_float32(options: dict[str, Any]) -> None:
+    narrow = narrowed(small_model(), "bfloat16", inputs())
+    settings = {"calib_data": inputs(), "density": 1.0, "measure": False, **options}
+    again = deftonnx.optimize(narrow.model, **settings)
+    assert border_types(again.model) == [TensorProto.BFLOAT16] * 2
+    assert distance(run(again.model, x=inputs()), run(narrow.model, x=inputs())) <= ERROR["bfloat16"]

@@ -9,7 +9,7 @@ from models import model, run
 
 import deftonnx
 from deftonnx import assemble, evaluation
-from deftonnx.errors import DeftError
+from deftonnx.errors import DeftError, UsageError
 
 TWO_LAYERS = "<float[8,8] w1, float[8,8] w2> { a = MatMul (x, w1) r = Relu (a) c = MatMul (r, w2)"
 
@@ -87,3 +87,10 @@ def test_weight_that_branches_share_is_written_once(constant: bool) -> None:
     assert result.report.after.parameters == result.report.before.parameters == 2 * 32 * 32
     feed = {"x": np.ones((2, 32), np.float32), "c": np.array(True)}
     np.testing.assert_array_equal(run(result.model, feed)[0], run(proto, feed)[0])
+
+
+@pytest.mark.parametrize("option", ["nodes_to_exclude", "op_types_to_exclude"])
+def test_one_string_is_no_sequence_of_exclusions(option: str) -> None:
+    proto = model(f"graph (float[N,8] x) => (float[N,8] y) {TWO_LAYERS} y = Relu (c) }}")
+    with pytest.raises(UsageError, match=f"{option} 'Conv' is one string"):
+        deftonnx.optimize(proto, **{option: "Conv"})

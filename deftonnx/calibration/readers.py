@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from deftonnx.errors import DeftError, UsageError
 
@@ -100,11 +101,11 @@ def _random_feed(
     for t in inputs:
         if t.shape is None or any(not isinstance(d, int) or d < 0 for d in t.shape[1:]):
             raise UsageError(f"random calibration data needs fixed shapes, but input '{t.name}' has {t.shape}")
-        if t.dtype is None or np.dtype(t.dtype).kind not in "fiub":
+        if t.dtype is None or _array_type(t).kind not in "fiub":
             raise UsageError(f"random calibration data cannot be made for input '{t.name}', which holds no numbers")
         fixed = whole and t.shape and isinstance(t.shape[0], int)
         shape = (t.shape[0] if fixed else samples, *t.shape[1:]) if t.shape else ()
-        dtype = np.dtype(t.dtype)
+        dtype = _array_type(t)
         if dtype.kind == "f":
             values = np.asarray(rng.standard_normal(shape))
         else:
@@ -276,8 +277,8 @@ def _check(feed: Feed, inputs: list[gs.Variable], origin: str) -> None:
         if name not in feed:
             raise UsageError(f"{origin} has no array for the model's input '{name}'")
         value = feed[name]
-        if t.dtype is not None and value.dtype != t.dtype:
-            raise UsageError(f"{origin}: '{name}' has type {value.dtype}, but the model wants {np.dtype(t.dtype)}")
+        if t.dtype is not None and value.dtype != (kind := _array_type(t)):
+            raise UsageError(f"{origin}: '{name}' has type {value.dtype}, but the model wants {kind}")
         if t.shape is not None:
             fits = value.ndim == len(t.shape) and all(
                 not isinstance(d, int) or d <= 0 or d == s for d, s in zip(t.shape[1:], value.shape[1:], strict=True)
@@ -286,6 +287,16 @@ def _check(feed: Feed, inputs: list[gs.Variable], origin: str) -> None:
                 raise UsageError(f"{origin}: '{name}' has shape {list(value.shape)}, but the model wants {t.shape}")
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise UsageError(f"{origin}: '{name}' holds NaN or infinite values")
+
+
+def _array_type(tensor: gs.Variable) -> np.dtype[Any]:
+    """The type of arrays for an input. NumPy has no bfloat16: float32, which is cast when the model runs."""
+    if tensor.dtype == TensorProto.BFLOAT16:
+        return np.dtype(np.float32)
+    if isinstance(tensor.dtype, int):
+        name = TensorProto.DataType.Name(tensor.dtype).lower()
+        raise UsageError(f"input '{tensor.name}' of the model has type {name}, which arrays cannot have")
+    return np.dtype(tensor.dtype)
 
 
 def _check_whole(feed: Feed, inputs: list[gs.Variable], origin: str) -> None:

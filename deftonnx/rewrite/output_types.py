@@ -7,9 +7,10 @@ constant that stands for none, in the type of its output (see deftonnx.formats.g
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
-from deftonnx.layers.linear import unused_name
+from deftonnx.layers.linear import stored_as, unused_name
 from deftonnx.rewrite.fuse import is_deft_gemm
 
 _KEPT, _RESIDUAL = 4, 5
@@ -34,5 +35,7 @@ def tell_output_type(node: gs.Node) -> None:
     """Give a DeftGemm without a residual the constant that stands for none, in the type of its output."""
     if len(node.inputs) == _KEPT:
         node.inputs.append(gs.Constant(unused_name(f"{node.name}/kept_blocks"), np.zeros(0, np.int32)))
-    zero = gs.Constant(unused_name(f"{node.name}/no_residual"), np.zeros((), node.outputs[0].dtype))
+    kind = node.outputs[0].dtype  # onnx's number where NumPy has no such type
+    kind = onnx.helper.tensor_dtype_to_np_dtype(kind) if isinstance(kind, int) else kind
+    zero = stored_as(unused_name(f"{node.name}/no_residual"), np.zeros((), kind))
     node.inputs = [*node.inputs[:_RESIDUAL], zero]
