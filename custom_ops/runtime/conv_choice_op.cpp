@@ -23,6 +23,7 @@ ConvNode ReadNode(const Ort& ort, const OrtKernelInfo* info) {
                 static_cast<int>(ort.AttributeInt(info, "capability")),
                 static_cast<int>(ort.AttributeInt(info, "multiprocessors")),
                 nullptr,
+                nullptr,
                 std::vector<float>(spec.N, 1),
                 nullptr,
                 {}};

@@ -36,7 +36,8 @@ Operands MakeOperands(const ConvNode& node) {
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t t = 0; t < taps; ++t) values[t * channels + c] = weight.values[c * taps + t];
   }
-  return {DeviceBuffer(node.driver, values), DeviceBuffer(node.driver, weight.scale)};
+  auto [values_there, scale_there] = DeviceBuffer::Together(node.driver, values, weight.scale);
+  return {std::move(values_there), std::move(scale_there)};
 }
 
 class DepthwiseConv : public ConvKernel {

@@ -106,9 +106,10 @@ Operands MakeOperands(const ConvNode& node) {
   node.driver.CopyToHost(bias.data(), node.bias, bias.size() * sizeof(float));
   std::vector<std::array<float, 2>> lines(operands.parts * kFeatures);
   for (int64_t n = 0; n < spec.N; ++n) lines[n] = {weight.scale[n], bias[n]};
-  operands.weight = DeviceBuffer(node.driver, values);
-  operands.pairs = DeviceBuffer(node.driver, pairs);
-  operands.lines = DeviceBuffer(node.driver, lines);
+  auto [on_device, pairs_there, lines_there] = DeviceBuffer::Together(node.driver, values, pairs, lines);
+  operands.weight = std::move(on_device);
+  operands.pairs = std::move(pairs_there);
+  operands.lines = std::move(lines_there);
   return operands;
 }
 

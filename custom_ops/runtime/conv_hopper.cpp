@@ -183,7 +183,7 @@ struct SharedOperands {
     const CopyLists lists = ListCopies(node, channels);
     weight = OrderedWeight16(node, channels, lists.features);
     blocks = DeviceBuffer(node.driver, lists.blocks);
-    vectors = DeviceBuffer(node.driver, lists.vectors);
+    if (node.spec.block != 0) vectors = DeviceBuffer(node.driver, lists.vectors);
     if (own != nullptr) own->unpacked = {};
   }
 };

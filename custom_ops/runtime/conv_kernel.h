@@ -26,6 +26,7 @@ struct ConvNode {
   int capability;  // compute capability, 90 for 9.0
   int multiprocessors;
   const void* packed;         // W in device memory, or null where there is only `unpacked`
+  const void* packed_scale;   // (N,) float32, beside `packed`
   std::vector<float> scale;   // (N,) on the host
   const void* bias;           // (N,) in device memory
   std::vector<int32_t> kept;  // the kept blocks, if features are eliminated

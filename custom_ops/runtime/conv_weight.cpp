@@ -69,13 +69,14 @@ HostWeight16 RoundedWeight16(const ConvNode& node) {
 std::shared_ptr<const Weight16> SharedWeight16(const ConvNode& node) {
   if (node.weight16 != nullptr) return node.weight16;
   if (IsWeight16(node)) {
-    node.weight16 = std::make_shared<const Weight16>(Weight16{
-        DeviceBuffer::Borrowed(node.packed), DeviceBuffer(node.driver, node.scale), IsScaled(node.scale)});
+    node.weight16 = std::make_shared<const Weight16>(Weight16{DeviceBuffer::Borrowed(node.packed),
+                                                              DeviceBuffer::Borrowed(node.packed_scale),
+                                                              IsScaled(node.scale)});
   } else {
     const HostWeight16 rounded = RoundedWeight16(node);
-    node.weight16 = std::make_shared<const Weight16>(Weight16{DeviceBuffer(node.driver, rounded.values),
-                                                              DeviceBuffer(node.driver, rounded.scale),
-                                                              IsScaled(rounded.scale)});
+    auto [values, scale] = DeviceBuffer::Together(node.driver, rounded.values, rounded.scale);
+    node.weight16 = std::make_shared<const Weight16>(
+        Weight16{std::move(values), std::move(scale), IsScaled(rounded.scale)});
   }
   return node.weight16;
 }

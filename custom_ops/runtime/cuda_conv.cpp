@@ -31,11 +31,12 @@ ConvNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const ConvSpec& spe
                 driver.ComputeCapability(device),
                 driver.MultiprocessorCount(device),
                 constant(kInputWeight),
+                constant(kInputScale),
                 {},
                 constant(kInputBias),
                 {}};
   node.scale.resize(spec.N);
-  driver.CopyToHost(node.scale.data(), constant(kInputScale), spec.N * sizeof(float));
+  driver.CopyToHost(node.scale.data(), node.packed_scale, spec.N * sizeof(float));
   if (spec.has_zero) {
     uint32_t zero = 0;
     driver.CopyToHost(&zero, constant(kInputResidual), ElementBytes(spec.y_type));

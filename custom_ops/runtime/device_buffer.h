@@ -1,6 +1,7 @@
 // Device memory that a kernel owns, or borrows, as long as its session.
 #pragma once
 
+#include <array>
 #include <utility>
 #include <vector>
 
@@ -28,6 +29,28 @@ class DeviceBuffer {
     DeviceBuffer buffer;
     buffer.data_ = const_cast<void*>(data);
     return buffer;
+  }
+  // Copies of several arrays in one allocation, which the first of them owns: it must have values. An
+  // allocation and a copy take longer than what small arrays hold. Throws CudaError.
+  template <class... T>
+  static std::array<DeviceBuffer, sizeof...(T)> Together(const CudaDriver& driver,
+                                                         const std::vector<T>&... values) {
+    constexpr size_t kAlignment = 256;
+    std::vector<char> bytes;
+    std::array<size_t, sizeof...(T)> places;
+    size_t count = 0;
+    const auto append = [&](const auto& array) {
+      places[count++] = bytes.size();
+      const auto* first = reinterpret_cast<const char*>(array.data());
+      bytes.insert(bytes.end(), first, first + array.size() * sizeof(array[0]));
+      bytes.resize((bytes.size() + kAlignment - 1) / kAlignment * kAlignment);
+    };
+    (append(values), ...);
+    std::array<DeviceBuffer, sizeof...(T)> buffers{DeviceBuffer(driver, bytes)};
+    for (size_t i = 1; i < buffers.size(); ++i) {
+      buffers[i] = Borrowed(static_cast<const char*>(buffers[0].data_) + places[i]);
+    }
+    return buffers;
   }
   DeviceBuffer(DeviceBuffer&& other) noexcept : driver_(other.driver_), data_(other.data_) {
     other.data_ = nullptr;
