@@ -195,7 +195,7 @@ def test_operators_behind_a_convolution(case):
     ("attributes", "weight", "taken"),
     [
         ("group=2", [16, 8, 3, 3], True),
-        ("group=4", [16, 4, 3, 3], False),
+        ("group=4", [16, 4, 3, 3], True),
         ("group=16", [16, 1, 3, 3], True),
         ("group=16", [32, 1, 3, 3], True),
         ("dilations=[2,1]", [8, 16, 2, 3], True),
@@ -442,3 +442,55 @@ def test_large_images_are_pooled_in_two_steps(image, pools, op):
     result, _ = rewritten(proto)
     assert count(result, "DeftPool") == pools
     assert distance(result, proto, feed_for(proto, N=2, H=28, W=28)) <= 2e-3
+
+
+@pytest.mark.parametrize("channels", [12, 20, 24])
+def test_convolutions_of_one_channel_a_group_are_filled_up(channels):
+    proto = model(
+        f"""g (float[N,{channels},9,9] x) => (float[N,{channels},9,9] y)
+        <float[{channels},{channels},1,1] u, float[{channels},1,3,3] w, float[{channels}] b> {{
+        a = Conv (x, u) r = Relu (a) y = Conv <pads=[1,1,1,1], group={channels}> (r, w, b) }}"""
+    )
+    result, made = rewritten(proto)
+    assert len(made) == 2
+    assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
+
+
+def test_a_lone_convolution_of_one_channel_a_group():
+    proto = model(
+        """g (float[N,12,9,9] x) => (float[N,12,9,9] y) <float[12,1,3,3] w> {
+        y = Conv <pads=[1,1,1,1], group=12> (x, w) }"""
+    )
+    result, made = rewritten(proto)
+    assert len(made) == count(result, "Pad") == 1
+    assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
+
+
+SHUFFLE = """g (float[N,24,6,6] x) => (float[N,16,6,6] y)
+    <float[24,24,1,1] u, float[16,24,1,1] v, int64[5] part, int64[4] join> {
+    a = Conv (x, u) p = Reshape (a, part) t = Transpose <perm=[PERM]> (p) j = Reshape (t, join) y = Conv (j, v) }"""
+
+
+@pytest.mark.parametrize(("perm", "inside"), [("0,2,1,3,4", True), ("0,1,2,4,3", False)])
+def test_a_shuffle_of_channels_keeps_them_last(perm, inside):
+    values = {"part": [-1, 2, 12, 6, 6], "join": [-1, 24, 6, 6]}
+    text = SHUFFLE.replace("PERM", perm)
+    proto = model(text, **{name: np.array(value, np.int64) for name, value in values.items()})
+    result, made = rewritten(proto)
+    assert len(made) == 2
+    assert count(result, "Transpose") == (3 if inside else 5)
+    assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
+
+
+@pytest.mark.parametrize(("channels", "outputs", "groups", "taken"), [
+    (32, 32, 8, True), (32, 64, 8, True), (24, 24, 12, True), (64, 64, 4, True), (12, 12, 3, False), (40, 40, 5, True),
+])  # fmt: skip
+def test_small_groups_are_joined(channels, outputs, groups, taken):
+    proto = model(
+        f"""g (float[N,{channels},9,9] x) => (float[N,{outputs},9,9] y)
+        <float[{outputs},{channels // groups},3,3] w, float[{outputs}] b> {{
+        y = Conv <pads=[1,1,1,1], group={groups}> (x, w, b) }}"""
+    )
+    result, made = rewritten(proto)
+    assert bool(made) == taken
+    assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3

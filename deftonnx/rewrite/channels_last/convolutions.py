@@ -1,8 +1,9 @@
 """From a Conv or KeptConv to a DeftConv between tensors with channels last.
 
 Loads bring 8 channels of 16 bits. Where a convolution has no multiple of them, its weight gets zeros: input channels
-that it ignores, and output channels that nobody reads. Small filters of such images, such as those of three colours,
-have a kernel that takes the channels as they are.
+that it ignores, and output channels that nobody reads; one with a channel a group gets groups of zeros, and small
+groups become one with zeros between them. Small filters of such images, such as those of three colours, have a kernel
+that takes the channels as they are.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def pays(node: gs.Node, opset: int) -> bool:
     if groups == 1:
         return _can_be_filled(node) or outputs % ALIGNMENT == 0
     if channels == groups:
-        return outputs % ALIGNMENT == 0
-    return (channels // groups) % ALIGNMENT == (outputs // groups) % ALIGNMENT == 0
+        return outputs % ALIGNMENT == 0 or (outputs == channels and node.op == "Conv")
+    return _groups_joined(node) is not None
 
 
 def convert(region: Region, node: gs.Node, format_name: str) -> gs.Node:
@@ -57,13 +58,45 @@ def convert(region: Region, node: gs.Node, format_name: str) -> gs.Node:
             missing = -x.shape[1] % ALIGNMENT
             source = _fill(region, source, missing, node.name)
         conv = _wider(node, missing, extra)
+    elif y.shape[1] % ALIGNMENT:
+        source, extra = region.filled(x)  # one channel a group
+        if (y.shape[1] + extra) % ALIGNMENT:
+            extra = -y.shape[1] % ALIGNMENT
+            source = _fill(region, region.last(x), extra, node.name)
+        conv = _wider(node, 0, extra)
+        conv.attrs["group"] = y.shape[1] + extra
     else:
-        source = region.last(x)
+        source, conv = region.last(x), _with_joined_groups(node)
     result = region.outputs(y, extra)
     made = packed_conv.deft_conv(conv, format_name, source, result, image=image if all(image) else None)
     region.graph.nodes.append(made)
     node.outputs.clear()
     return made
+
+
+def _groups_joined(node: gs.Node) -> int | None:
+    """How many groups make one of whole loads of channels, None where no number up to ALIGNMENT does."""
+    groups = node.attrs.get("group", 1)
+    sizes = [t.shape[1] // groups for t in (node.inputs[0], node.outputs[0])]
+    fits = [n for n in range(1, ALIGNMENT + 1) if groups % n == 0 and not any(n * size % ALIGNMENT for size in sizes)]
+    return fits[0] if fits and (fits[0] == 1 or node.op == "Conv") else None
+
+
+def _with_joined_groups(node: gs.Node) -> gs.Node:
+    """The Conv `node` with groups of whole loads of channels: zeros are the weights from one to another of a group."""
+    joined = _groups_joined(node) if node.op == "Conv" and node.attrs.get("group", 1) < node.inputs[0].shape[1] else 1
+    if joined in (None, 1):
+        return node
+    assert joined is not None
+    weight, groups = node.inputs[1].values, node.attrs["group"] // joined
+    outputs, channels = weight.shape[0] // node.attrs["group"], weight.shape[1]
+    parts = weight.reshape(groups, joined, outputs, channels, *weight.shape[2:])
+    values = np.zeros((groups, joined, outputs, joined, channels, *weight.shape[2:]), weight.dtype)
+    for i in range(joined):
+        values[:, i, :, i] = parts[:, i]
+    values = values.reshape(weight.shape[0], joined * channels, *weight.shape[2:])
+    operands = [node.inputs[0], gs.Constant(unused_name(f"{node.name}/joined_weight"), values), *node.inputs[2:]]
+    return gs.Node("Conv", node.name, {**node.attrs, "group": groups}, operands)
 
 
 def _filling(outputs: int) -> int:

@@ -3,6 +3,8 @@
 - Flatten (or Reshape, Squeeze) to feature vectors: features come in another order, and the weights of the products
   that read them are permuted instead.
 - Reshape to (batch, channels, positions) and Transpose to (batch, positions, channels): a Reshape.
+- Reshape that parts channels, Transpose, and Reshape that joins them in the new order (ShuffleNet): the same with
+  channels last.
 - Transpose: the permutation from channels last, none at all if that is what was asked for.
 """
 
@@ -65,7 +67,45 @@ def reshape(region: Region, node: gs.Node) -> None:
             for user in users:
                 user.op, user.attrs, user.inputs = "Reshape", {}, [region.last(x), target]
         return
+    if (last := _shuffle(region, node)) is not None:
+        _shuffled(region, node, last)
+        return
     flatten(region, node)
+
+
+def _shuffle(region: Region, node: gs.Node) -> gs.Node | None:
+    """The Reshape that ends a shuffle of channels which the Reshape `node` begins."""
+    x, at, steps = node.inputs[0], node, []
+    for op in ("Transpose", "Reshape"):
+        y = at.outputs[0]
+        if len(y.outputs) != 1 or y in region.reserved or y.outputs[0].op != op or not is_standard(y.outputs[0]):
+            return None
+        at = y.outputs[0]
+        steps.append(at)
+    parted, joined = node.outputs[0].shape, steps[1].outputs[0].shape
+    if parted is None or joined is None or len(parted) != len(x.shape) + 1 or len(joined) != len(x.shape):
+        return None
+    sizes = [*list(x.shape)[1:], *list(parted)[1:], *list(joined)[1:]]
+    if not all(isinstance(size, int) for size in sizes) or list(joined)[1:] != list(x.shape)[1:]:
+        return None
+    whole = list(parted)[3:] == list(x.shape)[2:] and parted[1] * parted[2] == x.shape[1]
+    return steps[1] if whole and steps[0].attrs.get("perm") == [0, 2, 1, *range(3, len(parted))] else None
+
+
+def _shuffled(region: Region, first: gs.Node, last: gs.Node) -> None:
+    source, parted, y = region.last(first.inputs[0]), list(first.outputs[0].shape), last.outputs[0]
+    name, batch, image = unused_name(f"{first.name}/shuffle"), first.inputs[0].shape[0], parted[3:]
+    result = region.outputs(y)
+    sizes = [[*image, *parted[1:3]], [*image, parted[2], parted[1]], [*image, y.shape[1]]]
+    tensors = [gs.Variable(f"{name}/{i}", source.dtype, [batch, *part]) for i, part in enumerate(sizes[:2])]
+    targets = [gs.Constant(f"{name}/target_{i}", np.array([0, *part], np.int64)) for i, part in enumerate(sizes)]
+    rank = len(image) + 3
+    order = [*range(rank - 2), rank - 1, rank - 2]
+    region.graph.nodes += [
+        gs.Node("Reshape", f"{name}/part", {}, [source, targets[0]], [tensors[0]]),
+        gs.Node("Transpose", f"{name}/move", {"perm": order}, [tensors[0]], [tensors[1]]),
+        gs.Node("Reshape", f"{name}/join", {}, [tensors[1], targets[2]], [result]),
+    ]
 
 
 def transpose(region: Region, node: gs.Node) -> None:
