@@ -110,7 +110,8 @@ def largest_magnitudes(graph: gs.Graph, origin: onnx.ModelProto, feeds: Iterable
 
 
 def difference(expected: evaluation.Outputs, model: Model | onnxruntime.InferenceSession, feeds: list[Feed]) -> float:
-    """The largest ‖Δ‖/‖y‖ of a float output; 0 without data, infinity where the model does not run."""
+    """The largest ‖Δ‖/‖y‖ of a float output; 0 without data, infinity where the model does not run or its outputs
+    have other shapes."""
     if not feeds:
         return 0.0
     try:
@@ -123,6 +124,8 @@ def distance(expected: evaluation.Outputs, got: evaluation.Outputs) -> float:
     """The largest ‖Δ‖/‖y‖ of a float output."""
     worst = 0.0
     for name, want in expected.items():
+        if got[name].shape != want.shape:
+            return float("inf")
         if want.dtype.kind == "f" and want.size:
             have, wanted = evaluation.without_agreed(got[name].astype(np.float64), want.astype(np.float64))
             with np.errstate(invalid="ignore"):

@@ -107,6 +107,40 @@ def test_scale_and_mask(scores):
         assert distance(result, proto, other) <= 1e-5
 
 
+ONE_HEAD = """g (float[N,S,12] x) => (float[N,S,12] y)
+    <float[12,8] wq, float[12,8] wk, float[12,8] wv, float[8,12] wo> {{
+    q = MatMul (x, wq) k0 = MatMul (x, wk) k = Transpose <perm=[0,2,1]> (k0) v = MatMul (x, wv)
+    s = MatMul (q, k) p = Softmax <axis=-1> (s) z = MatMul (p, v) {end} }}"""
+
+
+@pytest.mark.parametrize("end", ["y = MatMul (z, wo)", "a = MatMul (z, wo) y = Add (a, x)"])
+def test_one_head_that_is_never_split(end):
+    proto = model(ONE_HEAD.format(end=end))
+    feed = {"x": core_feed()["x"]}
+    result, refusals = fused(proto, feed)
+    assert not refusals
+    assert ops(result).count("MultiHeadAttention") == 1
+    assert {"Transpose", "Reshape"}.isdisjoint(ops(result))
+    for other in (feed, {"x": core_feed(1, 4)["x"]}, {"x": core_feed(4, 8)["x"]}):
+        assert distance(result, proto, other) <= 1e-5
+
+
+HEADS_IN_THE_BATCH = """g (float[N,7,12] x) => (float[R,7,4] y)
+    <float[12,12] wq, float[12,12] wk, float[12,12] wv, int64[4] sh, int64[3] joint> {
+    q0 = MatMul (x, wq) q1 = Reshape (q0, sh) q2 = Transpose <perm=[0,2,1,3]> (q1) q = Reshape (q2, joint)
+    k0 = MatMul (x, wk) k1 = Reshape (k0, sh) k2 = Transpose <perm=[0,2,1,3]> (k1) k3 = Reshape (k2, joint)
+    v0 = MatMul (x, wv) v1 = Reshape (v0, sh) v2 = Transpose <perm=[0,2,1,3]> (v1) v = Reshape (v2, joint)
+    k = Transpose <perm=[0,2,1]> (k3) s = MatMul (q, k) p = Softmax <axis=-1> (s) z = MatMul (p, v) y = Relu (z) }"""
+
+
+def test_heads_that_stay_in_the_batch():
+    proto = model(HEADS_IN_THE_BATCH, sh=np.array([0, 7, 3, 4]), joint=np.array([-1, 7, 4]))
+    feed = {"x": core_feed()["x"]}
+    result, refusals = fused(proto, feed)
+    assert [r.reason for r in refusals] == ["its heads have no axis of their own"]
+    assert distance(result, proto, feed) <= 1e-6
+
+
 REFUSED = {
     "constant keys": ("s = MatMul (q, kc)", "one of its factors is constant"),
     "mask scaled": ("s0 = MatMul (q, k) s1 = Add (s0, m) s = Mul (s1, c)", "its mask is scaled"),

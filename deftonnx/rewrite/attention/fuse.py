@@ -67,6 +67,8 @@ def _fuse(
             return mask
         bias = mask
     target = output.find(found.context, (H, D), runs, reserved)
+    if target is None and len(runs[0][found.context.name]) != output.AXES:
+        return "its heads have no axis of their own"
     inputs = []
     for name, part in (("query", query), ("key", key), ("value", value)):
         tensor = _project(graph, part, f"{softmax.name}/{name}")

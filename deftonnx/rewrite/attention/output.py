@@ -19,6 +19,8 @@ from deftonnx.rewrite.attention.layout import Chain, Shapes, forwards
 from deftonnx.rewrite.reserved import Reserved
 
 Array = np.ndarray[Any, Any]
+AXES = 4
+"""Of a context that `connect` can make where there is no target: (batch, heads, length, head size)."""
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Target:
 def find(context: gs.Tensor, size: tuple[int, int], runs: list[Shapes], reserved: Reserved) -> Target | None:
     """Where the attention's result can be used as it is; None where only `context` itself can be made from it."""
     chains = []
-    for chain in forwards(context):
+    for chain in [Chain(context, context, []), *forwards(context)]:
         if chain.start in reserved:
             break
         chains.append(chain)
