@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_graphsurgeon as gs
 
 from deftonnx import model_file
+from deftonnx.errors import UnsupportedError
 from deftonnx.layers import LinearLayer, PackedGemm, Refusal, find_layers
 from deftonnx.rewrite.normalise import import_model, normalise
 from deftonnx.selection import select
@@ -40,9 +42,12 @@ class LayerInfo:
 
 def inspect(model: str | Path | onnx.ModelProto, **options: Any) -> list[LayerInfo]:
     """Every linear layer of `model`, as `optimize` with these options would see it, and what it would leave alone."""
+    origin = "the model" if isinstance(model, onnx.ModelProto) else f"'{model}'"
     if isinstance(model, onnx.ModelProto):
-        model_file.check(model, "the model")
+        model_file.check(model, origin)
     graph = import_model(model if isinstance(model, onnx.ModelProto) else model_file.load(model))
+    if _is_cyclic(graph):  # optimize asks ONNX Runtime first
+        raise UnsupportedError(f"the graph of {origin} has a cycle")
     normalise(graph)
     found = find_layers(graph)
     layers = [f for f in found if isinstance(f, LinearLayer)]
@@ -53,6 +58,17 @@ def inspect(model: str | Path | onnx.ModelProto, **options: Any) -> list[LayerIn
         _describe(f, total, reasons.get(f.name)) if isinstance(f, LinearLayer) else _describe_refused(f, total)
         for f in found
     ]
+
+
+def _is_cyclic(graph: gs.Graph) -> bool:
+    waiting = {id(node): sum(len(t.inputs) for t in node.inputs) for node in graph.nodes}
+    ready = [node for node in graph.nodes if waiting[id(node)] == 0]
+    for node in ready:  # which grows
+        for user in (user for t in node.outputs for user in t.outputs if id(user) in waiting):
+            waiting[id(user)] -= 1
+            if waiting[id(user)] == 0:
+                ready.append(user)
+    return len(ready) < len(graph.nodes)
 
 
 def _describe_refused(node: Refusal, total: int) -> LayerInfo:

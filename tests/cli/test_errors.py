@@ -107,6 +107,14 @@ def test_model_that_cannot_be_worked_on(run: Run, folder: Path, content: bytes, 
     refuse(run, folder, ("optimize", "bad.onnx"), 5, "'bad.onnx'", *words)
 
 
+@pytest.mark.parametrize("command", ["optimize", "inspect"])
+def test_a_cycle(run: Run, folder: Path, command: str) -> None:
+    model = small_model()
+    model.graph.node[0].input[0] = "d"
+    onnx.save(model, folder / "cycle.onnx")
+    refuse(run, folder, (command, "cycle.onnx"), 5, "'cycle.onnx'")
+
+
 def test_model_is_a_folder(run: Run, folder: Path) -> None:
     refuse(run, folder, ("optimize", "."), 2, "'.' is not a file")
 
