@@ -292,6 +292,23 @@ def test_vectors_of_more_taps(options, window):
         run_case(options, 32, layer, np.float16, "half", compute="hopper_128x256_vectors", block=8)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "block"),
+    [
+        *(("cudnn", 0), ("direct", 8), ("hopper_128x128_turns", 0), ("hopper_64x64_split2", 64)),
+        *(("hopper_128x256_vectors", 8), ("hopper_128x128_turns_vectors", 8)),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "activation"), [(np.float16, "relu"), (ml_dtypes.bfloat16, "clip")])
+def test_not_a_number_passes_where_a_window_sees_it(options, kernel, block, dtype, activation):
+    X, packed, bias, kept = conv_case(33, (13, 11), 128, 264, SAME, "deft16", dtype, block=block, density=1)
+    X[1, 4, 5] = np.nan
+    epilogue = {"activation": activation, "alpha": -0.2, "beta": 0.5, "kept": kept, "block": block}
+    compute = kernel if kernel == "cudnn" else f"{prefix(dtype)}_{kernel}"
+    Y = run_gemm(conv_model(X, packed, bias, SAME, compute=compute, **epilogue), X, None, options, CUDA)
+    assert np.array_equal(np.isnan(Y), np.isnan(reference(X, packed, bias, SAME, **epilogue)))
+
+
 def test_an_empty_batch(options):
     X, packed, bias, _ = conv_case(16, *LAYERS["3x3"], "half", np.float16, batch=0)
     assert run_gemm(conv_model(X, packed, bias, SAME), X, None, options, CUDA).size == 0
