@@ -136,44 +136,38 @@ struct Kernel {
     return (p.kept[k >> p.block_shift] << p.block_shift) + (k & ((1 << p.block_shift) - 1));
   }
 
-  // By one of kLoaders warps: every kLoaders-th stage, the next kAhead ones' loads under way while it stores
-  // this one's.
+  // By one of kLoaders warps: every kLoaders-th stage, the next one's loads under way while it stores this
+  // one's.
   __device__ void bring_x(int loader, int lane) const {
     constexpr int kRowsALoad = 32 / kXPieces, kLoads = kM / kRowsALoad;
-    constexpr int kAhead = kLoads > 8 ? 1 : 2;  // as many as registers hold
     const int piece = lane % kXPieces, first = lane / kXPieces;
-    XPiece<XType> pieces[kAhead][kLoads];
-    const auto load = [&](XPiece<XType>(&into)[kLoads], int i) {
+    XPiece<XType> pieces[kLoads];
+    const auto load = [&](int i) {
+      if (i >= steps) return;
       const int k = first_k(i) + piece * 8;
-      const bool inside = i < steps && k < p.K;
+      const bool inside = k < p.K;
       const XType* column = static_cast<const XType*>(p.x) + (inside ? x_column(k) : 0);
 #pragma unroll
       for (int q = 0; q < kLoads; ++q) {
         const int row = first + q * kRowsALoad;
-        into[q].load(column + static_cast<size_t>(row) * p.features, inside && row < p.M);
+        pieces[q].load(column + static_cast<size_t>(row) * p.features, inside && row < p.M);
       }
     };
     Position at;
     at.advance(loader, p.stages);
-#pragma unroll
-    for (int a = 0; a < kAhead; ++a) load(pieces[a], loader + a * kLoaders);
+    load(loader);
     __syncthreads();  // the barriers are ready
 #pragma unroll 1
-    for (int i = loader; i < steps; i += kAhead * kLoaders) {
+    for (int i = loader; i < steps; i += kLoaders, at.advance(kLoaders, p.stages)) {
+      ptx::barrier_wait(empty(at.slot), at.phase ^ 1);
+      uint4* stage = x_stage(at.slot);
 #pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-        if (i + a * kLoaders >= steps) break;
-        ptx::barrier_wait(empty(at.slot), at.phase ^ 1);
-        uint4* stage = x_stage(at.slot);
-#pragma unroll
-        for (int q = 0; q < kLoads; ++q) {
-          const int row = first + q * kRowsALoad;
-          stage[row * kXPieces + x_slot(row, piece)] = pieces[a][q].template ordered<CODE_BYTES == 1>();
-        }
-        ptx::barrier_arrive(full(at.slot));
-        at.advance(kLoaders, p.stages);
-        load(pieces[a], i + (a + kAhead) * kLoaders);
+      for (int q = 0; q < kLoads; ++q) {
+        const int row = first + q * kRowsALoad;
+        stage[row * kXPieces + x_slot(row, piece)] = pieces[q].template ordered<CODE_BYTES == 1>();
       }
+      ptx::barrier_arrive(full(at.slot));
+      load(i + kLoaders);
     }
   }
 

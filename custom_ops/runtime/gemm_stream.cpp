@@ -48,6 +48,7 @@ struct Schedule {
   int row_warps;  // of 32 output features each, in a block
   int k_warps;    // that share K in a block: a power of two
   int cluster;    // blocks that share K: a power of two
+  int at_once;    // blocks of the launch on a multiprocessor
 
   int Rows() const { return kWarpRows * row_warps; }
   int Threads() const { return 32 * (kOtherWarps + row_warps * k_warps); }
@@ -80,24 +81,29 @@ int64_t MostRowWarps(const GemmSpec& spec, const StreamImage& row, bool parts_ap
 
 // One block a multiprocessor, in as few equal waves as there must be. Blocks share K where one warp's output
 // features are too many for a block, and, with more than a few rows of X, where blocks would be so low that
-// reading X for each of them costs more than adding sums up.
+// reading X for each of them costs more than adding sums up. They share it too where a multiprocessor has
+// one to two warps' output features: in two blocks, one of which ends while the other has loads under way.
 Schedule ChooseSchedule(const GemmNode& node, const StreamImage& row) {
-  constexpr int64_t kStepsWorthSharing = 16, kMostKWarps = 4, kFewRows = 8;
+  constexpr int64_t kStepsWorthSharing = 16, kMostKWarps = 4, kFewRows = 8, kMostRowsOfTwo = 16;
   const GemmSpec& spec = node.spec;
   const int64_t multiprocessors = node.multiprocessors;
   const int64_t units = CeilDivide(spec.N, kWarpRows);
   const int64_t steps = CeilDivide(spec.K, StepFeatures(spec));
-  Schedule schedule{1, 1, 1};
+  Schedule schedule{1, 1, 1, 1};
   while (schedule.cluster < 8 && 2 * units * schedule.cluster <= multiprocessors &&
          steps >= kStepsWorthSharing * schedule.cluster) {
     schedule.cluster *= 2;
   }
   const bool low = 2 * units > multiprocessors && units <= 3 * multiprocessors;
-  if (low && row.most_rows > kFewRows && steps >= 2 * kStepsWorthSharing) schedule.cluster = 2;
-  const int64_t tiles = std::max<int64_t>(1, multiprocessors / schedule.cluster);
+  const bool worth_sharing = low && steps >= 2 * kStepsWorthSharing;
+  const bool two_blocks = worth_sharing && units > multiprocessors && units <= 2 * multiprocessors &&
+                          row.most_rows <= kMostRowsOfTwo;
+  if (worth_sharing && (two_blocks || row.most_rows > kFewRows)) schedule.cluster = 2;
+  if (two_blocks) schedule.at_once = 2;
+  const int64_t tiles = std::max<int64_t>(1, schedule.at_once * multiprocessors / schedule.cluster);
   const int64_t waves = CeilDivide(units, tiles * MostRowWarps(spec, row, schedule.PartsApart()));
   schedule.row_warps = static_cast<int>(CeilDivide(units, tiles * waves));
-  const int most_warps = row.image.threads / 32 - kOtherWarps;
+  const int most_warps = row.image.threads / 32 / schedule.at_once - kOtherWarps;
   const int64_t own_steps = CeilDivide(steps, schedule.cluster);
   const int stage = schedule.Rows() * kRowBytes + OtherStageBytes(spec, row);
   const int most_stages = row.image.shared_bytes / 2 / stage;
@@ -128,14 +134,16 @@ class StreamKernel : public GemmKernel {
 
   const char* Name() const override { return row_.image.name; }
 
-  // Weights at the memory's speed, X from the second-level cache by every block, and the start and the end.
+  // Weights at the memory's speed, X from the second-level cache by every block but those that another hides,
+  // and the start and the end.
   double Nanoseconds(int64_t M) const override {
     if (M > row_.most_rows) return kRefused;
     constexpr double kFixed = 2500, kWeightBytes = 4200, kXBytes = 5000, kMostOfABlock = 60;  // a nanosecond
     const double rate =
         std::min(kWeightBytes, kMostOfABlock * std::min<double>(blocks_, node_.multiprocessors));
     const double weights = static_cast<double>(node_.spec.N) * node_.spec.K * CodeBytes(node_.spec);
-    const double x = static_cast<double>(blocks_ / schedule_.cluster) * M * node_.spec.K * 2;
+    const unsigned readers = blocks_ / (schedule_.cluster * schedule_.at_once);
+    const double x = static_cast<double>(readers) * M * node_.spec.K * 2;
     return kFixed + row_.most_rows + weights / rate + x / kXBytes;
   }
 

@@ -100,12 +100,13 @@ def test_each_kernel_for_few_rows(options, dtype, name, prefix, kernel):
         check(run_gemm(model, X, None, options, CUDA), reference(X, packed, bias), dtype)
 
 
-@pytest.mark.parametrize(("K", "N"), [(64, 34000), (4112, 2080), (6160, 520)])
-def test_few_rows_in_waves_and_clusters(options, K, N):
-    X, packed, bias = case((13, K, N), "half", np.float16)
+@pytest.mark.parametrize("M", [5, 13])
+@pytest.mark.parametrize(("K", "N"), [(64, 34000), (4112, 2080), (6160, 520), (2056, 5000), (2056, 9000)])
+def test_few_rows_in_waves_and_clusters(options, K, N, M):
+    X, packed, bias = case((M, K, N), "half", np.float16)
     outputs = {run_gemm(gemm_model(X, packed, bias), X, None, options, CUDA).tobytes() for _ in range(5)}
     assert len(outputs) == 1
-    check(np.frombuffer(outputs.pop(), np.float16).reshape(13, N), reference(X, packed, bias), np.float16)
+    check(np.frombuffer(outputs.pop(), np.float16).reshape(M, N), reference(X, packed, bias), np.float16)
 
 
 @pytest.mark.parametrize("name", ["half", "deft8:3", "deft8:6"])

@@ -93,7 +93,7 @@ def chain(X, packed, bias, layers):
     ],
 )
 def test_layers_that_start_early_wait_for_their_input(options, M, K, name, graph):
-    """And for the readers of the memory that they refill, which fails once in thousands of runs."""
+    """And copies into shared memory wait for who reads what was there: where not, it shows once in thousands of runs."""
     X, packed, bias = case(M, K, K, name)
     provider = ("CUDAExecutionProvider", {"enable_cuda_graph": str(int(graph))})
     model = chain(X, packed, bias, 24).SerializeToString()
