@@ -107,23 +107,11 @@ __device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.arrive.relaxed;\n barrier.cluster.wait;" ::: "memory");
 }
 
-// The same, and shared memory written before is visible to all after.
-__device__ inline void cluster_sync_memory() {
-  asm volatile("barrier.cluster.arrive.release;\n barrier.cluster.wait.acquire;" ::: "memory");
-}
-
 // The address of the same shared memory of block `rank`.
 __device__ inline uint32_t address_at(uint32_t shared, uint32_t rank) {
   uint32_t address;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared), "r"(rank));
   return address;
-}
-
-// 4 bytes of a block of the cluster.
-__device__ inline float load_float_at(uint32_t address) {
-  float v;
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
-  return v;
 }
 
 // 16 bytes to `to` in another block of the cluster, asynchronously; completes on `barrier` there.

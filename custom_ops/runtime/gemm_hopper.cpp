@@ -25,10 +25,10 @@ constexpr double kBoxRow = 1.25, kSharedBoxRow = 1.1;
 // So many ns for one that lies beyond the last of X. Only tiles of more than kFewRows rows with K shared out
 // are told apart by it: those of fewer leave less empty.
 constexpr double kEmptyRow = 3.5;
-constexpr int kFewRows = 64;
-constexpr double kWeightBytes = 2500;  // a nanosecond, of W from device memory, as these kernels read it
-// The same with up to kFewRows rows of X, and what is lost at the start.
-constexpr double kFewRowsBytes = 3800, kFewRowsStart = 1700;
+constexpr int kFewRows = 64, kSomeRows = 128;
+// A nanosecond, of W from device memory, as these kernels read it: with more rows of X than kSomeRows, with
+// more than kFewRows, and with no more, where something is lost at the start.
+constexpr double kWeightBytes = 2500, kSomeRowsBytes = 3000, kFewRowsBytes = 3800, kFewRowsStart = 1700;
 // Of the time of a K step, what a block has when it is alone on a multiprocessor made for two.
 constexpr double kAlone = 0.6;
 
@@ -104,7 +104,9 @@ class HopperKernel : public GemmKernel {
   }
 
   double WeightNanoseconds(int64_t M) const {
-    const double bytes = 2.0 * node_.spec.N * node_.spec.K, ns = bytes / kWeightBytes;
+    const double bytes = 2.0 * node_.spec.N * node_.spec.K;
+    if (M > kSomeRows) return bytes / kWeightBytes;
+    const double ns = bytes / kSomeRowsBytes;
     return M <= kFewRows ? std::min(ns, kFewRowsStart + bytes / kFewRowsBytes) : ns;
   }
 

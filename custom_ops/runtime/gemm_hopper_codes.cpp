@@ -25,8 +25,9 @@ constexpr double kWeightBytes = 2500;  // a nanosecond, of W from device memory
 // So many ns for a row that a tile of up to kFewRows rows loads beyond the last of X; the rest hide them.
 constexpr double kEmptyRow = 2.5;
 constexpr int kFewRows = 128;
-// Of the time of a K step, what a block has when it is alone on a multiprocessor made for two.
-constexpr double kAlone = 0.8;
+// Of the time of a K step, what a block has when it is alone on a multiprocessor made for two; unpacking by
+// shifts gains less by that.
+constexpr double kAlone = 0.8, kAloneShifting = 0.86;
 
 // The kernels' argument: CodesProblem of kernels/gemm_hopper_codes.cu.
 struct CodesProblem {
@@ -76,7 +77,8 @@ class HopperCodesKernel : public GemmKernel {
     const int64_t cells = Cells(M);
     if (cells > std::numeric_limits<int32_t>::max() / 16) return kRefused;
     const bool alone = row_.blocks_per_multiprocessor > 1 && cells * ClusterSize() <= node_.multiprocessors;
-    double step_ns = row_.step_ns * (alone ? kAlone : 1);
+    const double alone_part = row_.codes == HopperCodes::kShifted ? kAloneShifting : kAlone;
+    double step_ns = row_.step_ns * (alone ? alone_part : 1);
     const double row_ns = row_.pair ? kSharedBoxRow : kBoxRow;
     step_ns = std::max(step_ns, row_.block_m * (kStepK / argument_.problem.box_columns - 1) * row_ns);
     const double product_ns = CeilDivide(CeilDivide(node_.spec.K, kStepK), row_.splits) * step_ns;
