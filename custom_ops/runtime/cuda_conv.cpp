@@ -70,16 +70,15 @@ std::vector<size_t> MeasuredAmong(const std::vector<double>& times) {
 }
 
 CudaConv::CudaConv(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y)
-    : ort_(ort),
-      node_(ReadNode(ort, info, ReadConvSpec(ort, info, x, y))),
-      scratch_(ort.DeviceAllocator(info)) {
+    : ort_(ort), node_(ReadNode(ort, info, ReadConvSpec(ort, info, x, y))) {
   kernels_ = ConvKernelsFor(node_);
   node_.unpacked = {};
-  if (!kernels_.empty()) return;
-  ort_.Release(scratch_);
-  const std::string wanted = node_.spec.kernel.empty() ? "" : " '" + node_.spec.kernel + "'";
-  Refuse(node_.spec, "no kernel" + wanted + " for compute capability " + std::to_string(node_.capability) +
-                         ", these types and this shape");
+  if (kernels_.empty()) {
+    const std::string wanted = node_.spec.kernel.empty() ? "" : " '" + node_.spec.kernel + "'";
+    Refuse(node_.spec, "no kernel" + wanted + " for compute capability " + std::to_string(node_.capability) +
+                           ", these types and this shape");
+  }
+  scratch_ = ort.DeviceAllocator(info);  // last: nobody releases it if this throws
 }
 
 CudaConv::~CudaConv() { ort_.Release(scratch_); }

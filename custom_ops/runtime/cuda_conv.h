@@ -32,7 +32,7 @@ class CudaConv {
   Ort ort_;
   ConvNode node_;
   ConvKernels kernels_;
-  OrtAllocator* scratch_;
+  OrtAllocator* scratch_ = nullptr;
   std::mutex mutex_;
   std::vector<std::pair<ConvShape, ConvKernel*>> chosen_;
 };

@@ -11,7 +11,7 @@ constexpr char kPacked[] = "packed";
 
 // Rows of X of that shape, or 0 if they are not known.
 int64_t KnownRows(const std::vector<int64_t>& shape) {
-  int64_t rows = shape.size() > 1 ? 1 : 0;
+  int64_t rows = shape.empty() ? 0 : 1;
   for (size_t i = 0; i + 1 < shape.size(); ++i) rows = shape[i] > 0 ? rows * shape[i] : 0;
   return rows;
 }

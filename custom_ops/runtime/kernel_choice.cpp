@@ -55,7 +55,8 @@ KernelChoice::KernelChoice(const GemmNode& node, std::shared_ptr<const MeasuredT
 
 void KernelChoice::AddUnpacked() {
   if (!CanUnpack(node_)) return;
-  if (!kernels_.empty() && !IsWorthACopy(UnpackedKernels(node_, false))) return;
+  const GemmKernels estimated = UnpackedKernels(node_, false);
+  if (estimated.empty() || (!kernels_.empty() && !IsWorthACopy(estimated))) return;
   try {
     for (auto& kernel : UnpackedKernels(node_, true)) kernels_.push_back(std::move(kernel));
   } catch (const CudaError&) {
