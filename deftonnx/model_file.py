@@ -145,7 +145,7 @@ def _texts(model: onnx.ModelProto) -> Iterator[object]:
             yield from (attribute.name for attribute in node.attribute)
 
 
-def save(model: Model, path: str | Path, external_data: bool = False) -> None:
+def save(model: Model, path: str | Path, external_data: bool = False, source: Path | None = None) -> None:
     """Write atomically. Weights go to a file beside it when asked, or when the model is too large for one file."""
     file = Path(path)
     old = data_files(file)
@@ -153,7 +153,10 @@ def save(model: Model, path: str | Path, external_data: bool = False) -> None:
         old -= _save_external(model, file, old)
     else:
         write_atomically(file, lambda temporary: _write(model, temporary))
+    read = set() if source is None else {(source.parent / name).resolve() for name in data_files(source)}
     for name in old:
+        if (file.parent / name).resolve() in read:
+            continue  # `source` is a copy of what `file` was
         if re.fullmatch(re.escape(file.name) + r"\.[0-9a-f]{12}\.data", name):
             (file.parent / name).unlink(missing_ok=True)
 

@@ -60,7 +60,7 @@ class Result:
         """Write the model to `path`, atomically."""
         if Path(path).resolve() == Path(self.report.model).resolve():
             raise UsageError(f"output '{path}' is the input, which is never touched")
-        model_file.save(self.parts, path, external_data)
+        model_file.save(self.parts, path, external_data, Path(self.report.model))
         self.report.output = str(path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,12 +40,16 @@ def fuse_transformers(graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed
         return [Refusal(n.name, n.op, "the model could not be run to see its shapes") for n in softmaxes]
     before = finish(graph, origin, {})
     infer_shapes(graph)
-    probes = list(_probes(graph, feeds[0]))
     numbers = {t.name: t for t in graph.tensors().values() if isinstance(t, gs.Variable) and _may_be_number(t)}
-    runs = observe(graph, origin, probes, numbers)
-    seen = [(probe, run) for probe, run in zip(probes, runs, strict=True) if run is not None]
+    sizes = _free_sizes(graph, feeds[0])
+    shorter = {name: size - 1 if size > 2 else size for name, size in sizes.items()}
+    other = {name: size - 1 if size > 2 else size + 1 for name, size in sizes.items()}
+    tried = [sizes] if other == sizes else [sizes, other]
+    seen = _observed(graph, origin, [_cut(graph, feeds[0], size) for size in tried], numbers)
+    if len(seen) < 2 and shorter not in (sizes, other):  # a model may run with one sample only
+        seen += _observed(graph, origin, [_cut(graph, feeds[0], shorter)], numbers)
     infer_shapes(graph)
-    if len(seen) < min(2, len(probes)):
+    if not seen or (len(seen) < 2 and shorter != sizes):
         return [Refusal(n.name, n.op, "the model runs at one size only") for n in softmaxes]
     _fold_numbers(numbers, [run for _, run in seen])
     fused, refusals = fuse_attention(graph, [run.shapes for _, run in seen])
@@ -79,7 +82,7 @@ def _fuse_norms(graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed]) -> 
     infer_shapes(graph)
     if not fuse_layer_norms(graph) or not feeds:
         return
-    probe = next(_probes(graph, feeds[0]))
+    probe = _cut(graph, feeds[0], _free_sizes(graph, feeds[0]))
     expected = evaluation.run(evaluation.session(before, runs_often=False), [probe])
     worst = difference(expected, finish(graph, origin, {}), [probe])
     infer_shapes(graph)
@@ -93,17 +96,22 @@ def _restore(graph: gs.Graph, model: Model) -> None:
     infer_shapes(graph)
 
 
-def _probes(graph: gs.Graph, feed: Feed) -> Iterator[Feed]:
-    """At most SAMPLES samples of `feed`, then the same with every free dimension one shorter, and the batch alone."""
+def _free_sizes(graph: gs.Graph, feed: Feed) -> dict[Any, int]:
+    """The size of every free dimension in `feed`, of which at most SAMPLES samples count."""
     sizes: dict[Any, int] = {}
     for tensor in graph.inputs:
         for axis, length in enumerate(feed[tensor.name].shape):
             if (name := _free(tensor, axis)) is not None:
                 sizes.setdefault(name, min(length, SAMPLES) if axis == 0 else length)
-    yield _cut(graph, feed, sizes)
-    shorter = {name: size - 1 if size > 2 else size for name, size in sizes.items()}
-    if shorter != sizes:
-        yield _cut(graph, feed, shorter)
+    return sizes
+
+
+def _observed(
+    graph: gs.Graph, origin: onnx.ModelProto, probes: list[Feed], numbers: dict[str, gs.Variable]
+) -> list[tuple[Feed, Observed]]:
+    """Those of `probes` with which the model runs, and what it does then."""
+    runs = observe(graph, origin, probes, numbers)
+    return [(probe, run) for probe, run in zip(probes, runs, strict=True) if run is not None]
 
 
 def _free(tensor: gs.Tensor, axis: int) -> Any:

@@ -137,3 +137,14 @@ def test_a_graph_keeps_weights_apart() -> None:
         assert again.weights["W"] is exported.weights["W"]
         for name, want in evaluation.outputs(whole, [FEED]).items():
             np.testing.assert_allclose(evaluation.outputs(exported, [FEED])[name], want, rtol=1e-4, atol=1e-4)
+
+
+def test_an_old_output_keeps_the_data_of_the_input_that_was_copied_from_it(tmp_path: Path) -> None:
+    old, new, copy = proto(), proto(), tmp_path / "in.onnx"  # of other random weights
+    model_file.save(apart(old), tmp_path / "out.onnx", external_data=True)
+    copy.write_bytes((tmp_path / "out.onnx").read_bytes())
+    model_file.save(apart(new), tmp_path / "out.onnx", external_data=True, source=copy)
+    assert onnx.load(copy).graph.initializer[0].raw_data == old.graph.initializer[0].raw_data
+    assert len(list(tmp_path.glob("out.onnx.*.data"))) == 2
+    model_file.save(apart(new), tmp_path / "out.onnx")  # says nothing of a source
+    assert len(list(tmp_path.glob("out.onnx.*.data"))) == 1

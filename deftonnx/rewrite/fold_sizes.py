@@ -19,6 +19,8 @@ from deftonnx.layers.linear import is_standard, unused_name
 Array = np.ndarray[Any, Any]
 MOST = 4096
 """Entries of a tensor that is looked at: sizes are few, and so are the positions that windows are made of."""
+EXACT = 1 << 53
+"""The largest integer up to which float64 holds all: INT64_MAX, the end of a Slice, would become INT64_MIN."""
 _UNKNOWN = np.nan
 
 
@@ -54,7 +56,7 @@ def _constant(node: gs.Node, i: int, values: Array) -> gs.Constant | None:
         if not target or unknown.sum() > 1 or not (values[~unknown] > 0).all():
             return None
         values = np.where(unknown, -1.0, values)
-    if tensor.dtype is None:
+    if tensor.dtype is None or (np.dtype(tensor.dtype).kind in "iu" and np.abs(values).max(initial=0) > EXACT):
         return None
     return gs.Constant(unused_name(f"{tensor.name}/known_{node.name}_{i}"), values.astype(tensor.dtype))
 
@@ -171,6 +173,13 @@ def _compare(function: Callable[[Array, Array], Array]) -> Callable[[gs.Node, Ar
     return lambda node, a, b: np.where(np.isnan(a) | np.isnan(b), _UNKNOWN, function(a, b))
 
 
+def _reduce_prod(node: gs.Node, x: Array, operand: Array | None = None) -> Array:
+    axes = _axes(node, operand) or None
+    if axes is None and node.attrs.get("noop_with_empty_axes", 0):
+        return x
+    return np.asarray(np.prod(x, None if axes is None else tuple(axes), keepdims=bool(node.attrs.get("keepdims", 1))))
+
+
 def _not(node: gs.Node, x: Array) -> Array:
     return 1 - x
 
@@ -198,7 +207,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "Mul": lambda node, a, b: a * b,
     "Neg": lambda node, x: -x,
     "Not": _not,
-    "ReduceProd": lambda node, x, *axes: np.prod(x, keepdims=bool(node.attrs.get("keepdims", 1))),
+    "ReduceProd": _reduce_prod,
     "Reshape": _reshape,
     "Slice": _slice,
     "Squeeze": _squeeze,

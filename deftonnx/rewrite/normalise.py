@@ -321,13 +321,20 @@ def fold_scales(graph: gs.Graph) -> bool:
     for node in list(graph.nodes):
         found = scaled(node, reserved)
         layer = None if found is None else _layer_before(graph, found[0])
-        if found is None or layer is None:
+        if found is None or layer is None or _is_shared(layer):
             continue
         factors = by_output(layer, *found[1:])
         if factors is not None:
             _fold(graph, node, layer, factors, np.zeros(layer.N))
             changed = True
     return changed
+
+
+def _is_shared(layer: LinearLayer) -> bool:
+    """True where other nodes read the weight too: folding would store it once for each."""
+    return any(
+        isinstance(t, gs.Constant) and len(t.outputs) > 1 and np.prod(t.shape) > layer.N for t in layer.node.inputs
+    )
 
 
 def _fold(graph: gs.Graph, node: gs.Node, layer: LinearLayer, factor: Array, offset: Array) -> None:

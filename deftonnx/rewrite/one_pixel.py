@@ -42,8 +42,8 @@ def _is_product(node: gs.Node) -> bool:
     weight, shape = node.inputs[1], list(node.inputs[0].shape)
     constant = all(isinstance(t, gs.Constant) for t in node.inputs[1:])
     one_pixel = len(shape) > 2 and all(size == 1 for size in shape[2:]) and not any(node.attrs.get("pads") or [])
-    one_tap = all(size == 1 for size in weight.shape[2:])
-    return constant and one_pixel and one_tap and node.inputs[0].dtype == np.float32
+    one_tap = constant and all(size == 1 for size in weight.shape[2:])
+    return one_pixel and one_tap and node.inputs[0].dtype == np.float32
 
 
 def _moves(node: gs.Node, flat: dict[int, gs.Variable]) -> bool:

@@ -90,8 +90,12 @@ def _values(
 
 def rows_picked(model: onnx.ModelProto, name: str) -> int:
     """Rows of the smallest table that a Gather picks from by the input `name`, 0 if there is none."""
-    tables = {t.name: t.dims[0] for t in model.graph.initializer if len(t.dims) > 0}
+    tables = {t.name: t.dims for t in model.graph.initializer if len(t.dims) > 0}
     casts = [n for n in model.graph.node if n.op_type in ("Cast", "Identity") and n.input[0] == name]
     names = {name, *(n.output[0] for n in casts)}
     picks = [n for n in model.graph.node if n.op_type == "Gather" and n.input[1] in names]
-    return min((tables[n.input[0]] for n in picks if n.input[0] in tables), default=0)
+    return min((tables[n.input[0]][_axis(n)] for n in picks if n.input[0] in tables), default=0)
+
+
+def _axis(gather: onnx.NodeProto) -> int:
+    return next((attribute.i for attribute in gather.attribute if attribute.name == "axis"), 0)

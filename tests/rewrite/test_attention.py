@@ -196,3 +196,15 @@ def test_cross_attention():
     assert not refusals
     assert sorted(ops(result)) == ["MatMul", "MatMul", "MatMul", "MultiHeadAttention"]
     assert distance(result, proto, feed) <= 1e-5
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_numbers_made_of_the_batch_are_not_those_of_one_sample(batch):
+    proto = model(
+        """g (float[N,8,16] x) => (float[N,8,16] y) <float[16,16] w, int64 zero> {
+        p = MatMul (x, w) q = Softmax (p) s = Shape (x) b = Gather (s, zero) c = Cast <to=1> (b) y = Div (q, c) }""",
+        zero=np.array(0, np.int64),
+    )
+    result = deftonnx.optimize(proto, precision="16-bit", measure=False).model
+    feed = {"x": np.random.default_rng(0).standard_normal((batch, 8, 16)).astype(np.float32)}
+    assert distance(result, proto, feed) < 1e-3

@@ -485,6 +485,14 @@ def test_scales_that_stay(nodes: str, outputs: str) -> None:
     assert {"Mul", "Div"} & {*operators(assert_computes_the_same(proto))}
 
 
+def test_scales_stay_where_the_weight_is_shared():
+    """Folded, the weight would be stored once for each reader."""
+    text = """g (float[N,8] x) => (float[N,8] y) <float[8,8] w, float s> {
+        a = MatMul (x, w) b = Mul (a, s) c = Relu (b) d = MatMul (c, w) y = Mul (d, s) }"""
+    result = assert_computes_the_same(model(text, s=np.array(0.5)))
+    assert sum(len(t.dims) == 2 for t in result.graph.initializer) == 1
+
+
 ROWS = """g (float[N,5,8] x) => (float[N,5,6] y)
     <int64[2] p, int64[1] at0, int64[1] at1, int64[1] n, float[8,6] w, float[6] b, float[6,8] v> {
     r = Reshape (x, p) a = GEMM s = Shape (x) d = Gather (s, at0) e = Gather (s, at1) q = Concat <axis=0> (d, e, n)

@@ -46,6 +46,14 @@ def test_larger_images_stay(text):
     assert not products_of_pixels(graph)
 
 
+def test_a_weight_that_is_an_input_of_any_shape_stays():
+    proto = model("g (float[N,8,1,1] x, float w) => (float[N,P,1,1] y) { y = Conv (x, w) }")
+    proto.graph.input[1].type.tensor_type.ClearField("shape")
+    graph = import_model(proto)
+    normalise(graph)
+    assert not products_of_pixels(graph)
+
+
 def test_in_a_whole_model():
     text = EXCITE.replace("ACTIVATION", "s = Relu (s0)").replace("(x, g)", "(q, g)").replace("(x) s0", "(q) s0")
     text = text.replace("{\n", "{\n a = Conv <pads=[1,1,1,1]> (x, u) q = Relu (a) ").replace(

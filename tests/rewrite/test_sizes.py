@@ -96,3 +96,24 @@ def test_idle_nodes_go(nodes, constants, left):
         **{name: np.array(values, np.int64) for name, values in constants.items()},
     )
     assert len(operators(normalised(proto))) == 2 + left
+
+
+def test_the_end_of_everything_stays_the_end():
+    """The largest int64 is no float64: as a number it would become the smallest."""
+    text = """g (float[N,6,8] x) => (float[N,P,6] y)
+        <int64[1] two, int64[1] end, int64[2] begins, int64[2] axes, float[8,8] w> {
+        x0 = MatMul (x, w) s = Shape <start=1, end=2> (x0) h = Div (s, two) ends = Concat <axis=0> (h, end)
+        y = Slice (x0, begins, ends, axes) }"""
+    values = {"two": [2], "end": [2**63 - 1], "begins": [0, 2], "axes": [1, 2]}
+    normalised(model(text, **{name: np.array(value, np.int64) for name, value in values.items()}))
+
+
+@pytest.mark.parametrize("axes", ["axes=[1], ", "axes=[0], ", ""])
+def test_products_of_sizes(axes):
+    rank, sizes = ("[P,Q,R]", "p") if axes else ("[P,Q]", "one")
+    text = f"""g (float[N,6,32] x) => (float{rank} y) <int64[2] square, int64[2] more, int64[1] any, int64[1] at0> {{
+        s = Shape <start=1> (x) f = Concat <axis=0> (s, more) m = Reshape (f, square)
+        p = ReduceProd <{axes}keepdims=0> (m) one = Reshape (p, any)
+        both = Concat <axis=0> (any, {sizes}) y = Reshape (x, both) }}"""
+    values = {"square": [2, 2], "more": [1, 1], "any": [-1], "at0": [0]}
+    normalised(model(text, **{name: np.array(value, np.int64) for name, value in values.items()}))

@@ -57,6 +57,12 @@ def test_row_numbers_stay_inside_the_table():
     assert (feed["mask"] == 1).all()
 
 
+def test_columns_picked_stay_inside_the_table():
+    proto = model("int64[N, 50] ids", "a = Gather <axis = 1> (table, ids)", "float[N] a")
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros((11, 3), np.float32), "table"))
+    assert made_up_inputs(proto, "m", 4, {})["ids"].max() == 2
+
+
 @pytest.mark.parametrize(
     ("inputs", "batch", "words"),
     [
