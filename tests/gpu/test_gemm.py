@@ -9,6 +9,7 @@ import pytest
 from gemm_model import gemm_model, ort_value, reference, run_gemm
 
 from deftonnx.formats import pack_weight
+from deftonnx.formats.packed import PackedWeight
 
 TOLERANCE = {np.float32: 1e-5, np.float16: 5e-4, ml_dtypes.bfloat16: 4e-3}
 CUDA = ("CUDAExecutionProvider",)
@@ -56,6 +57,20 @@ def check_kernel(options, kernel, shape, dtype, name, features=None, index=None,
     Y = run_gemm(model, X, residual, options, CUDA)
     seen = X if index is None else X[:, index]
     check(Y, reference(seen, packed, bias, residual=residual, **epilogue), attributes.get("output_dtype", dtype))
+
+
+def check_every_code(options, kernel, exponent_bits, dtype):
+    """Output feature n has the single weight of code n: Y is the weight, rounded."""
+    largest_code = {4: 0x7E, 5: 0x7B}.get(exponent_bits, 0x7F)  # what beyond is never packed
+    magnitudes = np.minimum(np.arange(256) & 0x7F, largest_code)
+    codes = np.diag(magnitudes | np.arange(256) & 0x80).astype(np.uint8)
+    bias = (1 << exponent_bits - 1) - 1
+    largest = 2.0 ** ((1 << exponent_bits) - 1 - bias)
+    packed = PackedWeight(f"deft8:{exponent_bits}", codes, np.full(256, 1 / largest, np.float32), 256)
+    X = np.ones((70, 256), dtype)
+    model = gemm_model(X, packed, np.zeros(256, np.float32), output_dtype=np.float32, compute=kernel)
+    Y = run_gemm(model, X, None, options, CUDA)
+    assert np.array_equal(Y, reference(X, packed, np.zeros(256)).astype(np.float32))
 
 
 def check_repeats(options, model, X, runs):

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from gemm_model import gemm_model, reference, run_gemm
-from test_gemm import CUDA, case, check, check_kernel, check_repeats, gpu_capability
+from test_gemm import CUDA, case, check, check_every_code, check_kernel, check_repeats, gpu_capability
 
 from deftonnx.formats.packed import PackedWeight
 
@@ -49,19 +49,7 @@ def test_every_format(options, kernel, exponent_bits):
 @pytest.mark.parametrize("prefix", X_TYPES)
 @pytest.mark.parametrize("exponent_bits", range(1, 8))
 def test_every_code(options, exponent_bits, prefix):
-    """Output feature n has the single weight of code n: Y is the weight, rounded."""
-    largest_code = {4: 0x7E, 5: 0x7B}.get(exponent_bits, 0x7F)  # what beyond is never packed
-    magnitudes = np.minimum(np.arange(256) & 0x7F, largest_code)
-    codes = np.diag(magnitudes | np.arange(256) & 0x80).astype(np.uint8)
-    bias = (1 << exponent_bits - 1) - 1
-    largest = 2.0 ** ((1 << exponent_bits) - 1 - bias)
-    packed = PackedWeight(f"deft8:{exponent_bits}", codes, np.full(256, 1 / largest, np.float32), 256)
-    X = np.ones((70, 256), X_TYPES[prefix])
-    model = gemm_model(
-        X, packed, np.zeros(256, np.float32), output_dtype=np.float32, compute=f"{prefix}_u8_hopper_64x64"
-    )
-    Y = run_gemm(model, X, None, options, CUDA)
-    assert np.array_equal(Y, reference(X, packed, np.zeros(256)).astype(np.float32))
+    check_every_code(options, f"{prefix}_u8_hopper_64x64", exponent_bits, X_TYPES[prefix])
 
 
 @pytest.mark.parametrize(("rows", "columns", "splits"), SPLITS)
