@@ -17,13 +17,11 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from deftonnx import model_file
 from deftonnx.errors import UnsupportedError
 from deftonnx.formats.functions import attach_functions
-from deftonnx.layers import LinearLayer, Refusal, match
-from deftonnx.layers.conv import DEPTHWISE, ConvLayer
 from deftonnx.layers.linear import StoredValues, is_standard, stored, unused_name
 from deftonnx.model import LARGE, Array, Model, is_apart, is_large, reference
 from deftonnx.rewrite.absorb.parameters import integers
 from deftonnx.rewrite.fold_reshape import MADE_UP, fold_reshape
-from deftonnx.rewrite.fold_scale import by_output, scaled
+from deftonnx.rewrite.fold_scale import fold_batch_norm, fold_scales
 from deftonnx.rewrite.fold_sizes import fold_sizes
 from deftonnx.rewrite.fold_transpose import fold_transpose
 from deftonnx.rewrite.joined_rows import keep_rows_apart
@@ -238,14 +236,14 @@ def _stand_in(graph: gs.Graph) -> None:
 
 
 def drop_idle(graph: gs.Graph) -> None:
-    """Remove nodes that pass their input through, unless they name a graph output."""
-    outputs = {id(t) for t in graph.outputs}
+    """Remove nodes that pass their input through, unless they name a graph output or what a body reads."""
+    reserved = Reserved(graph)
     for node in list(graph.nodes):
         if not is_standard(node) or not _is_idle(node):
             continue
-        if any(id(t) in outputs for t in node.outputs) or any(t.outputs for t in node.outputs[1:]):
+        if any(t in reserved for t in node.outputs) or any(t.outputs for t in node.outputs[1:]):
             continue
-        if isinstance(node.inputs[0], gs.Constant) or _read_in_subgraph(graph, node.outputs[0]):
+        if isinstance(node.inputs[0], gs.Constant):
             continue
         source, result = node.inputs[0], node.outputs[0]
         for user in list(result.outputs):
@@ -289,101 +287,6 @@ def name_constant_outputs(graph: gs.Graph) -> None:
                 user.inputs = [copy if t is tensor else t for t in user.inputs]
             graph.outputs[i] = output
             graph.nodes.append(gs.Node("Identity", copy.name, inputs=[copy], outputs=[output]))
-
-
-def _read_in_subgraph(graph: gs.Graph, tensor: gs.Tensor) -> bool:
-    inside = {id(n) for sub in graph.subgraphs(recursive=True) for n in sub.nodes}
-    return any(id(user) in inside for user in tensor.outputs) or any(
-        tensor.name == t.name for sub in graph.subgraphs(recursive=True) for t in sub.outputs
-    )
-
-
-def fold_batch_norm(graph: gs.Graph) -> bool:
-    """Fold inference BatchNormalization with constant parameters into the linear layer that alone feeds it."""
-    changed = False
-    for node in list(graph.nodes):
-        if node.op != "BatchNormalization" or not is_standard(node) or not _is_inference(graph, node):
-            continue
-        layer = _layer_before(graph, node.inputs[0])
-        if layer is None or not _has_channels(layer, node.inputs[1].shape[0]):
-            continue
-        scale, shift, mean, variance = (t.values.astype(np.float64) for t in node.inputs[1:5])
-        factor = scale / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
-        _fold(graph, node, layer, factor, shift - mean * factor)
-        changed = True
-    return changed
-
-
-def fold_scales(graph: gs.Graph) -> bool:
-    """Fold multiplications by constants into the linear layers that alone feed them."""
-    changed = False
-    reserved = Reserved(graph)
-    for node in list(graph.nodes):
-        found = scaled(node, reserved)
-        layer = None if found is None else _layer_before(graph, found[0])
-        if found is None or layer is None or _is_shared(layer):
-            continue
-        factors = by_output(layer, *found[1:])
-        if factors is not None:
-            _fold(graph, node, layer, factors, np.zeros(layer.N))
-            changed = True
-    return changed
-
-
-def _is_shared(layer: LinearLayer) -> bool:
-    """True where other nodes read the weight too: folding would store it once for each."""
-    return any(
-        isinstance(t, gs.Constant) and len(t.outputs) > 1 and np.prod(t.shape) > layer.N for t in layer.node.inputs
-    )
-
-
-def _fold(graph: gs.Graph, node: gs.Node, layer: LinearLayer, factor: Array, offset: Array) -> None:
-    """Let `layer` compute what `node` makes of its output: that times `factor` (N,) plus `offset` (N,)."""
-    weight, bias = layer.weight(), layer.bias()
-    window = weight.shape[2] * layer.groups // layer.N  # taps a ConvTranspose holds in its columns
-    per_column = np.repeat(factor, window).reshape(layer.groups, 1, -1)
-    y, result = layer.y, node.outputs[0]
-    between = None if y in node.inputs else next(t.inputs[0] for t in node.inputs if t.inputs)  # a Transpose
-    layer.store(weight * per_column, offset + (0.0 if bias is None else bias) * factor)
-    node.inputs.clear()
-    node.outputs.clear()
-    graph.nodes.remove(node)
-    if between is not None:
-        between.outputs = [result]
-    else:
-        producer = layer.y.inputs[0]  # which is another one where a bias Add was inserted
-        producer.outputs = [result if t is layer.y else t for t in producer.outputs]
-
-
-def _is_inference(graph: gs.Graph, node: gs.Node) -> bool:
-    """True for a BatchNormalization with constant parameters, one a channel, whose statistics nobody reads."""
-    constant = all(isinstance(t, gs.Constant) and len(t.shape) == 1 for t in node.inputs[1:5])
-    others = any(t.outputs or t in graph.outputs for t in node.outputs[1:] if t.name)
-    return constant and not others and not node.attrs.get("training_mode", 0)
-
-
-def _layer_before(graph: gs.Graph, y: gs.Tensor) -> LinearLayer | None:
-    """The linear layer that makes `y`, which has one reader."""
-    if len(y.outputs) != 1 or not y.inputs or y in graph.outputs or _read_in_subgraph(graph, y):
-        return None
-    producer = y.inputs[0]
-    if producer.op == "Add" and producer.inputs:
-        products = [t.inputs[0] for t in producer.inputs if t.inputs and t.inputs[0].op == "MatMul"]
-        producer = products[0] if products else producer
-    layer: Any = match(producer)
-    if isinstance(layer, Refusal) and layer.reason == DEPTHWISE and producer.op == "Conv":
-        layer = ConvLayer(producer)  # no linear layer to reduce, but it can be scaled
-    if not isinstance(layer, LinearLayer) or layer.y is not y or producer.outputs[0] in graph.outputs:
-        return None
-    layer.graph = graph
-    return layer
-
-
-def _has_channels(layer: LinearLayer, channels: int) -> bool:
-    """True where the output features of `layer` are that many channels of axis 1."""
-    rank = len(layer.y.shape) if layer.y.shape is not None else None
-    axis = layer.output_axis if layer.output_axis >= 0 or rank is None else layer.output_axis + rank
-    return axis == 1 and channels == layer.N
 
 
 def _with_names(inferred: list[int | str | None], known: Any) -> list[int | str | None]:
