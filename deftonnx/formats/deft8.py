@@ -93,7 +93,7 @@ class Deft8:
         top = float(decode_table(self.exponent_bits)[self.largest_code])
         largest = np.abs(rows).max(axis=1, initial=0).astype(np.float64)
         scale = np.maximum(largest / top, _SMALLEST_SCALE).astype(np.float32)
-        scale = np.where(scale * top > _LARGEST_FLOAT, np.nextafter(scale, np.float32(0)), scale)
+        scale = np.where(scale.astype(np.float64) * top > _LARGEST_FLOAT, np.nextafter(scale, np.float32(0)), scale)
         scale[largest == 0] = 1
         magnitude = np.abs(rows) / scale[:, None].astype(np.float64)
         unsigned = np.minimum(nearest(magnitude, self.exponent_bits), self.largest_code).astype(np.uint8)

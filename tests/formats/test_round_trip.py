@@ -71,6 +71,14 @@ def test_layout(name, K, N):
 
 
 @pytest.mark.parametrize("name", ["fp32", *GEMM_FORMAT_NAMES])
+def test_the_largest_numbers_stay_finite(name):
+    largest = np.finfo(np.float32).max
+    weight = np.float32([[largest, np.nextafter(largest, np.float32(0)), 2.9e38, 1e-45]])
+    with np.errstate(over="raise"):
+        assert np.isfinite(unpack_weight(pack_weight(weight, name))).all()
+
+
+@pytest.mark.parametrize("name", ["fp32", *GEMM_FORMAT_NAMES])
 def test_padding_contributes_nothing(name):
     packed = pack_weight(np.full((17, 3), -1.5, np.float32), name)
     tail = get_format(name).decode(packed.codes)[:, 17:]
