@@ -55,6 +55,13 @@ SIXTEEN_BITS = ("half", "deft16", "deft16q")
 """Formats of weights that round as activations in 16 bits do."""
 ABSOLUTE_TOLERANCE = 1e-6
 """ONNX Runtime's Sigmoid is off by 1e-7 near zero: a saturated output has no more correct digits than that."""
+ROUNDING_WITHIN = {
+    TensorProto.FLOAT16: IO_TOLERANCE["float16"],
+    **dict.fromkeys((TensorProto.BFLOAT16, TensorProto.INT8, TensorProto.UINT8), IO_TOLERANCE["bfloat16"]),
+}
+"""What values of a type somewhere in a model may cost an output where they are rounded the other way."""
+DIFFERENT_RESULT = "the result differs from its plan {}; please report this model, and use --no-absorb meanwhile"
+DIFFERENT_PREPARED = "the model differs {} once its constants and normalisations are folded; please report this model"
 
 
 @dataclass
@@ -350,12 +357,16 @@ def verify(
     final: Model | onnxruntime.InferenceSession,
     feeds: list[readers.Feed],
     limit: float = 0.0,
+    message: str = DIFFERENT_RESULT,
 ) -> None:
-    """Raise DeftError unless `final` computes what is `expected` of it on `feeds`, to rounding or to `limit`."""
+    """Raise DeftError unless `final` computes what is `expected` of it on `feeds`, to rounding or to `limit`, with the
+    same shapes; `message` of the error tells how it differs."""
     if not feeds:
         return
     got = evaluation.outputs(final, feeds)
     for name, want in expected.items():
+        if got[name].shape != want.shape:
+            raise _failed(name, message, f"in shape, {got[name].shape} instead of {want.shape}")
         if want.dtype.kind != "f":
             continue
         allowed = max(TOLERANCE.get(want.dtype, DEFAULT_TOLERANCE), limit)
@@ -368,8 +379,17 @@ def verify(
                     f"output '{name}' of the model is NaN or infinite on the data that it was tried with, so that the"
                     " result cannot be compared with it"
                 )
-            raise DeftError(
-                f"internal check failed: output '{name}' of the result differs from its plan by"
-                f" {difference / max(norm, 1e-30):.2g};"
-                " please report this model, and use --no-absorb meanwhile"
-            )
+            raise _failed(name, message, f"by {difference / max(norm, 1e-30):.2g}")
+
+
+def _failed(output: str, message: str, how: str) -> DeftError:
+    return DeftError(f"internal check failed: output '{output}' of {message.format(how)}")
+
+
+def rounding_within(model: onnx.ModelProto) -> float:
+    """What computing in another order may cost an output, ‖Δ‖/‖y‖, by the types in the model."""
+    graph = model.graph
+    values = (*graph.input, *graph.output, *graph.value_info)
+    kinds = {tensor.data_type for tensor in graph.initializer} | {v.type.tensor_type.elem_type for v in values}
+    kinds |= {a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"}
+    return max(precision.TOLERANCE, *(ROUNDING_WITHIN.get(kind, 0.0) for kind in kinds))

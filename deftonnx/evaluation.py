@@ -127,7 +127,12 @@ def check_metric(metric: str | None) -> None:
 
 
 def score(metric: str, outputs: Outputs, reference: Outputs, labels: Array | None) -> Score:
-    """`metric` of `outputs` against the original's `reference` outputs."""
+    """`metric` of `outputs` against the original's `reference` outputs, which have the same shapes."""
+    for name, array in reference.items():
+        if name not in outputs:
+            raise UsageError(f"the model has no output '{name}', which the reference has")
+        if outputs[name].shape != array.shape:
+            raise UsageError(f"output '{name}' has shape {outputs[name].shape}, the reference's {array.shape}")
     if metric in METRICS:
         return METRICS[metric](outputs, reference, labels)
     function = _load_function(metric)

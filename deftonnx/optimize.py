@@ -101,14 +101,18 @@ def optimize(
         raise UnsupportedError(f"--io-types bfloat16 needs opset {OLDEST_OPSET}, the model has {graph.opset}")
     feeds, made = _feeds(data, graph.inputs, origin, settings, session)
     before = size(loaded)
-    del session, loaded  # and their weights: the model is read again where it is timed, or run on data
     probe = [first_samples(feed, graph.inputs, PROBE) for feed in feeds[:1]]
+    given = evaluation.outputs(session, probe) if made is None else made
+    del session, loaded  # and their weights: the model is read again where it is timed, or run on data
     scored = scored_data(eval_data, graph.inputs, feeds, has_data)
 
     normalise(graph)
     if settings.target == "cuda" and settings.precision != "keep":
         fold_transpose(graph, twice=True)
         products_of_pixels(graph, lambda node: excluded(node.name, node.op, settings) is None)
+    within = assemble.rounding_within(origin)
+    assemble.verify(given, export_model(graph, origin), probe, within, assemble.DIFFERENT_PREPARED)
+    del given
     unfused = fuse_transformers(graph, origin, feeds[:1]) if settings.precision != "keep" else []
     original = import_model(export_model(graph, origin))
     found = find_layers(graph)

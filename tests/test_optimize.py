@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 from models import model, run
 
 import deftonnx
 from deftonnx import assemble, evaluation
 from deftonnx.errors import DeftError, UsageError
+from deftonnx.model import apart
+
+optimize_module = sys.modules["deftonnx.optimize"]  # the package's name of that is the function
 
 TWO_LAYERS = "<float[8,8] w1, float[8,8] w2> { a = MatMul (x, w1) r = Relu (a) c = MatMul (r, w2)"
 
@@ -46,6 +52,35 @@ def test_saturated_outputs_are_compared_absolutely() -> None:
     folded.graph.node[-1].op_type = "Tanh"
     with pytest.raises(DeftError, match="internal check failed"):
         assemble.verify(expected, folded, feeds)
+
+
+def test_preparation_is_compared_with_the_model_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fold that were wrong would change plan and result alike."""
+    proto = model(f"graph (float[N,8] x) => (float[N,8] y) {TWO_LAYERS} y = Relu (c) }}")
+    right = optimize_module.normalise
+
+    def wrong(graph: gs.Graph) -> bool:
+        graph.nodes[0].inputs[1].values = 1.1 * graph.nodes[0].inputs[1].values
+        return right(graph)
+
+    monkeypatch.setattr(optimize_module, "normalise", wrong)
+    for data in (None, "random"):
+        with pytest.raises(DeftError, match=r"internal check failed: output 'y' of the model differs by 0\.1"):
+            deftonnx.optimize(proto, calib_data=data, measure=False)
+
+
+def test_outputs_of_other_shapes_are_refused() -> None:
+    text = "graph (float[N,8] x) => (float[N,M] y) <float[8,8] w> { a = MatMul (x, w) y = Concat <axis = 1> (a, a) }"
+    proto = model(text)
+    feeds = [{"x": np.ones((2, 8), np.float32)}]
+    expected = evaluation.run(evaluation.session(proto), feeds)
+    proto.graph.node[-1].attribute[0].i = 0
+    with pytest.raises(
+        DeftError, match=r"'y' of the result differs from its plan in shape, \(4, 8\) instead of \(2, 16\)"
+    ):
+        assemble.verify(expected, apart(proto), feeds)
+    with pytest.raises(UsageError, match=r"output 'y' has shape \(4, 8\), the reference's \(2, 16\)"):
+        evaluation.score("rel-l2", evaluation.outputs(apart(proto), feeds), expected, None)
 
 
 @pytest.mark.parametrize("shapes", [("4,8", "4,8"), ("4,8", "N,8"), ("1,8", "4,8")])
