@@ -94,7 +94,8 @@ def named_case(kernel, block):
     if not match or match[1] not in GEMM_OPERANDS:
         return None
     dtype, name = GEMM_OPERANDS[match[1]]
-    M, K, N = (int(match[2]) - 1, 1040, 296) if match[2] else (150, 520, 296)
+    # of few rows, K that one block multiplies, and K that blocks of a cluster share
+    M, K, N = (int(match[2]) - 1, 1040 if block else 4112, 296) if match[2] else (150, 520, 296)
     features = 2 * K if block else K
     kept = list(range(0, features // block, 2)) if block else None
     index = (np.array(kept)[:, None] * block + np.arange(block)).ravel() if block else np.arange(K)
