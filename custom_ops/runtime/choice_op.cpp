@@ -14,8 +14,9 @@ GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info) {
   const auto element = [&](const char* name) {
     return static_cast<ElementType>(ort.AttributeInt(info, name));
   };
-  const GemmSpec spec =
+  GemmSpec spec =
       AsServed(ReadGemmAttributes(ort, info, element("x_type"), element("w_type"), element("output_type")));
+  spec.rows = ort.AttributeInt(info, "rows");
   GemmNode node{spec,
                 CudaDriver::Offline(),
                 0,

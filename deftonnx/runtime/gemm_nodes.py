@@ -14,7 +14,7 @@ from deftonnx.errors import UnsupportedError
 from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.runtime.cuda import Device
 from deftonnx.runtime.kernel_choice import kernels_for
-from deftonnx.runtime.packed_nodes import PackedNode, common_facts, describe_nodes, obstacle
+from deftonnx.runtime.packed_nodes import PackedNode, common_facts, describe_nodes, known_shapes, obstacle
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,17 @@ def gemm_nodes(
     `batch` and `sizes` are the lengths of free axes of the inputs, as in made_up_inputs. Without a device or a library
     there are no kernels. Raises UnsupportedError for a damaged node.
     """
-    return describe_nodes(model, is_gemm, batch, sizes, partial(_describe, device=device, library=library))
+    describe = partial(_describe, known=known_shapes(model), device=device, library=library)
+    return describe_nodes(model, is_gemm, batch, sizes, describe)
 
 
 def _describe(
-    node: onnx.NodeProto, x: onnx.TypeProto.Tensor | None, weight_type: int, device: Device | None, library: str | None
+    node: onnx.NodeProto,
+    x: onnx.TypeProto.Tensor | None,
+    weight_type: int,
+    known: Mapping[str, onnx.TypeProto.Tensor],
+    device: Device | None,
+    library: str | None,
 ) -> GemmNode:
     M = None if x is None else _rows(x)
     x_type = TensorProto.FLOAT if x is None else x.elem_type
@@ -51,7 +57,9 @@ def _describe(
         reason = "no rows"
     else:
         try:
-            candidates = kernels_for(node, x_type, weight_type, [M], device, library)
+            fixed = known.get(node.input[0])
+            rows = 0 if fixed is None else _rows(fixed) or 0
+            candidates = kernels_for(node, x_type, weight_type, [M], device, library, known_rows=rows)
             kernel = candidates[0].kernel if candidates else None
             reason = None if candidates else f"no kernel takes {M} rows"
         except UnsupportedError as error:

@@ -128,11 +128,26 @@ def inferred(model: onnx.ModelProto, batch: int | None, sizes: Mapping[str, int]
         inferred = onnx.shape_inference.infer_shapes(copy, data_prop=True)
     except Exception:  # a model too odd or too large to infer: M stays unknown
         inferred = copy
+    return _tensor_types(inferred)
+
+
+def known_shapes(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
+    """The types and shapes of tensors, by name, as far as ONNX Runtime knows them when it makes a session.
+
+    It knows nothing behind the library's operators.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.functions[:]
+    try:
+        return _tensor_types(onnx.shape_inference.infer_shapes(copy))
+    except Exception:  # a model too odd or too large to infer
+        return _tensor_types(copy)
+
+
+def _tensor_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
     values = [
-        v
-        for g in bodies(inferred.graph)
-        for v in (*g.input, *g.value_info, *g.output)
-        if v.type.HasField("tensor_type")
+        v for g in bodies(model.graph) for v in (*g.input, *g.value_info, *g.output) if v.type.HasField("tensor_type")
     ]
     return {v.name: v.type.tensor_type for v in values}
 
