@@ -24,10 +24,11 @@ from families import (
     simt,
     stream,
     tensor_core,
+    unpack_codes,
 )
 
 FAMILIES = (
-    *(few_rows, stream, hopper, hopper_codes, hopper_fp8, round_rows, gather_kept, tensor_core, simt),
+    *(few_rows, stream, hopper, hopper_codes, hopper_fp8, round_rows, gather_kept, unpack_codes, tensor_core, simt),
     *(conv_hopper, conv_few_channels, conv_depthwise, conv_direct),
     *(pool, channels_last, attention),
 )

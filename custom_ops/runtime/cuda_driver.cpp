@@ -40,6 +40,9 @@ struct CudaDriver::Functions {
   int (*cuGetErrorString)(int, const char**);
   int (*cuInit)(unsigned);
   int (*cuCtxGetDevice)(CUdevice*);
+  int (*cuCtxGetCurrent)(CUcontext*);
+  int (*cuCtxPushCurrent_v2)(CUcontext);
+  int (*cuCtxPopCurrent_v2)(CUcontext*);
   int (*cuDeviceGetAttribute)(int*, int, CUdevice);
   int (*cuLibraryLoadData)(CUlibrary*, const void*, void*, void*, unsigned, void*, void*, unsigned);
   int (*cuLibraryGetKernel)(CUkernel*, CUlibrary, const char*);
@@ -47,6 +50,7 @@ struct CudaDriver::Functions {
   int (*cuLaunchKernelEx)(const LaunchConfig*, CUkernel, void**, void**);
   int (*cuMemcpyDtoH_v2)(void*, CUdeviceptr, size_t);
   int (*cuMemcpyHtoD_v2)(CUdeviceptr, const void*, size_t);
+  int (*cuMemGetInfo_v2)(size_t*, size_t*);
   int (*cuMemAlloc_v2)(CUdeviceptr*, size_t);
   int (*cuMemFree_v2)(CUdeviceptr);
   int (*cuMemsetD8Async)(CUdeviceptr, unsigned char, size_t, CUstream);
@@ -79,10 +83,10 @@ int DoNothing(Arguments...) {
 }  // namespace
 
 const CudaDriver& CudaDriver::Offline() {
-  static const Functions functions = {DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
-                                      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
-                                      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
-                                      DoNothing, DoNothing, DoNothing, DoNothing};
+  static const Functions functions = {
+      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
+      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
+      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing};
   static const CudaDriver driver(functions);
   return driver;
 }
@@ -98,6 +102,9 @@ CudaDriver::CudaDriver() {
   find(functions.cuGetErrorString, "cuGetErrorString");
   find(functions.cuInit, "cuInit");
   find(functions.cuCtxGetDevice, "cuCtxGetDevice");
+  find(functions.cuCtxGetCurrent, "cuCtxGetCurrent");
+  find(functions.cuCtxPushCurrent_v2, "cuCtxPushCurrent_v2");
+  find(functions.cuCtxPopCurrent_v2, "cuCtxPopCurrent_v2");
   find(functions.cuDeviceGetAttribute, "cuDeviceGetAttribute");
   find(functions.cuLibraryLoadData, "cuLibraryLoadData");
   find(functions.cuLibraryGetKernel, "cuLibraryGetKernel");
@@ -105,6 +112,7 @@ CudaDriver::CudaDriver() {
   find(functions.cuLaunchKernelEx, "cuLaunchKernelEx");
   find(functions.cuMemcpyDtoH_v2, "cuMemcpyDtoH_v2");
   find(functions.cuMemcpyHtoD_v2, "cuMemcpyHtoD_v2");
+  find(functions.cuMemGetInfo_v2, "cuMemGetInfo_v2");
   find(functions.cuMemAlloc_v2, "cuMemAlloc_v2");
   find(functions.cuMemFree_v2, "cuMemFree_v2");
   find(functions.cuMemsetD8Async, "cuMemsetD8Async");
@@ -187,7 +195,11 @@ void CudaDriver::CopyToHost(void* host, const void* device, size_t bytes) const 
 void CudaDriver::CopyToDevice(void* device, const void* host, size_t bytes) const {
   Check(functions_->cuMemcpyHtoD_v2(reinterpret_cast<CUdeviceptr>(device), host, bytes), "cuMemcpyHtoD");
   // the call may return while the last part is still on its way, in the default stream's order
-  Check(functions_->cuStreamSynchronize(nullptr), "cuStreamSynchronize");
+  Synchronize(nullptr);
+}
+
+void CudaDriver::Synchronize(CUstream stream) const {
+  Check(functions_->cuStreamSynchronize(stream), "cuStreamSynchronize");
 }
 
 bool CudaDriver::IsCapturing(CUstream stream) const {
@@ -214,14 +226,28 @@ float CudaDriver::Milliseconds(CUstream stream, const std::function<void()>& enq
   return milliseconds;
 }
 
+CUcontext CudaDriver::CurrentContext() const {
+  CUcontext context = nullptr;
+  Check(functions_->cuCtxGetCurrent(&context), "cuCtxGetCurrent");
+  return context;
+}
+
+DeviceMemory CudaDriver::Memory() const {
+  DeviceMemory memory{};
+  Check(functions_->cuMemGetInfo_v2(&memory.free, &memory.total), "cuMemGetInfo");
+  return memory;
+}
+
 void* CudaDriver::Allocate(size_t bytes) const {
   CUdeviceptr memory = 0;
   Check(functions_->cuMemAlloc_v2(&memory, bytes), "cuMemAlloc");
   return reinterpret_cast<void*>(memory);
 }
 
-void CudaDriver::Free(void* memory) const noexcept {
-  if (memory != nullptr) functions_->cuMemFree_v2(reinterpret_cast<CUdeviceptr>(memory));
+void CudaDriver::Free(void* memory, CUcontext context) const noexcept {
+  if (memory == nullptr || functions_->cuCtxPushCurrent_v2(context) != 0) return;  // its memory went with it
+  functions_->cuMemFree_v2(reinterpret_cast<CUdeviceptr>(memory));
+  functions_->cuCtxPopCurrent_v2(&context);
 }
 
 TensorMap CudaDriver::EncodeIm2col(const void* data, int type, const uint64_t (&sizes)[4],

@@ -11,11 +11,16 @@ namespace deftonnx {
 using CUdevice = int;
 using CUlibrary = void*;
 using CUkernel = struct CUkern_st*;
+using CUcontext = struct CUctx_st*;
 using CUstream = void*;
 using CUdeviceptr = uint64_t;
 
 struct alignas(64) TensorMap {
   uint64_t opaque[16];
+};
+
+struct DeviceMemory {
+  size_t free, total;  // bytes
 };
 
 // Whether kernels made for this compute capability may start before the one ahead of them has ended.
@@ -45,11 +50,17 @@ class CudaDriver {
   void CopyToHost(void* host, const void* device, size_t bytes) const;
   // To memory that all streams may read when the call returns.
   void CopyToDevice(void* device, const void* host, size_t bytes) const;
+  void Synchronize(CUstream stream) const;
   bool IsCapturing(CUstream stream) const;
   // How long the device takes for what `enqueue` puts on the stream. Waits for it.
   float Milliseconds(CUstream stream, const std::function<void()>& enqueue) const;
+  // The calling thread's context; null if it has none.
+  CUcontext CurrentContext() const;
+  DeviceMemory Memory() const;  // of the current context's device
   void* Allocate(size_t bytes) const;
-  void Free(void* memory) const noexcept;
+  // `context`: the one that was current when it was allocated. It need not be the calling thread's: a session
+  // may be dropped by a thread that never used the GPU.
+  void Free(void* memory, CUcontext context) const noexcept;
 
   // A row-major matrix (rows, columns) of `stride` elements a row, read in boxes. type and swizzle are the
   // driver's enumerators. Throws CudaError if the address or the stride is not a multiple of 16 bytes.

@@ -1,24 +1,34 @@
 #include "cuda_gemm.h"
 
+#include <tuple>
+#include <utility>
+
 #include "error.h"
 #include "float16_weight.h"
 #include "fp8_rounding.h"
+#include "shared_values.h"
 
 namespace deftonnx {
 namespace {
 
-// Changes the codes and the scale of the node's weight, in buffers of their own.
+// What `change` makes of the codes and the scale of the node's weight; nodes that read the same ones share
+// it.
 template <class Code, class Change>
-void Rewrite(GemmNode& node, DeviceBuffer& new_codes, DeviceBuffer& new_scale, Change change) {
-  std::vector<Code> codes(node.spec.N * node.spec.padded_K);
-  std::vector<float> scale(node.spec.N);
+std::shared_ptr<const NewWeight> Rewritten(const GemmNode& node, const GemmSpec& given, Change change) {
+  using Key = std::tuple<CUdevice, const void*, const void*, uint64_t, int>;
+  static auto* weights = new SharedValues<Key, NewWeight>;
+
+  std::vector<Code> codes(given.N * given.padded_K);
+  std::vector<float> scale(given.N);
   node.driver.CopyToHost(codes.data(), node.weight, codes.size() * sizeof(Code));
   node.driver.CopyToHost(scale.data(), node.scale, scale.size() * sizeof(float));
-  change(codes.data(), scale.data());
-  new_codes = DeviceBuffer(node.driver, codes);
-  new_scale = DeviceBuffer(node.driver, scale);
-  node.weight = new_codes.data();
-  node.scale = new_scale.data();
+  const uint64_t of_codes = Digest(codes.data(), codes.size() * sizeof(Code));
+  const uint64_t digest = Digest(scale.data(), scale.size() * sizeof(float), of_codes);
+  return weights->Get({node.device, node.weight, node.scale, digest, given.exponent_bits}, [&] {
+    change(codes.data(), scale.data());
+    auto [codes_there, scale_there] = DeviceBuffer::Together(node.driver, codes, scale);
+    return NewWeight{std::move(codes_there), std::move(scale_there)};
+  });
 }
 
 void CheckCodes(const GemmNode& node) {
@@ -27,20 +37,19 @@ void CheckCodes(const GemmNode& node) {
   CheckFp8Codes(node.spec, codes.data(), codes.size());
 }
 
-void WriteAnew(GemmNode& node, const GemmSpec& given, DeviceBuffer& new_codes, DeviceBuffer& new_scale) {
+std::shared_ptr<const NewWeight> WrittenAnew(const GemmNode& node, const GemmSpec& given) {
   const int64_t N = given.N, row = given.padded_K;
   if (given.format == Format::kDeft8) {
-    Rewrite<uint8_t>(node, new_codes, new_scale, [&](uint8_t* codes, float* scale) {
+    return Rewritten<uint8_t>(node, given, [&](uint8_t* codes, float* scale) {
       ToDeft8With5(codes, scale, N, row, given.exponent_bits);
     });
-  } else {
-    Rewrite<uint16_t>(node, new_codes, new_scale,
-                      [&](uint16_t* codes, float* scale) { ToHalf(codes, scale, N, row); });
   }
+  return Rewritten<uint16_t>(node, given,
+                             [&](uint16_t* codes, float* scale) { ToHalf(codes, scale, N, row); });
 }
 
-GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spec, DeviceBuffer& new_codes,
-                  DeviceBuffer& new_scale) {
+GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spec,
+                  std::shared_ptr<const NewWeight>& new_weight) {
   const CudaDriver& driver = CudaDriver::Get();
   const CUdevice device = driver.CurrentDevice();
   const auto constant = [&](size_t index) {
@@ -58,7 +67,11 @@ GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spe
                 constant(3).data,
                 nullptr,
                 {}};
-  if (IsWrittenAnew(spec)) WriteAnew(node, spec, new_codes, new_scale);
+  if (IsWrittenAnew(spec)) {
+    new_weight = WrittenAnew(node, spec);
+    node.weight = new_weight->codes.data();
+    node.scale = new_weight->scale.data();
+  }
   if (spec.rounds_x) CheckCodes(node);
   if (spec.has_zero) {
     uint32_t zero = 0;
@@ -78,7 +91,7 @@ GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spe
 
 CudaGemm::CudaGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y)
     : ort_(ort),
-      node_(ReadNode(ort, info, ReadGemmSpec(ort, info, x, y), new_codes_, new_scale_)),
+      node_(ReadNode(ort, info, ReadGemmSpec(ort, info, x, y), new_weight_)),
       choice_(node_, MeasuredTimes::Load(node_.capability, node_.multiprocessors,
                                          [&](const std::string& message) { ort.Warn(info, message); })),
       scratch_(ort.DeviceAllocator(info)) {}

@@ -7,6 +7,11 @@
 
 namespace deftonnx {
 
+// A weight written anew: see float16_weight.h.
+struct NewWeight {
+  DeviceBuffer codes, scale;
+};
+
 class CudaGemm {
  public:
   // Loads the kernels that may serve this node; Compute only chooses one and launches.
@@ -19,7 +24,7 @@ class CudaGemm {
 
  private:
   Ort ort_;
-  DeviceBuffer new_codes_, new_scale_;  // see float16_weight.h
+  std::shared_ptr<const NewWeight> new_weight_;
   GemmNode node_;
   KernelChoice choice_;
   OrtAllocator* scratch_;

@@ -14,15 +14,19 @@ class DeviceBuffer {
   DeviceBuffer() = default;
   // A copy of `values`, null if there are none. Throws CudaError.
   template <class T>
-  DeviceBuffer(const CudaDriver& driver, const std::vector<T>& values) : driver_(&driver) {
+  DeviceBuffer(const CudaDriver& driver, const std::vector<T>& values) {
     if (values.empty()) return;
-    data_ = driver.Allocate(values.size() * sizeof(T));
-    try {
-      driver.CopyToDevice(data_, values.data(), values.size() * sizeof(T));
-    } catch (...) {
-      driver.Free(data_);
-      throw;
-    }
+    DeviceBuffer buffer = Uninitialised(driver, values.size() * sizeof(T));
+    driver.CopyToDevice(buffer.data_, values.data(), values.size() * sizeof(T));
+    *this = std::move(buffer);
+  }
+  // Of so many bytes, at least one. Throws CudaError.
+  static DeviceBuffer Uninitialised(const CudaDriver& driver, size_t bytes) {
+    DeviceBuffer buffer;
+    buffer.driver_ = &driver;
+    buffer.context_ = driver.CurrentContext();
+    buffer.data_ = driver.Allocate(bytes);
+    return buffer;
   }
   // Refers to memory of somebody else's, who keeps it.
   static DeviceBuffer Borrowed(const void* data) {
@@ -52,21 +56,25 @@ class DeviceBuffer {
     }
     return buffers;
   }
-  DeviceBuffer(DeviceBuffer&& other) noexcept : driver_(other.driver_), data_(other.data_) {
+  DeviceBuffer(DeviceBuffer&& other) noexcept
+      : driver_(other.driver_), context_(other.context_), data_(other.data_) {
     other.data_ = nullptr;
   }
   DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
     std::swap(driver_, other.driver_);
+    std::swap(context_, other.context_);
     std::swap(data_, other.data_);
     return *this;
   }
   ~DeviceBuffer() {
-    if (data_ != nullptr && driver_ != nullptr) driver_->Free(data_);
+    if (data_ != nullptr && driver_ != nullptr) driver_->Free(data_, context_);
   }
   const void* data() const { return data_; }
+  void* data() { return data_; }
 
  private:
   const CudaDriver* driver_ = nullptr;
+  CUcontext context_ = nullptr;  // that data_ was allocated in
   void* data_ = nullptr;
 };
 

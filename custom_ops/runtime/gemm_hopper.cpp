@@ -28,7 +28,7 @@ constexpr double kEmptyRow = 3.5;
 constexpr int kFewRows = 64, kSomeRows = 128;
 // A nanosecond, of W from device memory, as these kernels read it: with more rows of X than kSomeRows, with
 // more than kFewRows, and with no more, where something is lost at the start.
-constexpr double kWeightBytes = 2500, kSomeRowsBytes = 3000, kFewRowsBytes = 3800, kFewRowsStart = 1700;
+constexpr double kWeightBytes = 2800, kSomeRowsBytes = 3000, kFewRowsBytes = 3800, kFewRowsStart = 1700;
 // Of the time of a K step, what a block has when it is alone on a multiprocessor made for two.
 constexpr double kAlone = 0.6;
 

@@ -1,29 +1,32 @@
 #include "gemm_unpacked.h"
 
 #include <array>
-#include <cstring>
-#include <iterator>
-#include <map>
-#include <mutex>
 #include <string>
 #include <tuple>
 #include <utility>
 
 #include "device_buffer.h"
+#include "error.h"
 #include "float_bits.h"
 #include "gemm_gathered.h"
 #include "gemm_hopper.h"
+#include "kernel_cache.h"
+#include "shared_values.h"
 
 namespace deftonnx {
 namespace {
 
-// Of a copy. The second-level cache of the GPUs that have the kernels (compute capability 9.0) holds 50 MB or
-// more.
-constexpr int64_t kMostBytes = 50 << 20;
+// Of a copy: 8,192 features in and out. With larger weights the kernels that read codes are about as fast,
+// but for numbers of rows whose last round of tiles is short.
+constexpr int64_t kMostBytes = 128 << 20;
+// Of the device's memory, what must be free beside a copy: activations come after it, and other sessions.
+constexpr double kFreePart = 0.5;
 constexpr int64_t kFewRows = 32;  // for which reading W is what costs, codes being half of it
 // Of an estimate, what counts where there is a copy: both families' err by some percent, and the kernels of
 // 16-bit weights are what a copy is kept for.
 constexpr double kPreferred = 0.95;
+constexpr int64_t kVector = 16;  // codes that a thread unpacks together; rows of W are padded to it
+constexpr unsigned kBlocks = 8;  // of a multiprocessor, that unpack
 const std::string kSuffix = "_unpacked";
 
 bool EndsInSuffix(const std::string& name) {
@@ -44,51 +47,73 @@ GemmNode AfterUnpacking(const GemmNode& node, const CudaDriver& driver, const vo
   return after;
 }
 
-// The values of W in X's type, exactly: it has bits enough for every format that a kernel is given.
-std::vector<uint16_t> Unpack(const GemmSpec& spec, const std::vector<uint8_t>& codes) {
-  std::array<uint16_t, 256> values;
-  for (int code = 0; code < 256; ++code) {
-    const float value = Deft8ToFloat(static_cast<uint8_t>(code), spec.exponent_bits);
-    values[code] = spec.x_type == ElementType::kFloat16 ? FloatToHalf(value) : FloatToBfloat16(value);
+// The argument of the kernels: Problem of kernels/unpack_codes.cu.
+struct UnpackProblem {
+  const void* codes;
+  void* values;
+  int64_t vectors;
+  std::array<uint16_t, 256> value;
+};
+static_assert(sizeof(UnpackProblem) == 536);
+
+int64_t Codes(const GemmSpec& spec) { return spec.N * spec.padded_K; }
+
+// Runs the kernel that does `what` with the node's weight.
+void Run(const GemmNode& node, decltype(UnpackImage::what) what, UnpackProblem problem) {
+  problem.codes = node.weight;
+  problem.vectors = Codes(node.spec) / kVector;
+  for (const UnpackImage& row : kUnpackImages) {
+    if (row.what != what) continue;
+    void* arguments[] = {&problem};
+    node.driver.Launch(KernelOf(node.driver, row.image, node.device).Get(), node.multiprocessors * kBlocks, 1,
+                       row.image.threads, 0, nullptr, arguments);
   }
-  std::vector<uint16_t> unpacked(codes.size());
-  for (size_t i = 0; i < codes.size(); ++i) unpacked[i] = values[codes[i]];
-  return unpacked;
+}
+
+// The values of W in X's type, exactly: it has bits enough for every format that a kernel is given. Returns
+// when they are there.
+DeviceBuffer Unpack(const GemmNode& node) {
+  DeviceBuffer values = DeviceBuffer::Uninitialised(node.driver, sizeof(uint16_t) * Codes(node.spec));
+  UnpackProblem problem{nullptr, values.data(), 0, {}};
+  for (int code = 0; code < 256; ++code) {
+    const float value = Deft8ToFloat(static_cast<uint8_t>(code), node.spec.exponent_bits);
+    problem.value[code] =
+        node.spec.x_type == ElementType::kFloat16 ? FloatToHalf(value) : FloatToBfloat16(value);
+  }
+  Run(node, UnpackImage::kUnpacks, problem);
+  node.driver.Synchronize(nullptr);
+  return values;
 }
 
 // Tells weights apart that were at one address one after the other.
-uint64_t Digest(const std::vector<uint8_t>& codes) {
-  uint64_t digest = codes.size();
-  for (size_t i = 0; i + 8 <= codes.size(); i += 8) {  // rows are padded to 16 codes
-    uint64_t eight;
-    std::memcpy(&eight, &codes[i], sizeof eight);
-    digest = (digest ^ eight) * 0x9E3779B97F4A7C15;
-    digest ^= digest >> 29;
-  }
+uint64_t WeightDigest(const GemmNode& node) {
+  DeviceBuffer sum(node.driver, std::vector<uint64_t>{0});
+  Run(node, UnpackImage::kDigests, {nullptr, sum.data(), 0, {}});
+  uint64_t digest = 0;
+  node.driver.CopyToHost(&digest, sum.data(), sizeof digest);
   return digest;
 }
 
-// The unpacked copy of the node's weight, which all nodes that read the weight share.
+// Whether there is room for so many bytes more.
+bool HasRoom(const CudaDriver& driver, size_t bytes) {
+  const DeviceMemory memory = driver.Memory();
+  return memory.free > bytes && memory.free - bytes >= kFreePart * memory.total;
+}
+
+// The unpacked copy of the node's weight, which all nodes that read the weight share. Throws CudaError if
+// memory is scarce and the node does not ask for it by a kernel's name.
 std::shared_ptr<const DeviceBuffer> SharedCopy(const GemmNode& node) {
   using Key = std::tuple<CUdevice, const void*, uint64_t, ElementType, int>;
-  static std::mutex mutex;
-  static auto* copies = new std::map<Key, std::weak_ptr<const DeviceBuffer>>;
+  static auto* copies = new SharedValues<Key, DeviceBuffer>;
 
   const GemmSpec& spec = node.spec;
-  std::vector<uint8_t> codes(spec.N * spec.padded_K);
-  node.driver.CopyToHost(codes.data(), node.weight, codes.size());
-  const Key key{node.device, node.weight, Digest(codes), spec.x_type, spec.exponent_bits};
-  std::lock_guard<std::mutex> lock(mutex);
-  for (auto it = copies->begin(); it != copies->end();) {
-    it = it->second.expired() ? copies->erase(it) : std::next(it);
-  }
-  std::shared_ptr<const DeviceBuffer> copy;
-  if (const auto known = copies->find(key); known != copies->end()) copy = known->second.lock();
-  if (copy == nullptr) {
-    copy = std::make_shared<const DeviceBuffer>(node.driver, Unpack(spec, codes));
-    (*copies)[key] = copy;
-  }
-  return copy;
+  const Key key{node.device, node.weight, WeightDigest(node), spec.x_type, spec.exponent_bits};
+  return copies->Get(key, [&] {
+    if (spec.kernel.empty() && !HasRoom(node.driver, sizeof(uint16_t) * Codes(spec))) {
+      throw CudaError("a second form of W would leave too little device memory");
+    }
+    return Unpack(node);
+  });
 }
 
 // What the kernels of a node share: the copy of its weight, and the node that refers to it.
