@@ -50,8 +50,8 @@ STREAMING = [(8192, 8192), (8192, 28672), (28672, 8192)]  # features of X and of
 STREAMED_ROWS = (16, 8, 4, 1)
 CODES = [
     (64, 1024, 1024), (96, 2048, 2048), (200, 1280, 5120), (500, 768, 768), (33, 4096, 4096), (64, 4096, 4096),
-    (128, 4096, 4096), (256, 4096, 4096), (128, 8192, 8192), (1024, 1024, 1024), (2048, 2048, 2048), (4096, 1024, 4096),
-    (4096, 4096, 4096), (8192, 3072, 768), (8192, 768, 3072),
+    (128, 4096, 4096), (256, 4096, 4096), (128, 8192, 8192), (256, 8192, 8192), (1024, 1024, 1024), (2048, 2048, 2048),
+    (4096, 1024, 4096), (4096, 4096, 4096), (8192, 8192, 8192), (8192, 3072, 768), (8192, 768, 3072),
 ]  # fmt: skip
 FP8 = [(1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (8192, 8192, 8192), (8192, 3072, 768)]
 CHAINS = [(16, 256), (64, 1024), (1024, 1024)]
@@ -192,7 +192,8 @@ def measure_codes(save: Save) -> list[dict[str, Any]]:
     rows = []
     for (M, K, N), dtype in itertools.product(CODES, ("float16", "bfloat16")):
         count = max(1, min(8, COLD_WEIGHTS // (K * N)))
-        layers = Layers(M, K, N, dtype=dtype, count=count, repeats=24 // count)
+        enough = math.ceil(5e3 / (count * floor_us(M, K, N, 1)))
+        layers = Layers(M, K, N, dtype=dtype, count=count, repeats=min(24 // count, enough))
         wide = "half" if dtype == "float16" else "deft16"
         candidates = {
             f"deft {name}": session_runner(packed_model(layers, name), layers, packed=True, graph=True)
