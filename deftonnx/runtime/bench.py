@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from deftonnx import model_file
 from deftonnx.errors import UnsupportedError, UsageError
 from deftonnx.runtime import cuda
 from deftonnx.runtime.failure import reason
-from deftonnx.runtime.footprint import Footprint, footprint
+from deftonnx.runtime.footprint import Footprint, footprint, repeated
 from deftonnx.runtime.made_up_inputs import Array, made_up_inputs
 from deftonnx.runtime.session import register_if_built
 
@@ -87,6 +87,7 @@ def bench(models: Sequence[str | Path], settings: Settings, progress: Callable[[
         for path, proto in zip(models, protos, strict=True):
             progress(f"loading {path}")
             candidates.append(_candidate(str(path), proto, batch, settings))
+        candidates = _with_more_sessions(candidates)
         results += _measure(candidates, batch, settings, progress)
     return results
 
@@ -101,6 +102,7 @@ class _Candidate:
     model: str
     run: Run
     library: bool
+    create: Callable[[], onnxruntime.InferenceSession]
     footprint: Footprint | None
 
 
@@ -133,7 +135,16 @@ def _candidate(path: str, model: onnx.ModelProto, batch: int | None, settings: S
     except Exception as error:
         graph = " with a CUDA graph" if settings.cuda_graph else ""
         raise UnsupportedError(f"ONNX Runtime cannot run '{path}'{graph}: {reason(error)}") from error
-    return _Candidate(path, run, library, needs)
+    return _Candidate(path, run, library, create, needs)
+
+
+def _with_more_sessions(candidates: list[_Candidate]) -> list[_Candidate]:
+    """The candidates, their footprints those of several sessions each."""
+    once = [c.footprint for c in candidates if c.footprint is not None]
+    if len(once) < len(candidates):
+        return candidates
+    again = repeated([c.create for c in candidates], once)
+    return [replace(c, footprint=needs) for c, needs in zip(candidates, again, strict=True)]
 
 
 def _feed(path: str, model: onnx.ModelProto, batch: int | None, settings: Settings) -> Mapping[str, Array]:
