@@ -35,6 +35,12 @@ std::vector<float> Transposed(const ConvNode& node) {
   return columns;
 }
 
+// W, and where its features lie in X.
+struct Operands {
+  DeviceBuffer weight, runs;
+  int64_t run_count;  // of a group
+};
+
 std::vector<Run> Runs(const ConvNode& node) {
   std::vector<Run> runs;
   for (int64_t g = 0; g < node.spec.group; ++g) {
@@ -46,16 +52,19 @@ std::vector<Run> Runs(const ConvNode& node) {
   return runs;
 }
 
+Operands MakeOperands(const ConvNode& node) {
+  const std::vector<Run> runs = Runs(node);
+  auto [weight, runs_there] = DeviceBuffer::Together(node.driver, Transposed(node), runs);
+  return {std::move(weight), std::move(runs_there), static_cast<int64_t>(runs.size()) / node.spec.group};
+}
+
 class DirectConv : public ConvKernel {
  public:
   DirectConv(const ConvNode& node, const ConvDirectImage& row)
       : node_(node),
         row_(row),
         kernel_(KernelOf(node.driver, row.image, node.device)),
-        weight_(node.driver, Transposed(node)),
-        scale_(node.driver, node.scale),
-        runs_(node.driver, Runs(node)),
-        run_count_(Runs(node).size() / node.spec.group) {}
+        operands_(MakeOperands(node)) {}
 
   const char* Name() const override { return row_.image.name; }
 
@@ -68,16 +77,16 @@ class DirectConv : public ConvKernel {
     const ConvSpec& s = node_.spec;
     const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
     const DirectParameters parameters{call.x,
-                                      weight_.data(),
-                                      scale_.data(),
+                                      operands_.weight.data(),
+                                      node_.packed_scale,
                                       node_.bias,
-                                      runs_.data(),
+                                      operands_.runs.data(),
                                       call.residual,
                                       call.y,
                                       call.shape.Pixels(),
                                       narrow(s.N),
                                       narrow(s.GroupOutputs()),
-                                      narrow(run_count_),
+                                      narrow(operands_.run_count),
                                       narrow(s.channels),
                                       narrow(call.shape.in_rows),
                                       narrow(call.shape.in_columns),
@@ -102,8 +111,7 @@ class DirectConv : public ConvKernel {
   const ConvNode& node_;
   const ConvDirectImage& row_;
   LazyKernel& kernel_;
-  DeviceBuffer weight_, scale_, runs_;
-  int64_t run_count_;
+  Operands operands_;
 };
 
 }  // namespace
