@@ -1,9 +1,10 @@
 """Run the tests that need a GPU, and record what they covered.
 
-    python benchmarks/gpu_tests.py [--sanitize] [--limit SECONDS] [--output FILE]
+    python benchmarks/gpu_tests.py [--sanitize] [--select EXPRESSION] [--limit SECONDS] [--output FILE]
 
-The tests run side by side, dealt out to as many processes as there are cores; the files of _ALONE, which take much
-memory, one after the other in a process of their own. With --sanitize the reduced set of
+The tests run side by side, dealt out to as many processes as there are cores by what they took when results were
+recorded last; the files of _ALONE, which take much memory, one after the other in a process of their own. --select is
+pytest's -k. With --sanitize the reduced set of
 tests/gpu/sanitize.py also runs under compute-sanitizer's memcheck and racecheck, after the tests.
 """
 
@@ -28,37 +29,78 @@ import record
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("memcheck", "racecheck")
-PROCESSES = max(1, (os.cpu_count() or 2) - 2)
+PROCESSES = max(1, (os.cpu_count() or 2) - 1)
 GRACE = 8
 """Seconds that an interrupted process has to write its record."""
+LONG = 1.0
+"""Seconds from which on a case's time is recorded."""
+SHORT = 0.2
+"""What another one is taken to take."""
 _ALONE = ("test_gemm_offsets.py",)
 
 
-def groups() -> list[list[str]]:
-    """Arguments of pytest for each process."""
+def recorded() -> dict[str, float]:
+    """Seconds of the cases that took long when results were recorded, on whatever machine."""
+    results = sorted((ROOT / "benchmarks" / "results").glob("*/gpu_tests.json"))
+    return {name: took for path in results for name, took in json.loads(path.read_text()).get("long_cases", {}).items()}
+
+
+def groups(select: str, took: dict[str, float]) -> list[list[str]]:
+    """Arguments of pytest for each process; `took`: seconds of the cases that take long."""
     folder = ROOT / "tests" / "gpu"
     alone = [str(folder / name) for name in _ALONE]
     options = ["-q", "--collect-only", "-p", "no:cacheprovider", *(f"--ignore={path}" for path in alone)]
-    command = [sys.executable, "-m", "pytest", *options, str(folder)]
+    command = [sys.executable, "-m", "pytest", *options, *_selecting(select), str(folder)]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     names = [line for line in listed if "::" in line]
-    return [[path] for path in alone] + [names[i::PROCESSES] for i in range(PROCESSES) if names[i::PROCESSES]]
+    return ([] if select else [[path] for path in alone]) + dealt(names, took, PROCESSES)
 
 
-def run_tests(limit: float) -> dict[str, Any]:
-    """Counts of all tests, and of the cases of each.
+def _selecting(select: str) -> list[str]:
+    return ["-k", select] if select else []
+
+
+def dealt(names: list[str], took: dict[str, float], processes: int) -> list[list[str]]:
+    """The cases in as many parts of about the same time, the longest cases first in each.
+
+    Cases that differ in their last parameter alone stay together: they use what a process makes once, cuDNN's plans.
+    """
+    units: dict[str, list[str]] = {}
+    for name in names:
+        units.setdefault(name.rpartition("-")[0] or name, []).append(name)
+    seconds = {unit: sum(took.get(n.rpartition("::")[2], SHORT) for n in cases) for unit, cases in units.items()}
+    parts: list[list[str]] = [[] for _ in range(processes)]
+    loads = [0.0] * processes
+    for unit in sorted(units, key=lambda unit: -seconds[unit]):
+        least = loads.index(min(loads))
+        parts[least] += units[unit]
+        loads[least] += seconds[unit]
+    return [part for part in parts if part]
+
+
+def run_tests(limit: float, select: str) -> dict[str, Any]:
+    """Counts of all tests, and of the cases of each, and seconds of the cases that took long.
 
     Processes that run longer than `limit` seconds are interrupted: "stopped" counts them, and the tests that they had
     run by then count. One that leaves no record is an error.
     """
-    # a share of the cores for each process
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    # a core for each process
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         running = {}
-        for i, arguments in enumerate(groups()):
+        for i, arguments in enumerate(groups(select, recorded())):
             report = Path(folder) / f"{i}.xml"
-            options = ["-q", "-p", "no:cacheprovider", "--tb=short", "-rf", f"--junitxml={report}"]
+            options = [
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "--tb=short",
+                "-rf",
+                "-o",
+                "junit_family=legacy",
+                f"--junitxml={report}",
+            ]
             command = [sys.executable, "-m", "pytest", *options, *arguments]
             running[report] = subprocess.Popen(command, cwd=ROOT, env=environment)
         stopped = _wait(list(running.values()), start + limit)
@@ -73,7 +115,10 @@ def run_tests(limit: float) -> dict[str, Any]:
     names = [case.get("name", "").partition("[")[0] for case in cases_run]
     cases = dict(sorted(collections.Counter(names).items()))
     failed = [str(case.get("name")) for case in cases_run if case.find("failure") is not None]
-    return {**counts, "failed": failed, "seconds": round(time.monotonic() - start, 1), "cases": cases}
+    times = {str(case.get("name")): round(float(case.get("time", 0)), 1) for case in cases_run}
+    long = dict(sorted((item for item in times.items() if item[1] >= LONG), key=lambda item: -item[1]))
+    seconds = round(time.monotonic() - start, 1)
+    return {**counts, "failed": failed, "seconds": seconds, "cases": cases, "long_cases": long}
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], end: float) -> int:
@@ -124,18 +169,19 @@ def main() -> None:
     """Run and record; exits 1 if a test failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sanitize", action="store_true")
+    parser.add_argument("--select", default="", help="only tests that pytest's -k takes")
     parser.add_argument("--limit", type=float, default=900, help="seconds for the tests")
     parser.add_argument("--commit", default="", help="what was built, where this is no checkout")
     parser.add_argument("--output", type=Path, default=Path("gpu_tests.json"))
     arguments = parser.parse_args()
     commit = arguments.commit or record.commit()
     head = {"date": datetime.now(UTC).date().isoformat(), "commit": commit, "command": "python benchmarks/gpu_tests.py"}
-    result = {**head, **environment(), **run_tests(arguments.limit), **coverage()}
+    result = {**head, **environment(), **run_tests(arguments.limit, arguments.select), **coverage()}
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     for tool in TOOLS if arguments.sanitize else ():
         result[tool] = sanitize(tool)
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")
-    print({name: value for name, value in result.items() if name != "cases"})
+    print({name: value for name, value in result.items() if name not in ("cases", "long_cases")})
     sys.exit(1 if result["failures"] or result["errors"] or result["stopped"] else 0)
 
 

@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in ("everything", "tables", "plots", "gpu_tables", "accuracy_tables"):
+    for name in ("everything", "tables", "plots", "gpu_tables", "accuracy_tables", "gpu_tests"):
         sys.modules.pop(name, None)
 
 
@@ -37,6 +37,18 @@ def test_rows_that_were_not_measured_again_stay(benchmarks):
     assert merged({"environment": {"commit": "old"}, "chains": [{"shape": [1], "us": 2}]}, new)["chains"] == [
         {"commit": "old", "shape": [1], "us": 2}
     ]
+
+
+def test_gpu_tests_are_dealt_out_by_what_they_took(benchmarks):
+    from gpu_tests import dealt
+
+    names = [f"t.py::{case}" for case in ("a[1-x]", "b", "a[1-y]", "a[2-x]", "c", "d")]
+    took = {"a[1-x]": 9.0, "a[1-y]": 2.0, "d": 8.0, "c": 4.0}
+    assert dealt(names, took, 2) == [
+        ["t.py::a[1-x]", "t.py::a[1-y]", "t.py::b", "t.py::a[2-x]"],
+        ["t.py::d", "t.py::c"],
+    ]
+    assert dealt(["t.py::b"], {}, 3) == [["t.py::b"]]
 
 
 def test_what_times_nothing_runs_first_and_side_by_side(benchmarks):

@@ -5,6 +5,7 @@ Generated networks, exported transformers, and trained models of the folder that
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,8 @@ from deftonnx import arrays, evaluation
 SHARED = Path(os.environ.get("DEFTONNX_SHARED", "missing"))
 LIMIT = 2e-2
 AGREEMENT = {"float16": 0.995, "bfloat16": 0.985}
+STEP = {"float16": 2**-10, "bfloat16": 2**-7}
+"""The distance of two numbers of a type to the larger of them: classes so close have no order."""
 FORMATS = ("half", "deft16", "deft16q", "deft8:auto")
 TYPES = {
     "float16": {"preset": "dense16", "decide_by": "nothing"},
@@ -38,8 +41,10 @@ TRAINED = {
     "alexnet_flowers5": "flowers5",
     "squeezenet11_imagenet": "imagenet",
 }
-CALIBRATION = 128
-SAMPLES = 1000
+CALIBRATION = 2**16
+"""Pixels of a channel for calibration, of 32 images at least: what a refit takes grows with them."""
+SAMPLES = 400
+"""Images that are compared: two of them may be of another class under float16."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,6 +103,7 @@ def test_exported_transformers(name, density):
     check(result, [feeds(name, batch, length) for batch, length in ((1, 4), (33, 9))])
 
 
+@functools.cache
 def trained(name):
     """The model's path, calibration inputs and test inputs."""
     path = SHARED / "models" / f"{name}.onnx"
@@ -108,20 +114,24 @@ def trained(name):
         from evaluate import load
     finally:
         sys.path.pop(0)
-    return path, load(TRAINED[name], "calib")[0][:CALIBRATION], load(TRAINED[name], "test")[0][:SAMPLES]
+    calibration, images = load(TRAINED[name], "calib")[0], load(TRAINED[name], "test")[0][:SAMPLES]
+    return path, calibration[: max(32, CALIBRATION // calibration[0, 0].size)], images
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("density", [1.0, 0.5])
-@pytest.mark.parametrize("kind", list(TYPES))
 @pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("kind", list(TYPES))
+@pytest.mark.parametrize("density", [1.0, 0.5])
 @pytest.mark.parametrize("name", list(TRAINED))
-def test_trained_models(name, form, kind, density, record_property):
+def test_trained_models(name, density, kind, form, record_property):
     path, data, images = trained(name)
     model = optimised(path, data, kind, form, density, criterion="magnitude", refit="least-squares")
     (key,) = [value.name for value in model.graph.input]
     ((got, want),) = check(model, [{key: images}])
     for output in want:
-        agreement = float(np.mean(got[output].argmax(1) == want[output].argmax(1)))
+        ours, theirs = got[output].argmax(1), want[output].argmax(1)
+        y = want[output].reshape(len(want[output]), -1)
+        best, chosen = (np.take_along_axis(y, answer.reshape(-1, 1), 1) for answer in (theirs, ours))
+        agreement = float(np.mean(best - chosen <= STEP[kind] * np.abs(best)))
         record_property("agreement", agreement)
         assert agreement >= AGREEMENT[kind]
