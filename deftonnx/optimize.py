@@ -30,7 +30,7 @@ from deftonnx.report.measure import BATCH, PROBE, first_samples, measure_on_gpu,
 from deftonnx.report.measure import measure as measure_into
 from deftonnx.report.report import Report
 from deftonnx.rewrite.absorb import readers as readers_of
-from deftonnx.rewrite.finish import finish
+from deftonnx.rewrite.finish import finish, tell_image_sizes
 from deftonnx.rewrite.fold_transpose import fold_transpose
 from deftonnx.rewrite.narrow import OLDEST_OPSET
 from deftonnx.rewrite.normalise import export_model, import_model, normalise, quiet
@@ -146,6 +146,7 @@ def optimize(
     done = assemble.assemble(graph, origin, layers, choices, sizes, settings, plan, batches, probe, judge)
     record_formats(result_plan, done.formats, done.unpacked)
     final = finish(graph, origin, {METADATA_KEY: result_plan.to_json()})
+    tell_image_sizes(final)
 
     report = Report(
         model="the model" if isinstance(model, onnx.ModelProto) else str(model),

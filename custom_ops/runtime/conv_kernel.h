@@ -31,6 +31,10 @@ struct ConvNode {
   const void* bias;           // (N,) in device memory
   std::vector<int32_t> kept;  // the kept blocks, if features are eliminated
 
+  const void* session = nullptr;  // see Ort::SessionOf
+  // X's size as far as it is known when the session is made, which is before the batch is: 0 if it is not.
+  int64_t known_rows = 0, known_columns = 0;
+
   mutable std::shared_ptr<const Weight16> weight16 = nullptr;  // see SharedWeight16
   mutable std::vector<float> unpacked = {};                    // see Weight
 
@@ -98,11 +102,12 @@ class ConvKernel {
 
 using ConvKernels = std::vector<std::unique_ptr<ConvKernel>>;
 
-// The families; each appends its kernels that can serve `node`. Throws CudaError.
-void CudnnConvKernels(const ConvNode& node, ConvKernels& kernels);
+// The families; each appends its kernels that can serve `node`. Throws CudaError. cuDNN's come last: they
+// compare themselves with those that are there.
 void HopperConvKernels(const ConvNode& node, ConvKernels& kernels);
 void FewChannelsConvKernels(const ConvNode& node, ConvKernels& kernels);
 void DepthwiseConvKernels(const ConvNode& node, ConvKernels& kernels);
 void DirectConvKernels(const ConvNode& node, ConvKernels& kernels);
+void CudnnConvKernels(const ConvNode& node, ConvKernels& kernels);
 
 }  // namespace deftonnx

@@ -11,11 +11,17 @@ namespace deftonnx {
 namespace {
 
 constexpr void (*kFamilies[])(const ConvNode&, ConvKernels&) = {
-    CudnnConvKernels, HopperConvKernels, FewChannelsConvKernels, DepthwiseConvKernels, DirectConvKernels};
+    HopperConvKernels, FewChannelsConvKernels, DepthwiseConvKernels, DirectConvKernels, CudnnConvKernels};
 constexpr double kClose = 3;  // estimates within this factor of the least are measured
 constexpr size_t kMostMeasured = 12;
 constexpr int kRepeats = 3;
 constexpr int64_t kMostPixels = std::numeric_limits<int32_t>::max() - 1024;
+
+void SetKnownSize(ConvNode& node, const std::vector<int64_t>& x) {
+  if (x.size() != static_cast<size_t>(node.spec.image_axes) + 2) return;
+  const int64_t rows = node.spec.image_axes == 1 ? 1 : x[1], columns = x[x.size() - 2];
+  if (rows > 0 && columns > 0) node.known_rows = rows, node.known_columns = columns;
+}
 
 ConvNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const ConvSpec& spec) {
   const CudaDriver& driver = CudaDriver::Get();
@@ -35,6 +41,8 @@ ConvNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const ConvSpec& spe
                 {},
                 constant(kInputBias),
                 {}};
+  node.session = ort.SessionOf(info);
+  SetKnownSize(node, ort.InputShape(info, kInputX));
   node.scale.resize(spec.N);
   driver.CopyToHost(node.scale.data(), node.packed_scale, spec.N * sizeof(float));
   if (spec.has_zero) {

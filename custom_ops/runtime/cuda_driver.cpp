@@ -41,6 +41,7 @@ struct CudaDriver::Functions {
   int (*cuInit)(unsigned);
   int (*cuCtxGetDevice)(CUdevice*);
   int (*cuCtxGetCurrent)(CUcontext*);
+  int (*cuCtxSetCurrent)(CUcontext);
   int (*cuCtxPushCurrent_v2)(CUcontext);
   int (*cuCtxPopCurrent_v2)(CUcontext*);
   int (*cuDeviceGetAttribute)(int*, int, CUdevice);
@@ -86,7 +87,7 @@ const CudaDriver& CudaDriver::Offline() {
   static const Functions functions = {
       DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
       DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
-      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing};
+      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing};
   static const CudaDriver driver(functions);
   return driver;
 }
@@ -103,6 +104,7 @@ CudaDriver::CudaDriver() {
   find(functions.cuInit, "cuInit");
   find(functions.cuCtxGetDevice, "cuCtxGetDevice");
   find(functions.cuCtxGetCurrent, "cuCtxGetCurrent");
+  find(functions.cuCtxSetCurrent, "cuCtxSetCurrent");
   find(functions.cuCtxPushCurrent_v2, "cuCtxPushCurrent_v2");
   find(functions.cuCtxPopCurrent_v2, "cuCtxPopCurrent_v2");
   find(functions.cuDeviceGetAttribute, "cuDeviceGetAttribute");
@@ -146,6 +148,10 @@ CUdevice CudaDriver::CurrentDevice() const {
   CUdevice device = 0;
   Check(functions_->cuCtxGetDevice(&device), "cuCtxGetDevice");
   return device;
+}
+
+void CudaDriver::SetContext(CUcontext context) const {
+  Check(functions_->cuCtxSetCurrent(context), "cuCtxSetCurrent");
 }
 
 int CudaDriver::ComputeCapability(CUdevice device) const {

@@ -9,9 +9,9 @@
 namespace deftonnx {
 
 using CUdevice = int;
+using CUcontext = struct CUctx_st*;
 using CUlibrary = void*;
 using CUkernel = struct CUkern_st*;
-using CUcontext = struct CUctx_st*;
 using CUstream = void*;
 using CUdeviceptr = uint64_t;
 
@@ -56,6 +56,8 @@ class CudaDriver {
   float Milliseconds(CUstream stream, const std::function<void()>& enqueue) const;
   // The calling thread's context; null if it has none.
   CUcontext CurrentContext() const;
+  // Makes it the calling thread's, as for a thread that works for another.
+  void SetContext(CUcontext context) const;
   DeviceMemory Memory() const;  // of the current context's device
   void* Allocate(size_t bytes) const;
   // `context`: the one that was current when it was allocated. It need not be the calling thread's: a session

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 namespace deftonnx::cudnn {
 
@@ -66,10 +67,11 @@ const Library* Library::Find() {
   return found;
 }
 
-void* Library::Handle(CUdevice device) const {
-  static auto* handles = new std::map<CUdevice, void*>;  // never destroyed: cuDNN may be gone before
+void* Library::Handle(CUdevice device, size_t number) const {
+  // never destroyed: cuDNN may be gone before
+  static auto* handles = new std::map<std::pair<CUdevice, size_t>, void*>;
   std::lock_guard<std::mutex> lock(HandleMutex());
-  void*& handle = (*handles)[device];
+  void*& handle = (*handles)[{device, number}];
   if (handle == nullptr) Check(*this, functions_->cudnnCreate(&handle), "cudnnCreate");
   return handle;
 }

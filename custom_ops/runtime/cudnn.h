@@ -48,7 +48,7 @@ struct Error : std::runtime_error {
   using runtime_error::runtime_error;
 };
 
-// cuDNN's functions and one handle a device. Never unloaded.
+// cuDNN's functions and the handles of each device. Never unloaded.
 class Library {
  public:
   // Null if there is no usable cuDNN.
@@ -57,8 +57,9 @@ class Library {
   struct Functions;
   const Functions& functions() const { return *functions_; }
 
-  // A handle of the current device, made at first use. Throws Error.
-  void* Handle(CUdevice device) const;
+  // A handle of the current device, made at first use: number 0 runs plans, and each of the threads that make
+  // plans at a time has one. Throws Error.
+  void* Handle(CUdevice device, size_t number = 0) const;
 
  private:
   const Functions* functions_ = nullptr;

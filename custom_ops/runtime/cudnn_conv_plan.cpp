@@ -1,9 +1,13 @@
 #include "cudnn_conv_plan.h"
 
+#include <algorithm>
+#include <atomic>
 #include <map>
 #include <mutex>
-#include <sstream>
 #include <string>
+#include <system_error>
+#include <thread>
+#include <utility>
 
 #include "cudnn_attributes.h"
 #include "cudnn_conv_graph.h"
@@ -15,6 +19,7 @@ namespace {
 enum Note : int { kDownConverts = 1, kReducedPrecision = 2, kFft = 3, kNondeterministic = 4, kWinograd = 5 };
 
 constexpr int64_t kMostConfigs = 32;
+constexpr size_t kMostThreads = 8;
 constexpr size_t kMostWorkspace = size_t{256} << 20;
 
 // cuDNN's heuristics: A, B and the fallback, with how many plans to take of each.
@@ -77,26 +82,71 @@ void AddPlans(const Library& library, void* handle, const Descriptor& graph, int
   }
 }
 
-std::vector<ConvPlan> MakePlans(const Library& library, CUdevice device, const ConvSpec& spec,
-                                const ConvShape& shape, bool scaled, bool guess_more) {
+// `maker` is the calling thread's handle, `runner` the one that the plans run with.
+std::vector<ConvPlan> MakePlans(const Library& library, void* maker, void* runner,
+                                const ConvQuestion& asked) {
   std::vector<Descriptor> plans;
-  void* handle = nullptr;
   try {
-    handle = library.Handle(device);
-    const ConvGraph built = BuildConvGraph(library, handle, spec, shape, scaled);
+    const ConvGraph built = BuildConvGraph(library, maker, asked.spec, asked.shape, asked.scaled);
     for (const Heuristic& heuristic : kAsked) {
-      if ((heuristic.last_resort || !guess_more) && !plans.empty()) break;
-      AddPlans(library, handle, built.graph, heuristic.mode, guess_more ? heuristic.plans : 1, plans);
+      if ((heuristic.last_resort || !asked.guess_more) && !plans.empty()) break;
+      AddPlans(library, maker, built.graph, heuristic.mode, asked.guess_more ? heuristic.plans : 1, plans);
     }
   } catch (const Error&) {
-    // cuDNN does not know such a graph, or cannot use the device
+    // cuDNN does not know such a graph
   }
   std::vector<ConvPlan> made;
   for (Descriptor& plan : plans) {
-    made.emplace_back(library, handle, std::move(plan), scaled, spec.has_residual);
+    made.emplace_back(library, runner, std::move(plan), asked.scaled, asked.spec.has_residual);
     if (made.back().WorkspaceBytes() > kMostWorkspace) made.pop_back();
   }
   return made;
+}
+
+// The plans of all questions, in the same order. What cannot be made, for want of a handle too, has none.
+std::vector<ConvPlans> MakeAll(const Library& library, const CudaDriver& driver, CUdevice device,
+                               const std::vector<const ConvQuestion*>& questions) {
+  std::vector<ConvPlans> made(questions.size());
+  const CUcontext context = driver.CurrentContext();
+  std::atomic<size_t> next{0};
+  const auto work = [&](size_t number) {
+    for (size_t i = next++; i < made.size(); i = next++) {
+      std::vector<ConvPlan> plans;
+      try {
+        driver.SetContext(context);
+        plans = MakePlans(library, library.Handle(device, number), library.Handle(device), *questions[i]);
+      } catch (const std::exception&) {
+        // cuDNN cannot use the device: other kernels serve
+      }
+      made[i] = std::make_shared<const std::vector<ConvPlan>>(std::move(plans));
+    }
+  };
+  const size_t threads =
+      std::min<size_t>({kMostThreads, questions.size(), std::max(1u, std::thread::hardware_concurrency())});
+  std::vector<std::thread> others;
+  try {
+    for (size_t number = 1; number < threads; ++number) others.emplace_back(work, number);
+  } catch (const std::system_error&) {
+    // as many as there are
+  }
+  work(0);
+  for (std::thread& thread : others) thread.join();
+  return made;
+}
+
+std::string Key(CUdevice device, const ConvQuestion& question) {
+  return std::to_string(device) + (question.scaled ? " scaled " : " ") +
+         TimingKey(question.spec, question.shape);
+}
+
+struct KnownPlans {
+  std::mutex mutex;
+  std::map<std::string, ConvPlans> plans;
+};
+
+KnownPlans& Known() {
+  static auto* known = new KnownPlans;
+  return *known;
 }
 
 }  // namespace
@@ -120,19 +170,27 @@ void ConvPlan::Run(const ConvPointers& p, CUstream stream) const {
   Execute(library_, handle_, plan_, pack, stream);
 }
 
-ConvPlans FindConvPlans(const Library& library, CUdevice device, const ConvSpec& spec, const ConvShape& shape,
-                        bool scaled, bool guess_more) {
-  std::ostringstream key;
-  key << device << ' ' << scaled << ' ' << TimingKey(spec, shape);
-  static std::mutex mutex;
-  static auto* known = new std::map<std::string, ConvPlans>;
-  std::lock_guard<std::mutex> lock(mutex);
-  ConvPlans& plans = (*known)[key.str()];
-  if (plans == nullptr) {
-    plans = std::make_shared<const std::vector<ConvPlan>>(
-        MakePlans(library, device, spec, shape, scaled, guess_more));
+ConvPlans FindConvPlans(const Library& library, const CudaDriver& driver, CUdevice device,
+                        const ConvQuestion& question) {
+  MakeConvPlans(library, driver, device, {question});
+  std::lock_guard<std::mutex> lock(Known().mutex);
+  return Known().plans.at(Key(device, question));
+}
+
+void MakeConvPlans(const Library& library, const CudaDriver& driver, CUdevice device,
+                   const std::vector<ConvQuestion>& questions) {
+  std::lock_guard<std::mutex> lock(Known().mutex);
+  std::map<std::string, ConvPlans>& known = Known().plans;
+  std::map<std::string, const ConvQuestion*> missing;
+  for (const ConvQuestion& question : questions) {
+    const std::string key = Key(device, question);
+    if (known.count(key) == 0) missing.emplace(key, &question);
   }
-  return plans;
+  std::vector<const ConvQuestion*> asked;
+  for (const auto& [key, question] : missing) asked.push_back(question);
+  const std::vector<ConvPlans> made = MakeAll(library, driver, device, asked);
+  size_t i = 0;
+  for (const auto& [key, question] : missing) known[key] = made[i++];
 }
 
 }  // namespace deftonnx::cudnn

@@ -30,13 +30,25 @@ class ConvPlan {
   int64_t workspace_ = 0;
 };
 
+// What is asked of cuDNN; `scaled` is whether there is a scale.
+struct ConvQuestion {
+  ConvSpec spec;
+  ConvShape shape;
+  bool scaled;
+  bool guess_more;  // for more than one plan
+};
+
 // What cuDNN guesses to be the fastest plans, best guess first, for X, W, residual and Y of the node's 16-bit
 // type, W (N, taps, channels of a group) and float32 arithmetic: y = activation(conv * scale + bias +
-// residual); `scaled` is whether there is a scale. Deterministic and of full precision; none if cuDNN cannot
-// do it. Making one takes cuDNN some tenths of a second; more than one is made only if `guess_more`. All
-// nodes of the same convolution, fused end and shape share them as long as the process lives. Thread-safe.
+// residual). Deterministic and of full precision; none if cuDNN cannot do it. All nodes of the same
+// convolution, fused end and shape share them as long as the process lives. Thread-safe.
 using ConvPlans = std::shared_ptr<const std::vector<ConvPlan>>;
-ConvPlans FindConvPlans(const Library& library, CUdevice device, const ConvSpec& spec, const ConvShape& shape,
-                        bool scaled, bool guess_more);
+ConvPlans FindConvPlans(const Library& library, const CudaDriver& driver, CUdevice device,
+                        const ConvQuestion& question);
+
+// Makes the plans of all questions, so that they need only be found. Making one takes cuDNN some tenths of a
+// second: several threads do it, which have ended when this returns.
+void MakeConvPlans(const Library& library, const CudaDriver& driver, CUdevice device,
+                   const std::vector<ConvQuestion>& questions);
 
 }  // namespace deftonnx::cudnn

@@ -127,6 +127,12 @@ std::string Ort::NodeName(const OrtKernelInfo* info) const {
   return value;
 }
 
+const void* Ort::SessionOf(const OrtKernelInfo* info) const {
+  const OrtLogger* logger = nullptr;
+  Check(Call(kInfoLogger, info, &logger));
+  return logger;
+}
+
 size_t Ort::InputCount(const OrtKernelInfo* info) const {
   size_t count = 0;
   Check(Call(kInfoInputCount, info, &count));

@@ -113,6 +113,8 @@ class Ort {
   float AttributeFloat(const OrtKernelInfo* info, const char* name) const;
   std::string AttributeString(const OrtKernelInfo* info, const char* name) const;
   std::string NodeName(const OrtKernelInfo* info) const;
+  // The same for all nodes of a session, while it lives, and for no node of another.
+  const void* SessionOf(const OrtKernelInfo* info) const;
   size_t InputCount(const OrtKernelInfo* info) const;
   // As far as it is known when the session is made: -1 for an axis that is not, no axes if none is.
   std::vector<int64_t> InputShape(const OrtKernelInfo* info, size_t index) const;

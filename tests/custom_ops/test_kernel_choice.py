@@ -7,14 +7,16 @@ import time
 import numpy as np
 import onnxruntime
 import pytest
+from conv_model import conv_model
 from gemm_model import gemm_model, reference, run_gemm
 from onnx import TensorProto
 
 from deftonnx.errors import UnsupportedError
 from deftonnx.formats import GEMM_FORMAT_NAMES, PackedWeight, get_format, pack_weight
+from deftonnx.formats.conv_function import Window
 from deftonnx.formats.gemm_function import gemm_node
 from deftonnx.runtime.cuda import Device
-from deftonnx.runtime.kernel_choice import kernels_for
+from deftonnx.runtime.kernel_choice import conv_kernels_for, kernels_for
 from deftonnx.runtime.manifest import read_manifest
 from deftonnx.version import __version__
 
@@ -316,3 +318,27 @@ def test_cpu_sessions_do_not_look_for_a_table(operator_library, table):
     options.register_custom_ops_library(operator_library)
     Y = run_gemm(gemm_model(X, packed, np.zeros(3, np.float32)), X, options=options)
     np.testing.assert_allclose(Y, reference(X, packed, 0.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "kernel", "batch", "asked"),
+    [
+        (256, 128, 1, 64, False),
+        (64, 64, 3, 64, False),
+        (128, 32, 3, 64, True),  # a tile has 64 outputs at least
+        (512, 512, 3, 64, True),  # so long that a small gain counts
+        (512, 512, 3, 1, False),
+    ],
+)
+def test_cudnn_is_asked_where_it_may_gain(operator_library, manifest, channels, outputs, kernel, batch, asked):
+    window = Window.of((kernel, kernel), pads=(kernel // 2,) * 4)
+    packed = pack_weight(np.zeros((kernel * kernel * channels, outputs), np.float32), "half")
+    X = np.zeros((1, 56, 56, channels), np.float16)
+    node = conv_model(X, packed, np.zeros(outputs, np.float32), window).graph.node[0]
+    kind = TensorProto.FLOAT16
+    names = [name for name, _ in conv_kernels_for(node, kind, kind, (batch, 56, 56), H200, operator_library)]
+    assert ("cudnn" in names) == asked
+    if 80 in manifest.kernels:
+        a100 = Device("NVIDIA A100", 80, 108, 40 << 30)
+        names = [name for name, _ in conv_kernels_for(node, kind, kind, (batch, 56, 56), a100, operator_library)]
+        assert "cudnn" in names

@@ -494,3 +494,23 @@ def test_small_groups_are_joined(channels, outputs, groups, taken):
     result, made = rewritten(proto)
     assert bool(made) == taken
     assert distance(result, proto, feed_for(proto, N=2)) <= 2e-3
+
+
+def test_the_library_is_told_the_sizes_of_images():
+    """Whatever the batch is, all convolutions of a session are known in its first run."""
+    proto = model("""g (float[N,8,13,9] x) => (float[N,16,P,Q] y) <float[16,8,3,3] w, float[16,16,1,1] v> {
+        a = Conv <strides=[2,2]> (x, w) b = Relu (a) c = MaxPool <kernel_shape=[2,2]> (b) y = Conv (c, v) }""")
+    result = deftonnx.optimize(proto, preset="dense16", decide_by="nothing", measure=False).model
+    told = {value.name: value.type.tensor_type for value in result.graph.value_info}
+    read = [node.input[0] for node in result.graph.node if node.op_type == "DeftConv"]
+    sizes = [[d.dim_value for d in told[name].shape.dim[1:-1]] for name in read]
+    assert sizes == [[13, 9], [5, 3]]
+    assert len(told) == len(read)
+    assert distance(result, proto, feed_for(proto, N=3)) <= 2e-3
+
+
+def test_sizes_of_images_that_are_free_are_not_told():
+    proto = model("g (float[N,8,H,W] x) => (float[N,8,H,W] y) <float[8,8,1,1] w> { y = Conv (x, w) }")
+    result = deftonnx.optimize(proto, preset="dense16", decide_by="nothing", measure=False).model
+    assert count(result, "DeftConv") == 1
+    assert not result.graph.value_info
