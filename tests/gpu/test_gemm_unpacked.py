@@ -1,6 +1,9 @@
 """8-bit weights that are kept a second time, unpacked: by kernel name, and where the choice keeps such copies."""
 
+import contextlib
+import ctypes
 import gc
+import os
 
 import ml_dtypes
 import numpy as np
@@ -8,6 +11,8 @@ import onnxruntime
 import pytest
 from gemm_model import gemm_model, ort_value, reference
 from test_gemm import CUDA, case, check, check_every_code, check_kernel, gpu_capability
+
+from deftonnx.runtime import cuda
 
 X_TYPES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 TILES = {
@@ -96,6 +101,83 @@ def test_a_copy_lives_as_long_as_a_session_that_needs_it(options):
         del session
         gc.collect()
         assert np.array_equal(again.run(None, {"X": X})[0], first)
+
+
+EXACT = [("CUDAExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})]  # holds what it is asked for
+
+
+class ProcessInfo(ctypes.Structure):
+    """NVML's nvmlProcessInfo_t."""
+
+    _fields_ = [
+        ("pid", ctypes.c_uint), ("bytes", ctypes.c_ulonglong), ("instance", ctypes.c_uint), ("part", ctypes.c_uint),
+    ]  # fmt: skip
+
+
+def held_bytes():
+    """Device memory of this process, whatever others on the GPU do."""
+    gc.collect()
+    management, device = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_void_p()
+    found, count = (ProcessInfo * 256)(), ctypes.c_uint(256)
+    management.nvmlInit_v2()
+    management.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device))
+    management.nvmlDeviceGetComputeRunningProcesses_v3(device, ctypes.byref(count), found)
+    held = next((process.bytes for process in found[: count.value] if process.pid == os.getpid()), None)
+    if held is None:
+        pytest.skip("the driver does not tell this process's memory")
+    return held
+
+
+def test_nodes_share_what_is_made_of_their_weight(options):
+    """Two nodes of one weight hold as much as one: W written anew as deft8:5, and in 16 bits."""
+    X, packed, bias = case((64, 2048, 4096), "deft8:7", np.float16)
+    model = gemm_model(X, packed, bias, compute=name_of("fp16", "64x64"))
+
+    def held_by_session():
+        before = held_bytes()
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, EXACT)
+        session.run(None, {"X": X})
+        return held_bytes() - before
+
+    held_by_session()  # with what a process loads once
+    one = held_by_session()
+    for repeated in (model.graph.node, model.graph.output):
+        repeated.add().CopyFrom(repeated[0])
+    model.graph.node[1].name = model.graph.node[1].output[0] = model.graph.output[1].name = "again"
+    assert held_by_session() < one + packed.codes.size
+
+
+@contextlib.contextmanager
+def little_memory():
+    """Leave less than half of the GPU's memory free."""
+    driver, context, filler = cuda.driver(), ctypes.c_void_p(), ctypes.c_uint64()
+    spare = cuda.free_memory() - cuda.devices()[0].memory_bytes * 45 // 100
+    driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+    driver.cuCtxPushCurrent_v2(context)
+    if spare > 0:
+        assert driver.cuMemAlloc_v2(ctypes.byref(filler), ctypes.c_size_t(spare)) == 0
+    try:
+        yield
+    finally:
+        driver.cuMemFree_v2(filler)
+        driver.cuCtxPopCurrent_v2(ctypes.byref(context))
+        driver.cuDevicePrimaryCtxRelease_v2(0)
+
+
+def test_no_copy_where_memory_is_scarce(options):
+    X, packed, bias = case((64, 2048, 4096), "deft8:3", np.float16)
+
+    def held_by_session(compute):
+        before = held_bytes()
+        model = gemm_model(X, packed, bias, compute=compute)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, EXACT)
+        session.run(None, {"X": X})
+        return held_bytes() - before
+
+    held_by_session("auto")  # with what a process loads once
+    without = held_by_session("packed")
+    with little_memory():
+        assert held_by_session("auto") < without + packed.codes.size
 
 
 @pytest.mark.parametrize("tile", ["128x64_split2", "64x64_split4"])
