@@ -91,11 +91,18 @@ def quotient(node: gs.Node) -> tuple[gs.Tensor, gs.Tensor] | None:
     if node.op != "Mul":
         return None
     for tensor, other in (node.inputs, list(node.inputs)[::-1]):
-        inverse = maker(tensor, "Reciprocal")
-        root = None if inverse is None else maker(inverse.inputs[0], "Sqrt")
+        root = _inverse(tensor)
         if root is not None:
             return other, root.inputs[0]
     return None
+
+
+def _inverse(tensor: gs.Tensor) -> gs.Node | None:
+    """The Sqrt whose reciprocal `tensor` is."""
+    if (reciprocal := maker(tensor, "Reciprocal")) is not None:
+        return maker(reciprocal.inputs[0], "Sqrt")
+    division = maker(tensor, "Div")
+    return None if division is None or number_of(division.inputs[0]) != 1 else maker(division.inputs[1], "Sqrt")
 
 
 def sum_with_number(tensor: gs.Tensor) -> tuple[gs.Tensor, float] | None:

@@ -2,7 +2,8 @@
 
 That operator of ONNX Runtime adds, normalises and writes both, the sum only where it is read elsewhere, in one pass.
 Its LayerNormalization alone takes longer on the GPU, so the residual costs nothing there. A norm by the root of the
-mean square (root_mean_square.py) becomes SkipSimplifiedLayerNormalization in the same way.
+mean square (root_mean_square.py) becomes SkipSimplifiedLayerNormalization in the same way. Where no residual comes
+before it, x + x is normalised with four times the epsilon, which is the norm of x by one kernel.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _RANKS = (2, 3)
 def fuse_skip_norms(graph: gs.Graph) -> bool:
     """Rewrite in place where shapes are known; True if anything changed."""
     found = [(norm, gemm) for norm in graph.nodes if (gemm := _normalised(norm)) is not None]
-    simple = [(norm, gemm) for norm in root_mean_squares(graph) if (gemm := _product_before(norm.x)) is not None]
+    simple = [(norm, _product_before(norm.x)) for norm in root_mean_squares(graph) if _is_served(norm.x)]
     taken: set[int] = set()
     reserved = Reserved(graph)
     for norm, gemm in found:
@@ -36,9 +37,9 @@ def fuse_skip_norms(graph: gs.Graph) -> bool:
             taken.add(id(gemm))
             _rewrite(norm, gemm, reserved)
     for root, gemm in simple:
-        if id(gemm) not in taken:
-            taken.add(id(gemm))
-            _rewrite_simplified(graph, root, gemm, reserved)
+        alone = gemm is None or id(gemm) in taken
+        taken.add(id(gemm))
+        _rewrite_simplified(graph, root, None if alone else gemm, reserved)
     if found or simple:
         domains = list(graph.import_domains or [])
         if all(domain.domain != CONTRIB for domain in domains):
@@ -63,14 +64,12 @@ def _normalised(norm: gs.Node) -> gs.Node | None:
 
 def _product_before(x: gs.Tensor) -> gs.Node | None:
     """The DeftGemm with a residual that makes `x`."""
-    if len(x.inputs) != 1 or not is_deft_gemm(x.inputs[0]) or x.shape is None or len(x.shape) not in _RANKS:
+    if len(x.inputs) != 1 or not is_deft_gemm(x.inputs[0]) or not _is_served(x):
         return None
     gemm = x.inputs[0]
     if len(gemm.inputs) <= _RESIDUAL or isinstance(gemm.inputs[_RESIDUAL], gs.Constant):
         return None
-    if gemm.attrs["activation"] != "none" or x.dtype != np.float32 or not isinstance(x.shape[-1], int):
-        return None
-    return gemm
+    return gemm if gemm.attrs["activation"] == "none" else None
 
 
 def _rewrite(norm: gs.Node, gemm: gs.Node, reserved: Reserved) -> None:
@@ -81,15 +80,26 @@ def _rewrite(norm: gs.Node, gemm: gs.Node, reserved: Reserved) -> None:
     norm.op, norm.domain, norm.attrs = OPERATOR, CONTRIB, {"epsilon": float(norm.attrs.get("epsilon", 1e-5))}
 
 
-def _rewrite_simplified(graph: gs.Graph, norm: RootMeanSquare, gemm: gs.Node, reserved: Reserved) -> None:
+def _is_served(x: gs.Tensor) -> bool:
+    """True where ONNX Runtime's operators take `x`."""
+    return x.shape is not None and len(x.shape) in _RANKS and x.dtype == np.float32 and isinstance(x.shape[-1], int)
+
+
+def _rewrite_simplified(graph: gs.Graph, norm: RootMeanSquare, gemm: gs.Node | None, reserved: Reserved) -> None:
+    """The norm with the residual of `gemm`, or where that is None, without one."""
     for node in norm.nodes:
         node.inputs.clear()
         node.outputs.clear()
-    product, residual, total = _without_residual(gemm, None, reserved)
+    if gemm is None:
+        total: list[gs.Variable] = []
+        first, second, epsilon = norm.x, norm.x, 4 * norm.epsilon
+    else:
+        first, second, total = _without_residual(gemm, None, reserved)
+        epsilon = norm.epsilon
     name = unused_name(f"{norm.y.name}/root_mean_square")
     scale = gs.Constant(f"{name}/scale", norm.scale)
-    inputs, outputs = [product, residual, scale], [norm.y, *total]
-    graph.nodes.append(gs.Node(SIMPLIFIED, name, {"epsilon": norm.epsilon}, inputs, outputs, domain=CONTRIB))
+    inputs, outputs = [first, second, scale], [norm.y, *total]
+    graph.nodes.append(gs.Node(SIMPLIFIED, name, {"epsilon": epsilon}, inputs, outputs, domain=CONTRIB))
 
 
 def _without_residual(

@@ -286,6 +286,18 @@ def test_norms_by_the_root_of_the_mean_square_take_the_residual(square, division
     assert not {node.op_type for node in result.graph.node} & {"Pow", "Sqrt", "ReduceMean"}
 
 
+@pytest.mark.parametrize("before", ["h = Identity (x)", "h = Mul (x, two)", "a = MatMul (x, w) h = Relu (a)"])
+def test_norms_by_the_root_of_the_mean_square_without_a_residual(before):
+    text = ROOT_MEAN_SQUARE.replace("a = MatMul (x, w) h = Add (x, a)", before).replace("SQUARE", "q = Mul (h, h)")
+    text = text.replace("DIVISION", "i = Div (one, r) d = Mul (h, i)").replace("float two,", "float two, float one,")
+    proto = model(text, opset=17, one=np.array(1.0), two=np.array(2.0), least=np.array(0.3))
+    feed = feed_for(proto, N=3)
+    result = deftonnx.optimize(proto, preset="dense16", calib_data=feed, decide_by="nothing", measure=False).model
+    assert_close(result, feed, run(proto, feed))
+    assert len(ops(result, "SkipSimplifiedLayerNormalization")) == 1
+    assert not {node.op_type for node in result.graph.node} & {"Sqrt", "ReduceMean"}
+
+
 @pytest.mark.parametrize(
     "change",
     [
