@@ -48,6 +48,24 @@ def _bert() -> nn.Module:
     return Bert()
 
 
+def _llama() -> nn.Module:
+    """As small Llamas are: rotary embeddings, four heads to a key, gated layers."""
+    import transformers
+
+    class Llama(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8}
+            heads = {"num_attention_heads": 16, "num_key_value_heads": 4}
+            config = transformers.LlamaConfig(**sizes, **heads, attn_implementation="sdpa", use_cache=False)
+            self.llama = transformers.LlamaModel(config)
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.llama(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    return Llama()
+
+
 class _AcrossChannels(torch.autograd.Function):
     """Local response normalisation over 3 channels, as ONNX's LRN: PyTorch exports its own with an If."""
 
@@ -85,6 +103,7 @@ def _cifarnet() -> nn.Module:
 
 
 IMAGE = {"x": (3, 224, 224)}
+TEXT = {"input_ids": (TOKENS,), "attention_mask": (TOKENS,)}
 NETWORKS = {
     "lenet5": Network(_lenet, {"x": (1, 28, 28)}),
     "cifarnet": Network(_cifarnet, {"x": (3, 32, 32)}),
@@ -92,7 +111,8 @@ NETWORKS = {
     "vgg16": Network(_torchvision("vgg16"), IMAGE),
     "resnet50": Network(_torchvision("resnet50"), IMAGE),
     "vit_b_16": Network(_torchvision("vit_b_16"), IMAGE, "vit"),
-    "bert_base": Network(_bert, {"input_ids": (TOKENS,), "attention_mask": (TOKENS,)}, "bert"),
+    "bert_base": Network(_bert, TEXT, "bert"),
+    "llama": Network(_llama, TEXT, "gpt2", {"num_heads": 16, "hidden_size": 1024}),
 }
 
 
@@ -127,10 +147,10 @@ def sample(name: str, batch: int, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def export(name: str, path: Path) -> None:
-    """Write the network as ONNX with a free batch dimension: TorchScript for images, dynamo for BERT."""
+    """Write the network as ONNX with a free batch dimension: TorchScript for images, dynamo for text."""
     inputs = sample(name, 2)
     options: dict[str, Any] = {"input_names": list(inputs), "output_names": ["y"]}
-    if name == "bert_base":
+    if NETWORKS[name].inputs == TEXT:
         batch = torch.export.Dim(BATCH_AXIS, min=1, max=256)
         shapes = tuple({0: batch} for _ in inputs)
         options.update(dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False)
