@@ -15,7 +15,8 @@ from deftonnx.layers import Refusal
 from deftonnx.layers.linear import unused_name
 from deftonnx.model import Model
 from deftonnx.precision import difference
-from deftonnx.rewrite.attention.fuse import fuse_attention
+from deftonnx.rewrite.attention.fuse import fuse_attention, watched
+from deftonnx.rewrite.attention.mask import from_sizes
 from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.layer_norm import fuse_layer_norms
 from deftonnx.rewrite.normalise import import_model, infer_shapes
@@ -41,18 +42,19 @@ def fuse_transformers(graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed
     before = finish(graph, origin, {})
     infer_shapes(graph)
     numbers = {t.name: t for t in graph.tensors().values() if isinstance(t, gs.Variable) and _may_be_number(t)}
+    names = [*numbers, *(name for name in watched(graph) if name not in numbers)]
     sizes = _free_sizes(graph, feeds[0])
     shorter = {name: size - 1 if size > 2 else size for name, size in sizes.items()}
     other = {name: size - 1 if size > 2 else size + 1 for name, size in sizes.items()}
     tried = [sizes] if other == sizes else [sizes, other]
-    seen = _observed(graph, origin, [_cut(graph, feeds[0], size) for size in tried], numbers)
+    seen = _observed(graph, origin, [_cut(graph, feeds[0], size) for size in tried], names)
     if len(seen) < 2 and shorter not in (sizes, other):  # a model may run with one sample only
-        seen += _observed(graph, origin, [_cut(graph, feeds[0], shorter)], numbers)
+        seen += _observed(graph, origin, [_cut(graph, feeds[0], shorter)], names)
     infer_shapes(graph)
     if not seen or (len(seen) < 2 and shorter != sizes):
         return [Refusal(n.name, n.op, "the model runs at one size only") for n in softmaxes]
     _fold_numbers(numbers, [run for _, run in seen])
-    fused, refusals = fuse_attention(graph, [run.shapes for _, run in seen])
+    fused, refusals = fuse_attention(graph, [run for _, run in seen])
     if not fused:
         return refusals
     worst = _worst(finish(graph, origin, {}), seen)
@@ -107,10 +109,10 @@ def _free_sizes(graph: gs.Graph, feed: Feed) -> dict[Any, int]:
 
 
 def _observed(
-    graph: gs.Graph, origin: onnx.ModelProto, probes: list[Feed], numbers: dict[str, gs.Variable]
+    graph: gs.Graph, origin: onnx.ModelProto, probes: list[Feed], names: list[str]
 ) -> list[tuple[Feed, Observed]]:
-    """Those of `probes` with which the model runs, and what it does then."""
-    runs = observe(graph, origin, probes, numbers)
+    """Those of `probes` with which the model runs, and what it does then, with the values of those `names`."""
+    runs = observe(graph, origin, probes, names)
     return [(probe, run) for probe, run in zip(probes, runs, strict=True) if run is not None]
 
 
@@ -149,15 +151,6 @@ def _fold_numbers(numbers: dict[str, gs.Variable], seen: list[Observed]) -> None
 
 def _may_be_number(tensor: gs.Variable) -> bool:
     """True for what follows from shapes and constants and multiplies or divides something else."""
-    if not is_float(tensor) or not any(user.op in ("Mul", "Div") for user in tensor.outputs):
-        return False
-    pending, seen = list(tensor.inputs), set[int]()
-    while pending:
-        node = pending.pop()
-        if id(node) in seen or node.op == "Shape":
-            continue
-        seen.add(id(node))
-        if len(seen) > _LONGEST or any(not t.inputs and not isinstance(t, gs.Constant) for t in node.inputs):
-            return False
-        pending += [maker for t in node.inputs for maker in t.inputs]
-    return bool(tensor.inputs)
+    return (
+        is_float(tensor) and any(user.op in ("Mul", "Div") for user in tensor.outputs) and from_sizes(tensor, _LONGEST)
+    )

@@ -1,7 +1,7 @@
 """Small transformers as exporters write them: graphs of torch.onnx.export (TorchScript and dynamo), weights made up.
 
-The files hold the graphs of two-layer models of torchvision 0.26, timm 1.0.29 and transformers 5.17 (torch 2.11), their
-larger weights left out.
+The files hold the graphs of two-layer models of torchvision 0.26, timm 1.0.29 and transformers 5.17 (torch 2.11), those
+of decoders transformers 5.23 (torch 2.13), their larger weights left out.
 """
 
 from pathlib import Path
@@ -11,7 +11,8 @@ import onnx
 from onnx import TensorProto
 
 FOLDER = Path(__file__).parent / "data" / "exported"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.onnx"))
+DECODERS = sorted(path.stem for pattern in ("llama*.onnx", "qwen*.onnx") for path in FOLDER.glob(pattern))
+NAMES = sorted({path.stem for path in FOLDER.glob("*.onnx")} - {*DECODERS})
 
 
 def exported(name: str, seed: int = 0) -> onnx.ModelProto:
@@ -29,7 +30,9 @@ def exported(name: str, seed: int = 0) -> onnx.ModelProto:
 def feeds(name: str, batch: int = 5, length: int = 9, seed: int = 1) -> dict[str, np.ndarray]:
     """Inputs of a model; the last two tokens of some sequences are masked."""
     rng = np.random.default_rng(seed)
-    if not name.startswith("bert"):
+    if name.endswith("unmasked"):
+        return {"input_ids": rng.integers(0, 100, (batch, length))}
+    if not name.startswith("bert") and name not in DECODERS:
         return {"x": rng.standard_normal((batch, 3, 32, 32)).astype(np.float32)}
     mask = np.ones((batch, length), np.int64)
     mask[1::2, -2:] = 0

@@ -43,16 +43,30 @@ class Head {
       : p_(p), place_(p, kRows), memory_(memory), lane_(threadIdx.x % 32), warp_(threadIdx.x / 32) {}
 
   __device__ void run() {
-    load(place_.start, memory_, place_.first, kRows);
+    load(place_.queries, place_.stride, memory_, place_.first, kRows);
+    if (rotates()) {
+      load(place_.rotary, p_.head_size, stage(1), place_.first, kRows);
+      ptx::wait_copies();
+      turn<kRows>(memory_, stage(1));
+      __syncthreads();
+      load_queries();
+      __syncthreads();
+      load_turns(0);
+    }
     load_keys(0);
     ptx::commit_copies();
-    const int steps = (p_.length + kKeys - 1) / kKeys;
+    const int steps = (place_.keys_end + kKeys - 1) / kKeys;
     for (int step = 0; step < steps; ++step) {
       if (step + 1 < steps) load_keys(step + 1);
       ptx::commit_copies();
       ptx::wait_copy_groups<1>();
+      if (rotates()) {
+        turn<kKeys>(stage(step), memory_);
+        if (step + 1 < steps) load_turns(step + 1);
+        ptx::commit_copies();
+      }
       __syncthreads();
-      if (step == 0) load_queries();
+      if (step == 0 && !rotates()) load_queries();
       if (own_row() < p_.length) add(step);
       __syncthreads();
     }
@@ -62,20 +76,32 @@ class Head {
  private:
   __device__ uint32_t stage(int step) const { return memory_ + kRows * kRowBytes + step % 2 * kStageBytes; }
   __device__ int own_row() const { return place_.first + kWarpRows * warp_; }
+  __device__ bool rotates() const { return p_.rotary != nullptr; }
 
   // `count` rows from `first` on to shared memory, zeros beyond the sequence and the head.
-  __device__ void load(const Element* from, uint32_t to, int first, int count) const {
+  __device__ void load(const Element* from, long long stride, uint32_t to, int first, int count) const {
     for (int i = threadIdx.x; i < count * kChunks; i += kThreads) {
       const int row = i / kChunks, chunk = i % kChunks;
       const bool inside = first + row < p_.length && 8 * chunk < p_.head_size;
-      const Element* at = inside ? from + (first + row) * place_.stride + 8 * chunk : from;
+      const Element* at = inside ? from + (first + row) * stride + 8 * chunk : from;
       ptx::copy_16(to + row * kRowBytes + 16 * chunk, at, inside);
     }
   }
   __device__ void load_keys(int step) const {
-    const int features = p_.heads * p_.head_size;
-    load(place_.start + features, stage(step), kKeys * step, kKeys);
-    load(place_.start + 2 * features, stage(step) + kKeys * kRowBytes, kKeys * step, kKeys);
+    load(place_.keys, place_.stride, stage(step), kKeys * step, kKeys);
+    load(place_.values, place_.stride, stage(step) + kKeys * kRowBytes, kKeys * step, kKeys);
+  }
+  // To the place of the queries, which are in registers.
+  __device__ void load_turns(int step) const {
+    load(place_.rotary, p_.head_size, memory_, kKeys * step, kKeys);
+  }
+
+  // This thread's copies have arrived.
+  template <int ROWS>
+  __device__ void turn(uint32_t rows, uint32_t by) const {
+    const auto row_places = [&](int row, int chunk) { return rows + row * kRowBytes + 16 * chunk; };
+    const auto turn_places = [&](int row, int chunk) { return by + row * kRowBytes + 16 * chunk; };
+    rotate<Element, ROWS, kChunks, kThreads>(p_, row_places, turn_places);
   }
 
   __device__ void load_queries() {
@@ -106,7 +132,9 @@ class Head {
     }
 #pragma unroll
     for (int tile = 0; tile < TILES; ++tile) {
-      finish_scores(p_, place_, scores[tile], own_row() + 16 * tile, kKeys * step);
+      const int row = own_row() + 16 * tile;
+      finish_scores<Element>(p_, scores[tile], Bias<Element>(p_, place_, row, kKeys * step), row,
+                             kKeys * step);
       rows_[tile].to_powers(scores[tile]);
     }
     const uint32_t values = stage(step) + (kKeys + lane_ % 16) * kRowBytes + lane_ / 16 * 16;
@@ -179,7 +207,8 @@ __device__ void attend(const Parameters& p) {
   ATTENTION(NAME, ELEMENT, 32, 1) \
   ATTENTION(NAME, ELEMENT, 32, 2) \
   ATTENTION(NAME, ELEMENT, 64, 1) \
-  ATTENTION(NAME, ELEMENT, 64, 2)
+  ATTENTION(NAME, ELEMENT, 64, 2) \
+  ATTENTION(NAME, ELEMENT, 128, 1)
 
 ATTENTIONS(fp16, __half)
 ATTENTIONS(bf16, __nv_bfloat16)

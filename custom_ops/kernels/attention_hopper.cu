@@ -1,8 +1,9 @@
-// DeftAttention with heads of at most 64 features on Hopper's tensor cores; see attention.cu for others.
+// DeftAttention with heads of at most 128 features on Hopper's tensor cores; see attention.cu for others.
 //
 // A block is one warpgroup and makes 64 rows of Y of one head. Q stays in shared memory; keys and values come
-// 64 at a time, the next ones meanwhile, in rows of 128 bytes, swizzled as wgmma reads them. The last step
-// takes as many keys as there are, to 16. Weights go from the registers of one product to those of the next.
+// 64 at a time, the next ones meanwhile, in rows of 128 bytes, swizzled as wgmma reads them: 64 features, and
+// behind all rows the other 64. The last step takes as many keys as there are, to 16. Weights go from the
+// registers of one product to those of the next. What turns queries and keys comes as they do.
 //
 // Requires: 16-byte alignment, a head size that is a multiple of 8.
 #include "attention.cuh"
@@ -11,9 +12,9 @@
 namespace attention {
 namespace {
 
-constexpr int kSize = 64, kRowBytes = 2 * kSize, kChunks = kSize / 8;
 constexpr int kRows = 64, kThreads = 128;
-constexpr int kQueryBytes = kRows * kRowBytes, kStageBytes = 2 * kKeys * kRowBytes;
+static_assert(kRows == kKeys, "tiles of queries and of keys lie alike");
+constexpr int kRowBytes = 128, kPartBytes = kRows * kRowBytes;  // of 64 features
 
 // Products of a warpgroup with sums as in attention.cuh.
 template <class Element>
@@ -66,22 +67,36 @@ __device__ inline void settle(float (&d)[COUNT][4]) {
   for (int i = 0; i < COUNT; ++i) wgmma::settle(d[i]);
 }
 
-template <class Element>
+// One head, in rows of SIZE features, at least as many as a head has.
+template <class Element, int SIZE>
 class Head {
  public:
+  static constexpr int kParts = SIZE / 64, kChunks = SIZE / 8;  // chunks: of 16 bytes
+  static constexpr int kTileBytes = kParts * kPartBytes, kStageBytes = 2 * kTileBytes;
+
   __device__ Head(const Parameters& p, uint32_t memory)
       : p_(p), place_(p, kRows), memory_(memory), warp_(threadIdx.x / 32) {}
 
   __device__ void run() {
-    load(place_.start, memory_, place_.first);
+    load(place_.queries, place_.stride, memory_, place_.first);
+    if (rotates()) {
+      load(place_.rotary, p_.head_size, turns(1), place_.first);
+      ptx::commit_copies();
+    }
     load_keys(0);
     ptx::commit_copies();
     rows_.clear();
-    const int steps = (p_.length + kKeys - 1) / kKeys;
+    if (rotates()) {
+      ptx::wait_copy_groups<1>();
+      turn(memory_, turns(1));
+    }
+    const int steps = (place_.keys_end + kKeys - 1) / kKeys;
     for (int step = 0; step < steps; ++step) {
       if (step + 1 < steps) load_keys(step + 1);
       ptx::commit_copies();
+      load_bias(step);
       ptx::wait_copy_groups<1>();
+      if (rotates()) turn(stage(step), turns(step));
       ptx::fence_async_proxy();
       __syncthreads();
       add_keys(step);
@@ -91,34 +106,56 @@ class Head {
     const uint32_t from = memory_ + 16 * warp_ * kRowBytes;
     const auto address = [&](int row, int chunk) { return from + place(row, chunk); };
     rows_.put(address);
-    Rows<Element, kSize>::store(p_, place_, own_row(), address);
+    Rows<Element, SIZE>::store(p_, place_, own_row(), address);
   }
 
  private:
   static __device__ uint32_t place(int row, int chunk) {
-    return row * kRowBytes + ((chunk ^ (row & 7)) << 4);
+    return chunk / 8 * kPartBytes + row * kRowBytes + ((chunk % 8 ^ (row & 7)) << 4);
   }
-  __device__ uint32_t stage(int step) const { return memory_ + kQueryBytes + step % 2 * kStageBytes; }
+  __device__ uint32_t stage(int step) const { return memory_ + kTileBytes + step % 2 * kStageBytes; }
+  __device__ uint32_t turns(int step) const {
+    return memory_ + kTileBytes + 2 * kStageBytes + step % 2 * kTileBytes;
+  }
   __device__ int own_row() const { return place_.first + 16 * warp_; }
+  __device__ bool rotates() const { return p_.rotary != nullptr; }
 
   // 64 rows from `first` on to shared memory, zeros beyond the sequence and the head.
-  __device__ void load(const Element* from, uint32_t to, int first) const {
+  __device__ void load(const Element* from, long long stride, uint32_t to, int first) const {
 #pragma unroll
     for (int i = 0; i < kRows * kChunks / kThreads; ++i) {
       const int row = i * (kThreads / kChunks) + threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
       const bool inside = first + row < p_.length && 8 * chunk < p_.head_size;
-      const Element* at = inside ? from + (first + row) * place_.stride + 8 * chunk : from;
+      const Element* at = inside ? from + (first + row) * stride + 8 * chunk : from;
       ptx::copy_16(to + place(row, chunk), at, inside);
     }
   }
   __device__ void load_keys(int step) const {
-    const int features = p_.heads * p_.head_size;
-    load(place_.start + features, stage(step), kKeys * step);
-    load(place_.start + 2 * features, stage(step) + kKeys * kRowBytes, kKeys * step);
+    load(place_.keys, place_.stride, stage(step), kKeys * step);
+    load(place_.values, place_.stride, stage(step) + kTileBytes, kKeys * step);
+    if (rotates()) load(place_.rotary, p_.head_size, turns(step), kKeys * step);
+  }
+
+  // What this thread adds to its scores, to registers: on its way while keys are waited for.
+  __device__ void load_bias(int step) {
+    if (p_.bias == nullptr) return;
+    const Bias<Element> bias(p_, place_, own_row(), kKeys * step);
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+      bias_[n][0] = bias(n, 0);
+      bias_[n][1] = p_.bias_row == 0 ? bias_[n][0] : bias(n, 1);
+    }
+  }
+
+  // This thread's copies have arrived.
+  __device__ void turn(uint32_t rows, uint32_t by) const {
+    const auto row_places = [&](int row, int chunk) { return rows + place(row, chunk); };
+    const auto turn_places = [&](int row, int chunk) { return by + place(row, chunk); };
+    rotate<Element, kRows, kChunks, kThreads>(p_, row_places, turn_places);
   }
 
   __device__ void add_keys(int step) {
-    const int left = p_.length - kKeys * step;
+    const int left = place_.keys_end - kKeys * step;
     if (left > 48) {
       add<4>(step);
     } else if (left > 32) {
@@ -138,14 +175,16 @@ class Head {
     const uint64_t keys = wgmma::descriptor(stage(step), kRowBytes, 0);
     wgmma::fence();
 #pragma unroll
-    for (int k = 0; k < kSize / 16; ++k) {  // 32 bytes of a row
-      Multiply<Element>::scores(scores, queries + 2 * k, keys + 2 * k, k > 0);
+    for (int k = 0; k < SIZE / 16; ++k) {  // 32 bytes of a row
+      const int offset = k / 4 * (kPartBytes >> 4) + k % 4 * 2;
+      Multiply<Element>::scores(scores, queries + offset, keys + offset, k > 0);
     }
     wgmma::commit();
     wgmma::wait<0>();
     settle(scores);
     if (own_row() < p_.length) {
-      finish_scores(p_, place_, scores, own_row(), kKeys * step);
+      const auto bias = [&](int n, int half) { return bias_[n][half]; };
+      finish_scores<Element>(p_, scores, bias, own_row(), kKeys * step);
       rows_.to_powers(scores);
     }
     uint32_t weights[COUNT][4];
@@ -157,11 +196,16 @@ class Head {
         weights[k][i] = Type<Element>::pack(two[0], two[1]);
       }
     }
-    const uint64_t values = wgmma::descriptor(stage(step) + kKeys * kRowBytes, kRowBytes, 0);
+    const uint64_t values = wgmma::descriptor(stage(step) + kTileBytes, kRowBytes, 0);
     wgmma::fence();
 #pragma unroll
     for (int k = 0; k < COUNT; ++k) {  // 16 rows
-      Multiply<Element>::values(rows_.sums, weights[k], values + (16 * kRowBytes >> 4) * k);
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        auto& sums = reinterpret_cast<float (&)[8][4]>(rows_.sums[8 * part]);
+        const int offset = part * (kPartBytes >> 4) + k * (16 * kRowBytes >> 4);
+        Multiply<Element>::values(sums, weights[k], values + offset);
+      }
     }
     wgmma::commit();
     wgmma::wait<0>();
@@ -172,25 +216,28 @@ class Head {
   const Place<Element> place_;
   uint32_t memory_;
   int warp_;
-  Rows<Element, kSize> rows_;
+  uint32_t bias_[kKeys / 8][2];
+  Rows<Element, SIZE> rows_;
 };
 
-template <class Element>
+template <class Element, int SIZE>
 __device__ void attend(const Parameters& p) {
   extern __shared__ __align__(1024) unsigned char shared[];
   ptx::launch_dependents();
   ptx::wait_dependencies();
-  Head<Element>(p, ptx::shared_address(shared)).run();
+  Head<Element, SIZE>(p, ptx::shared_address(shared)).run();
 }
 
 }  // namespace
 }  // namespace attention
 
-#define ATTENTION(NAME, ELEMENT)                                                   \
-  extern "C" __global__ void __launch_bounds__(attention::kThreads, 4)             \
-      attention_##NAME##_hopper(const __grid_constant__ attention::Parameters p) { \
-    attention::attend<ELEMENT>(p);                                                 \
+#define ATTENTION(NAME, ELEMENT, SIZE, BLOCKS)                                            \
+  extern "C" __global__ void __launch_bounds__(attention::kThreads, BLOCKS)               \
+      attention_##NAME##_hopper_##SIZE(const __grid_constant__ attention::Parameters p) { \
+    attention::attend<ELEMENT, SIZE>(p);                                                  \
   }
 
-ATTENTION(fp16, __half)
-ATTENTION(bf16, __nv_bfloat16)
+ATTENTION(fp16, __half, 64, 4)
+ATTENTION(bf16, __nv_bfloat16, 64, 4)
+ATTENTION(fp16, __half, 128, 2)
+ATTENTION(bf16, __nv_bfloat16, 128, 2)

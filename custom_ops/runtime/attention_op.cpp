@@ -10,7 +10,7 @@ namespace {
 template <class Kernel>
 TypedOp MakeAttentionOp(ElementType type, const char* (*provider)(const OrtCustomOp*)) {
   TypedOp op = MakeOp<Kernel>("DeftAttention", type, type, provider);
-  op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 2; };
+  op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 3; };
   op.GetInputCharacteristic = [](const OrtCustomOp*, size_t i) -> int {
     return i == 0 ? kRequired : kOptional;
   };

@@ -12,9 +12,10 @@ namespace deftonnx {
 struct AttentionImage {
   KernelImage image;
   ElementType type;
-  int head_size;  // at most
-  int rows;       // of Y that a block makes
-  bool wgmma;     // machine code for compute capability 9.0 alone
+  int head_size;   // at most
+  int rows;        // of Y that a block makes
+  int turn_bytes;  // of its shared memory, for rotary embeddings alone
+  bool wgmma;      // machine code for compute capability 9.0 alone
 };
 
 extern const ImageTable<AttentionImage> kAttentionImages;

@@ -28,6 +28,18 @@ void ReadBias(const AttentionSpec& spec, const Tensor& bias, AttentionCall* call
   call->bias = bias.data;
 }
 
+void ReadRotary(const AttentionSpec& spec, const Tensor& rotary, AttentionCall* call) {
+  const std::vector<int64_t>& shape = rotary.shape;
+  const bool same = !shape.empty() && shape[0] == call->length;
+  if (spec.head_size % 2 != 0 || shape.size() != 2 || shape[1] != spec.head_size ||
+      (!same && shape[0] != call->batch * call->length)) {
+    Refuse(spec, "rotary has shape " + ShapeText(shape) + ", expected " +
+                     ShapeText({call->batch * call->length, spec.head_size}) + " or that of one sequence");
+  }
+  call->rotary = rotary.data;
+  call->rotary_batch = same ? 0 : call->length * spec.head_size;
+}
+
 }  // namespace
 
 AttentionSpec ReadAttentionSpec(const Ort& ort, const OrtKernelInfo* info, ElementType type) {
@@ -36,8 +48,11 @@ AttentionSpec ReadAttentionSpec(const Ort& ort, const OrtKernelInfo* info, Eleme
   spec.type = type;
   const AttributeReader reader(ort, info, spec);
   spec.heads = reader.Size("num_heads");
+  spec.kv_heads = reader.Size("num_kv_heads");
   spec.head_size = reader.Size("head_size");
   spec.scale = reader.Real("scale");
+  spec.causal = reader.Integer("causal") != 0;
+  if (spec.heads % spec.kv_heads != 0) Refuse(spec, "num_heads is no multiple of num_kv_heads");
   if (spec.heads > kMost / 3 / spec.head_size) Refuse(spec, "num_heads and head_size are too large");
   if (reader.Integer("output_type") != static_cast<int64_t>(type)) {
     Refuse(spec, "output_type is not the type of X");
@@ -49,15 +64,22 @@ AttentionSpec ReadAttentionSpec(const Ort& ort, const OrtKernelInfo* info, Eleme
 
 AttentionCall ReadAttentionCall(const AttentionSpec& spec, const Ort& ort, OrtKernelContext* context) {
   const Tensor x = ort.Input(context, 0);
-  const int64_t features = spec.heads * spec.head_size;
-  if (x.shape.size() != 3 || x.shape[2] != 3 * features) {
+  const int64_t features = (spec.heads + 2 * spec.kv_heads) * spec.head_size;
+  if (x.shape.size() != 3 || x.shape[2] != features) {
     Refuse(spec, "X has shape " + ShapeText(x.shape) + ", its last of three axes must have " +
-                     std::to_string(3 * features));
+                     std::to_string(features));
   }
-  AttentionCall call{x.shape[0], x.shape[1], x.data, nullptr, 0, 0, 0, nullptr};
+  AttentionCall call{};
+  call.batch = x.shape[0];
+  call.length = x.shape[1];
+  call.x = x.data;
   if (call.length > kMost) Refuse(spec, "X is too long");
-  if (ort.InputCount(context) > 1) ReadBias(spec, ort.Input(context, 1), &call);
-  call.y = ort.Output(context, 0, {call.batch, call.length, features});
+  const auto given = [&](size_t index) {
+    return ort.InputCount(context) > index && ort.Input(context, index).type != ElementType::kUndefined;
+  };
+  if (given(1)) ReadBias(spec, ort.Input(context, 1), &call);
+  if (given(2)) ReadRotary(spec, ort.Input(context, 2), &call);
+  call.y = ort.Output(context, 0, {call.batch, call.length, spec.heads * spec.head_size});
   return call;
 }
 

@@ -8,17 +8,20 @@
 namespace deftonnx {
 
 struct AttentionSpec : OperatorNode {
-  int64_t heads, head_size;
+  int64_t heads, kv_heads, head_size;
   float scale;
+  bool causal;
   ElementType type;
   std::string kernel;  // the one kernel to use, or empty: choose by shape
 };
 
 struct AttentionCall {
   int64_t batch, length;
-  const void* x;     // (batch, length, 3, heads, head_size)
+  const void* x;     // (batch, length, heads + 2 kv_heads, head_size)
   const void* bias;  // strides below, in elements, 0 where it is the same for all; or null
   int64_t bias_batch, bias_head, bias_row;
+  const void* rotary;  // (length, head_size) of each batch, cosines and sines; or null
+  int64_t rotary_batch;
   void* y;  // (batch, length, heads, head_size)
 };
 

@@ -1,6 +1,8 @@
 // DeftAttention for the CPU provider: float32 arithmetic, a row of Y at a time.
 #pragma once
 
+#include <vector>
+
 #include "attention_spec.h"
 
 namespace deftonnx {
@@ -15,6 +17,10 @@ class CpuAttention {
  private:
   // All rows of Y of one head, counted over the batch.
   void Attend(const AttentionCall& call, int64_t head) const;
+
+  // (length, head_size) of queries, keys and values one after another, and rotary embeddings of these.
+  std::vector<float> Rows(const AttentionCall& call, int64_t batch, int64_t head) const;
+  void Turn(const AttentionCall& call, int64_t batch, std::vector<float>& rows) const;
 
   AttentionSpec spec_;
 };

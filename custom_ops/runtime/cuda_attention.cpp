@@ -16,10 +16,12 @@ constexpr float kLog2E = 1.44269504f;
 struct Parameters {
   const void* x;
   const void* bias;
+  const void* rotary;
   void* y;
-  int64_t bias_batch, bias_head, bias_row;
-  int32_t length, heads, head_size, tiles;
+  int64_t bias_batch, bias_head, bias_row, rotary_batch;
+  int32_t length, heads, kv_heads, head_size, tiles;
   int32_t bias_pairs;
+  int32_t causal;
   float scale;
 };
 
@@ -67,6 +69,9 @@ const CudaAttention::Candidate& CudaAttention::For(int64_t heads, int64_t length
 
 void CudaAttention::Compute(const Ort& ort, OrtKernelContext* context) const {
   const AttentionCall call = ReadAttentionCall(spec_, ort, context);
+  if (call.rotary != nullptr && spec_.head_size % (2 * kVector) != 0) {
+    Refuse(spec_, "head_size is no multiple of 16, as rotary embeddings need it");
+  }
   const int64_t heads = call.batch * spec_.heads;
   if (heads == 0 || call.length == 0) return;
   const Candidate& chosen = For(heads, call.length);
@@ -76,20 +81,25 @@ void CudaAttention::Compute(const Ort& ort, OrtKernelContext* context) const {
   const bool pairs = call.length % 2 == 0 && reinterpret_cast<uintptr_t>(call.bias) % 4 == 0;
   Parameters parameters{call.x,
                         call.bias,
+                        call.rotary,
                         call.y,
                         call.bias_batch,
                         call.bias_head,
                         call.bias_row,
+                        call.rotary_batch,
                         narrow(call.length),
                         narrow(spec_.heads),
+                        narrow(spec_.kv_heads),
                         narrow(spec_.head_size),
                         narrow(tiles),
                         pairs,
+                        spec_.causal,
                         spec_.scale * kLog2E};
   void* arguments[] = {&parameters};
   const KernelImage& image = chosen.row->image;
-  driver_.Launch(chosen.kernel->Get(), static_cast<unsigned>(heads * tiles), 1, image.threads,
-                 image.shared_bytes, ort.ComputeStream(context), arguments, starts_early_);
+  const int shared_bytes = image.shared_bytes - (call.rotary == nullptr ? chosen.row->turn_bytes : 0);
+  driver_.Launch(chosen.kernel->Get(), static_cast<unsigned>(heads * tiles), 1, image.threads, shared_bytes,
+                 ort.ComputeStream(context), arguments, starts_early_);
 }
 
 }  // namespace deftonnx

@@ -16,6 +16,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from deftonnx import model_file
 from deftonnx.errors import UnsupportedError
+from deftonnx.formats.attention_function import is_attention
 from deftonnx.formats.functions import attach_functions
 from deftonnx.layers.linear import StoredValues, is_standard, stored, unused_name
 from deftonnx.model import LARGE, Array, Model, is_apart, is_large, reference
@@ -233,6 +234,11 @@ def _stand_in(graph: gs.Graph) -> None:
             node.op, node.domain, node.attrs = "Identity", None, {}
             node.inputs, node.outputs = node.inputs[:1], outputs[:1]
             graph.nodes += [gs.Node("Identity", t.name, inputs=node.inputs[:1], outputs=[t]) for t in outputs[1:]]
+        elif is_attention(node.domain, node.op):  # whose body's shapes onnx cannot follow
+            bounds = ([0], [node.attrs["num_heads"] * node.attrs["head_size"]], [-1])
+            parts = [gs.Constant(f"{node.name}/{i}", np.array(bound)) for i, bound in enumerate(bounds)]
+            node.op, node.domain, node.attrs = "Slice", None, {}
+            node.inputs = [node.inputs[0], *parts]
 
 
 def drop_idle(graph: gs.Graph) -> None:
@@ -254,12 +260,15 @@ def drop_idle(graph: gs.Graph) -> None:
 
 
 def _is_idle(node: gs.Node) -> bool:
-    """True for Identity, Dropout outside of training, a Pad by nothing and a Slice of everything."""
+    """True for Identity, Dropout outside of training, a Pad by nothing, a Slice of everything, a Cast to the same."""
     if node.op == "Dropout":
         return not (len(node.inputs) > 2 and node.inputs[2].name)
     if node.op == "Pad":
         pads = integers(node, "pads", 1)
         return pads is not None and not any(pads)
+    if node.op == "Cast":
+        kind = node.inputs[0].dtype
+        return kind is not None and onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)) == node.attrs["to"]
     return node.op == "Identity" or (node.op == "Slice" and _is_whole(node))
 
 

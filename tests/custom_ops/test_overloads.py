@@ -31,7 +31,7 @@ MODELS = {
     "DeftConv": conv,
     "DeftPool": lambda: pool_model.case("normalise_far", np.float32)[1],
     "DeftChannelsLast": lambda: channels_last_model.case("three_channels", np.float32)[1],
-    "DeftAttention": lambda: attention_model.case((2, 3, 2, 8), "no_bias", np.float32)[2],
+    "DeftAttention": lambda: attention_model.case((2, 3, 2, 8), "no_bias", np.float32)[1],
 }
 
 

@@ -132,9 +132,10 @@ def conv_failure(kernel, block, options):
 
 def attention_failure(kernel, options):
     """What is wrong with an attention by that kernel, or None."""
-    size = int(kernel.split("_")[2]) if "hopper" not in kernel else 64
-    X, bias, model, expected = attention_case((2, 149, 2, size), "rows", np.float16, compute=kernel)
-    Y = run_attention(model, X, bias, options, (CUDA,)).astype(np.float64)
+    size = int(kernel.replace("hopper_", "").split("_")[2])
+    kind = (2, True, "positions")
+    inputs, model, expected = attention_case((2, 149, 2, size), "rows", np.float16, compute=kernel, kind=kind)
+    Y = run_attention(model, inputs, options, (CUDA,)).astype(np.float64)
     error = np.linalg.norm(Y - expected) / np.linalg.norm(expected)
     return None if error <= 2 * TOLERANCE[np.float16] else f"{kernel}: error {error:.3g}"
 

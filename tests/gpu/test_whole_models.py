@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from exported import NAMES, exported, feeds
+from exported import DECODERS, NAMES, exported, feeds
 from gpu_model import GpuSession, distance
 from whole_networks import inputs_of, network
 
@@ -96,7 +96,7 @@ def test_generated_networks(seed):
     check(result, [inputs_of(model, batch, length, seed + 1) for batch, length in ((1, 7), (17, 24))])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + DECODERS)
 @pytest.mark.parametrize("density", [1.0, 0.5])
 def test_exported_transformers(name, density):
     result = optimised(exported(name), feeds(name, 16), "float16", "half", density)

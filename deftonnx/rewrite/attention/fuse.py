@@ -1,52 +1,84 @@
 """Replace attention by ONNX Runtime's MultiHeadAttention between projections of our own choice of columns.
 
 Query, key and value become (batch, length, heads · head size) products of their own, whose features are in the order
-that the operator reads: no transpose is left between them and the projection behind.
+that the operator reads: no transpose is left between them and the projection behind. With rotary embeddings, or keys
+and values that heads share, it is DeftAttention behind one product of all three.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from deftonnx.formats.attention_function import HEAD_SIZE_STEP, LARGEST_HEAD, ROTARY_STEP, attention_attributes
+from deftonnx.formats.attention_function import OPERATOR as DEFT_ATTENTION
+from deftonnx.formats.operator_function import DOMAIN
 from deftonnx.layers import Refusal
 from deftonnx.layers.linear import unused_name
-from deftonnx.rewrite.attention import core, heads, output
-from deftonnx.rewrite.attention.layout import Shapes
-from deftonnx.rewrite.attention.mask import as_bias
+from deftonnx.rewrite.attention import core, heads, output, rotary
+from deftonnx.rewrite.attention.layout import Run, backwards
+from deftonnx.rewrite.attention.mask import as_bias, without_causal
+from deftonnx.rewrite.attention.mask import watched as watched_of
 from deftonnx.rewrite.reserved import Reserved
 
 CONTRIB = "com.microsoft"
 OPERATOR = "MultiHeadAttention"
 
 
-def fuse_attention(graph: gs.Graph, runs: list[Shapes]) -> tuple[int, list[Refusal]]:
-    """Fuse what can be, in place: how many, and why not the others. `runs` are the shapes of all float32 tensors in
-    runs of the model that differ in every dimension that may vary; the rewrite holds for all of them."""
+@dataclass
+class _Found:
+    """What attentions of one graph share: the biases and the tables of embeddings that were made, by their sources."""
+
+    graph: gs.Graph
+    runs: list[Run]
+    reserved: Reserved
+    biases: dict[Any, gs.Tensor] = field(default_factory=dict)
+    tables: dict[tuple[object, ...], gs.Tensor] = field(default_factory=dict)
+
+
+def watched(graph: gs.Graph) -> list[str]:
+    """The tensors whose values `fuse_attention` wants to see."""
+    names: dict[str, None] = {}
+    for node in graph.nodes:
+        found = core.match(node) if node.op == "Softmax" else ""
+        if isinstance(found, str):
+            continue
+        turned = [rotary.match(backwards(t, scaling=True).start) for t in (found.a, found.b)]
+        tensors = [t for part in turned if part is not None for t in (part.cosines, part.sines)]
+        tensors += watched_of(found.mask) if found.mask is not None else []
+        names |= dict.fromkeys(t.name for t in tensors if isinstance(t, gs.Variable))
+    return list(names)
+
+
+def fuse_attention(graph: gs.Graph, runs: list[Run]) -> tuple[int, list[Refusal]]:
+    """Fuse what can be, in place: how many, and why not the others. `runs` are the shapes of all float32 tensors, and
+    the values of those that are `watched`, in runs of the model that differ in every dimension that may vary; the
+    rewrite holds for all of them."""
     fused, refusals = 0, []
-    reserved = Reserved(graph)
-    biases: dict[int, gs.Tensor] = {}
+    known = _Found(graph, runs, Reserved(graph))
     for node in [n for n in graph.nodes if n.op == "Softmax"]:
-        outcome = _fuse(graph, node, runs, reserved, biases)
+        outcome = _fuse(node, known)
         fused += outcome is None
         if outcome is not None:
             refusals.append(Refusal(node.name, node.op, outcome))
     if fused:
-        domains = list(graph.import_domains or [])
-        if all(domain.domain != CONTRIB for domain in domains):
-            graph.import_domains = [*domains, onnx.helper.make_opsetid(CONTRIB, 1)]
+        for name in (CONTRIB, DOMAIN):
+            domains = list(graph.import_domains or [])
+            if any(node.domain == name for node in graph.nodes) and all(d.domain != name for d in domains):
+                graph.import_domains = [*domains, onnx.helper.make_opsetid(name, 1)]
     if fused or refusals:  # a refusal may come late
         graph.cleanup(remove_unused_graph_inputs=False).toposort()
     return fused, refusals
 
 
-def _fuse(
-    graph: gs.Graph, softmax: gs.Node, runs: list[Shapes], reserved: Reserved, biases: dict[int, gs.Tensor]
-) -> str | None:
+def _fuse(softmax: gs.Node, known: _Found) -> str | None:
     """Fuse one attention; the reason if it cannot be."""
+    graph, runs, reserved = known.graph, known.runs, known.reserved
+    shapes = [run.shapes for run in runs]
     found = core.match(softmax)
     if isinstance(found, str):
         return found
@@ -60,14 +92,18 @@ def _fuse(
     if not query.columns.shape == key.columns.shape == value.columns.shape or value.scale != 1:
         return "its heads differ in size"
     H, D = query.columns.shape
+    if query.rotary is not None or key.rotary is not None or _sharing(key, value) > 1:
+        return _fuse_shared(softmax, found, (query, key, value), known)
+    if value.rotary is not None:
+        return "its values have rotary embeddings"
     bias = None
     if found.mask is not None:
-        mask = as_bias(graph, found.mask, (found.a, found.b), query.source, H, runs, biases)
+        mask = as_bias(graph, found.mask, (found.a, found.b), query.source, H, shapes, known.biases)
         if isinstance(mask, str):
             return mask
         bias = mask
-    target = output.find(found.context, (H, D), runs, reserved)
-    if target is None and len(runs[0][found.context.name]) != output.AXES:
+    target = output.find(found.context, (H, D), shapes, reserved)
+    if target is None and len(shapes[0][found.context.name]) != output.AXES:
         return "its heads have no axis of their own"
     inputs = []
     for name, part in (("query", query), ("key", key), ("value", value)):
@@ -83,6 +119,75 @@ def _fuse(
     graph.nodes.append(node)
     output.connect(graph, result, target, found.context, (H, D))
     return None
+
+
+def _sharing(key: heads.Heads, value: heads.Heads) -> int:
+    """How many neighbours among the heads share one key and value."""
+    H = len(key.columns)
+    for group in sorted((g for g in range(2, H + 1) if H % g == 0), reverse=True):
+        if all(np.array_equal(x.columns, x.columns[::group].repeat(group, axis=0)) for x in (key, value)):
+            return group
+    return 1
+
+
+def _fuse_shared(
+    softmax: gs.Node, found: core.Core, parts: tuple[heads.Heads, heads.Heads, heads.Heads], known: _Found
+) -> str | None:
+    """Make it one product of queries, keys and values, and a DeftAttention."""
+    graph, shapes = known.graph, [run.shapes for run in known.runs]
+    query, key, value = parts
+    H, D = query.columns.shape
+    group = _sharing(key, value)
+    turned = query.rotary
+    if value.rotary is not None or (turned is None) != (key.rotary is None):
+        return "its queries, keys and values do not have the same rotary embeddings"
+    if turned is not None and key.rotary is not None and turned.angles() != key.rotary.angles():
+        return "its queries and keys have other rotary embeddings"
+    if any(part.projection is None or part.source is not query.source for part in parts):
+        return "its queries, keys and values are not made of one tensor by products"
+    if D % (HEAD_SIZE_STEP if turned is None else ROTARY_STEP) or D > LARGEST_HEAD:
+        return f"no kernel is made for heads of {D} features"
+    bias: gs.Tensor | None = None
+    causal = False
+    if found.mask is not None:
+        mask = as_bias(graph, found.mask, (found.a, found.b), query.source, H, shapes, known.biases, all_rows=False)
+        if isinstance(mask, str):
+            return mask
+        bias, causal = without_causal(graph, found.mask, known.runs, known.biases)
+        bias = mask if bias is found.mask else bias
+    target = output.find(found.context, (H, D), shapes, known.reserved)
+    if target is None and len(shapes[0][found.context.name]) != output.AXES:
+        return "its heads have no axis of their own"
+    inputs = [_project_all(graph, parts, group, f"{softmax.name}/qkv")]
+    if bias is not None or turned is not None:
+        inputs.append(gs.Variable.empty() if bias is None else bias)
+    if turned is not None:
+        angles = turned.angles()
+        if angles not in known.tables:
+            known.tables[angles] = rotary.table(graph, turned, D)
+        inputs.append(known.tables[angles])
+    result = gs.Variable(unused_name(f"{softmax.name}/attention"), np.float32, _shape(inputs[0], H * D))
+    scale = found.scale * query.scale * key.scale
+    attributes = attention_attributes(H, D, scale, num_kv_heads=H // group, causal=causal)
+    name = unused_name(f"{softmax.name}/attention")
+    graph.nodes.append(gs.Node(DEFT_ATTENTION, name, attributes, inputs, [result], domain=DOMAIN))
+    output.connect(graph, result, target, found.context, (H, D))
+    return None
+
+
+def _project_all(graph: gs.Graph, parts: tuple[heads.Heads, ...], group: int, name: str) -> gs.Variable:
+    """(batch, length, features of queries, keys and values), shared heads once."""
+    weights, biases = [], []
+    for part, every in zip(parts, (1, group, group), strict=True):
+        projection, columns = part.projection, part.columns[::every].reshape(-1)
+        assert projection is not None
+        weights.append(projection.weight[:, columns])
+        biases.append(np.zeros(len(columns), np.float32) if projection.bias is None else projection.bias[columns])
+    weight, bias = np.concatenate(weights, axis=1), np.concatenate(biases)
+    has_bias = any(part.projection is not None and part.projection.bias is not None for part in parts)
+    result = gs.Variable(unused_name(name), np.float32, _shape(parts[0].source, len(bias)))
+    add_projection(graph, parts[0].source, weight, bias if has_bias else None, result, name)
+    return result
 
 
 def _project(graph: gs.Graph, part: heads.Heads, name: str) -> gs.Tensor | None:

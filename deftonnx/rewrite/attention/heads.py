@@ -9,7 +9,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from deftonnx.layers.linear import is_standard
-from deftonnx.rewrite.attention.layout import Chain, Shapes, backwards
+from deftonnx.rewrite.attention import rotary
+from deftonnx.rewrite.attention.layout import Chain, Run, Shapes, backwards
 
 Array = np.ndarray[Any, Any]
 
@@ -27,43 +28,74 @@ class Projection:
 @dataclass
 class Heads:
     """(batch, heads, length, head size) read as rows of `source` (batch, length, …): head h, feature d is column
-    `columns[h, d]` of its `projection`, or of `source` itself where there is none."""
+    `columns[h, d]` of its `projection`, or of `source` itself where there is none; turned by `rotary`, if any."""
 
     source: gs.Tensor
     projection: Projection | None
     columns: Array  # (H, D)
     scale: float
+    rotary: rotary.Rotary | None = None
 
 
-def find(tensor: gs.Tensor, runs: list[Shapes], transposed: bool) -> Heads | str:
-    """The heads in `tensor` (…, S, D), or (…, D, S) if `transposed`; `runs` are shapes that it must hold for."""
+def find(tensor: gs.Tensor, runs: list[Run], transposed: bool) -> Heads | str:
+    """The heads in `tensor` (…, S, D), or (…, D, S) if `transposed`; `runs` are what it must hold for."""
     chain = backwards(tensor, scaling=True)
+    turned = rotary.match(chain.start)
+    behind = None
+    if turned is not None and all(_is_turned(turned, chain, run, transposed) for run in runs):
+        behind, chain = chain, backwards(turned.x, scaling=True)
+    else:
+        turned = None
     projection = projection_of(chain.start)
     before = Chain(chain.start, chain.start, [])
     if projection is not None:
         before = backwards(projection.x, scaling=False)
     found: Array | None = None
-    for shapes in runs:
-        columns = _columns(chain, projection, before, shapes, transposed)
+    for run in runs:
+        positions = chain.positions(run.shapes)
+        if positions is not None and behind is not None:
+            later = behind.positions(run.shapes)
+            positions = None if later is None else positions.reshape(-1)[later]
+        columns = _columns(positions, chain.start, projection, before, run.shapes, transposed)
         if isinstance(columns, str):
             return columns
         if found is not None and not np.array_equal(found, columns):
             return "its heads read other features when the shape changes"
         found = columns
     assert found is not None
-    return Heads(before.start, projection, found, chain.scale)
+    scale = chain.scale * (1.0 if behind is None else behind.scale)
+    return Heads(before.start, projection, found, scale, turned)
+
+
+def _is_turned(turned: rotary.Rotary, behind: Chain, run: Run, transposed: bool) -> bool:
+    """Whether row s, feature d of the heads that `behind` makes of `turned` are those there, of the same sample."""
+    positions = behind.positions(run.shapes)
+    if positions is None or positions.ndim not in (3, 4) or not turned.holds(run):
+        return False
+    positions = np.swapaxes(positions, -1, -2) if transposed else positions
+    batch, heads, length, size = run.shapes[turned.x.name]
+    if positions.shape[-2:] != (length, size) or positions.size % (batch * length * size):
+        return False
+    rows = positions.reshape(batch, -1, length, size)
+    samples, rest = np.divmod(rows, heads * length * size)
+    in_order = (samples == np.arange(batch).reshape(-1, 1, 1, 1)).all()
+    return bool(in_order and (rest % (length * size) == np.arange(length * size).reshape(length, size)).all())
 
 
 def _columns(
-    chain: Chain, projection: Projection | None, before: Chain, shapes: Shapes, transposed: bool
+    positions: Array | None,
+    start: gs.Tensor,
+    projection: Projection | None,
+    before: Chain,
+    shapes: Shapes,
+    transposed: bool,
 ) -> Array | str:
-    """The columns (H, D) in one run."""
+    """The columns (H, D) in one run, from the `positions` in `start` that the heads hold."""
     source = shapes.get(before.start.name)
-    positions = chain.positions(shapes)
     if positions is None or source is None or len(source) != 3 or positions.ndim not in (3, 4):
         return "how its heads are laid out cannot be told"
     positions = np.swapaxes(positions, -1, -2) if transposed else positions
-    features = shapes[chain.start.name][-1]
+    features = shapes[start.name][-1]
     batch, length = source[:2]
     S, D = positions.shape[-2:]
     if length != S or positions.size % (batch * S * D):

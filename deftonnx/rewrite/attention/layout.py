@@ -7,7 +7,7 @@ dimensions). None of them matters once the chain has been run on an array of pos
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -17,9 +17,25 @@ from deftonnx.layers.linear import is_standard
 Array = np.ndarray[Any, Any]
 Shapes = dict[str, tuple[int, ...]]
 """Shapes of tensors by name, as observed in one run of the model."""
+
+
+class Run(Protocol):
+    """What was seen in one run of the model: the shapes of all float32 tensors, the values of some tensors."""
+
+    shapes: Shapes
+    values: dict[str, Array]
+
+
 RESHAPING = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 """Operators that leave the order of the numbers: the observed shape of the output says everything."""
 _LONGEST = 24
+
+
+def value_in(run: Run, tensor: gs.Tensor) -> Array | None:
+    """The value of `tensor` in a run, if it is known."""
+    if isinstance(tensor, gs.Constant):
+        return np.asarray(tensor.values)
+    return run.values.get(tensor.name)
 
 
 @dataclass
@@ -68,15 +84,35 @@ def backwards(tensor: gs.Tensor, scaling: bool) -> Chain:
 
 
 def forwards(tensor: gs.Tensor) -> list[Chain]:
-    """The chains of layout nodes that start at `tensor`, each read by the next node only, shortest first."""
+    """The chains of layout nodes that start at `tensor`, each read by the next node only, shortest first. The shapes of
+    what lies between may be read too where they only serve nodes of the chain."""
     chains, nodes, at = [], list[gs.Node](), tensor
-    while len(at.outputs) == 1 and len(nodes) < _LONGEST and _is_layout(at.outputs[0]):
-        node = at.outputs[0]
+    measured: list[gs.Node] = []
+    while len(nodes) < _LONGEST:
+        readers = [node for node in at.outputs if node.op != "Shape"]
+        measured += [node for node in at.outputs if node.op == "Shape"]
+        if len(readers) != 1 or not _is_layout(readers[0]):
+            break
+        node = readers[0]
         if node.inputs[0] is not at or len(node.outputs) != 1:
             break
         nodes, at = [*nodes, node], node.outputs[0]
-        chains.append(Chain(tensor, at, nodes))
+        if all(_only_serves(other, nodes) for other in measured):
+            chains.append(Chain(tensor, at, nodes))
     return chains
+
+
+def _only_serves(node: gs.Node, nodes: list[gs.Node]) -> bool:
+    """True where all that is made of `node` goes into `nodes`."""
+    pending = [node]
+    for _ in range(_LONGEST):
+        if not pending:
+            return True
+        users = [user for t in pending.pop().outputs for user in t.outputs]
+        if not users:
+            return False
+        pending += [user for user in users if all(user is not known for known in nodes)]
+    return False
 
 
 def scalar(tensor: gs.Tensor) -> float | None:
@@ -101,7 +137,7 @@ def _factor(node: gs.Node) -> tuple[gs.Tensor, float] | None:
 def _is_layout(node: gs.Node) -> bool:
     if not is_standard(node) or isinstance(node.inputs[0], gs.Constant):
         return False
-    if node.op in RESHAPING or node.op in ("Transpose", "Split"):
+    if node.op in RESHAPING or node.op in ("Expand", "Transpose", "Split"):
         return True
     return node.op in ("Gather", "Slice") and all(isinstance(t, gs.Constant) for t in node.inputs[1:] if t.name)
 
@@ -110,6 +146,8 @@ def _move(node: gs.Node, result: gs.Tensor, value: Array, shapes: Shapes) -> Arr
     """What `node` makes of an array of positions."""
     if node.op in RESHAPING:
         return value.reshape(shapes[result.name]) if value.size == np.prod(shapes[result.name]) else None
+    if node.op == "Expand":
+        return np.broadcast_to(value, shapes[result.name])
     if node.op == "Transpose":
         return value.transpose(node.attrs.get("perm"))
     if node.op == "Gather":

@@ -21,7 +21,8 @@ from deftonnx.rewrite.regions.kernels import BFLOAT16, FLOAT16, Kernel, kernel
 HALF_LIMIT = 65504.0
 SMALLEST_NORMAL = 2.0**-14
 """Below it float16 loses digits: an epsilon of 1e-12 would be zero."""
-_ATTENTION_BIAS = 5
+_BIAS = {"MultiHeadAttention": 5, "DeftAttention": 1}
+"""Where attention has what is added to its scores."""
 _NOTHING_TO_NARROW = "it has no float32 activations"
 KINDS = (FLOAT16, BFLOAT16)
 
@@ -78,8 +79,8 @@ def is_float(tensor: gs.Tensor) -> bool:
 
 def mask_of(node: gs.Node, ranges: dict[str, float]) -> gs.Tensor | None:
     """What `node` only adds to the input of a Softmax to mask it: too large for float16, the other summand not."""
-    if node.op == "MultiHeadAttention":
-        bias = node.inputs[_ATTENTION_BIAS] if len(node.inputs) > _ATTENTION_BIAS else None
+    if (at := _BIAS.get(node.op)) is not None:
+        bias = node.inputs[at] if len(node.inputs) > at else None
         return bias if bias is not None and _reach(bias, ranges) > LARGEST[FLOAT16] else None
     users = node.outputs[0].outputs
     if node.op != "Add" or not users or any(user.op != "Softmax" for user in users):

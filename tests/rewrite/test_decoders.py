@@ -1,0 +1,197 @@
+"""Attention with rotary embeddings, shared keys and causal masks becomes DeftAttention."""
+
+import numpy as np
+import onnx
+import pytest
+from exported import DECODERS, exported, feeds
+from models import model
+from models import run as outputs
+
+import deftonnx
+from deftonnx.precision import TOLERANCE
+from deftonnx.rewrite.finish import finish
+from deftonnx.rewrite.normalise import import_model, normalise
+from deftonnx.transformers import fuse_transformers
+
+RNG = np.random.default_rng(5)
+
+
+def ops(proto):
+    return [node.op_type for node in proto.graph.node]
+
+
+def distance(proto, like, feed):
+    (got,), (want,) = outputs(proto, feed), outputs(like, feed)
+    return np.linalg.norm(got - want) / np.linalg.norm(want)
+
+
+def fused(proto, feed):
+    graph = import_model(proto)
+    normalise(graph)
+    refusals = fuse_transformers(graph, proto, [feed])
+    return finish(graph, proto, {}).whole(), [refusal.reason for refusal in refusals]
+
+
+def attentions(proto):
+    """The attributes and the number of inputs that are there of each DeftAttention."""
+    found = [node for node in proto.graph.node if node.op_type == "DeftAttention"]
+    return [({a.name: onnx.helper.get_attribute_value(a) for a in n.attribute}, sum(map(bool, n.input))) for n in found]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_exported_models(name):
+    proto, feed = exported(name), feeds(name)
+    result = deftonnx.optimize(proto, calib_data=feed, preset="dense16", measure=False)
+    assert not result.report.left_in_float32
+    found = ops(result.model)
+    assert found.count("DeftGemm") == 2 * 5 + 1
+    assert found.count("SkipSimplifiedLayerNormalization") == 2 * 2 + 1
+    assert {"Softmax", "MatMul", "Neg", "Sigmoid", "Transpose"}.isdisjoint(found)
+    for attributes, inputs in attentions(result.model):
+        assert (attributes["num_heads"], attributes["num_kv_heads"], attributes["causal"]) == (4, 2, 1)
+        assert inputs == (2 if name.endswith("unmasked") else 3)
+    assert len(attentions(result.model)) == 2
+    for other in (feed, feeds(name, batch=2, length=6, seed=3), feeds(name, batch=1, length=11, seed=4)):
+        assert distance(result.model, proto, other) <= TOLERANCE
+
+
+def test_again_and_from_its_plan():
+    name = DECODERS[0]
+    proto, feed = exported(name), feeds(name)
+    result = deftonnx.optimize(proto, calib_data=feed, preset="dense16", measure=False)
+    replayed = deftonnx.optimize(proto, calib_data=feed, plan=result.plan, measure=False)
+    assert ops(replayed.model) == ops(result.model)
+    again = deftonnx.optimize(result.model, calib_data=feed, preset="dense16", measure=False)
+    assert distance(again.model, proto, feed) <= TOLERANCE
+
+
+# 4 heads of 16 features, 2 of keys and values
+DECODER = """g (float[N,S,24] x, float[N,1,1,S] padding, float[N,S,16] c, float[N,S,16] s) => (float[N,S,24] y)
+    <float[24,64] wq, float[24,32] wk, float[24,32] wv, float[64,24] wo, float one, float zero, float low, float half,
+     int64 first, int64 begin, int64 step, int64[4] sh, int64[3] out, int64[1] heads, int64[5] shared, int64[4] flat,
+     int64[1] i0, int64[1] i8, int64[1] end, int64[1] last, int64[1] i1, int64[1] i2> {{
+    q0 = MatMul (x, wq) k0 = MatMul (x, wk) v0 = MatMul (x, wv)
+    q1 = Reshape (q0, sh) k1 = Reshape (k0, sh) v1 = Reshape (v0, sh)
+    q2 = Transpose <perm=[0,2,1,3]> (q1) k2 = Transpose <perm=[0,2,1,3]> (k1) v2 = Transpose <perm=[0,2,1,3]> (v1)
+    {angles} cosines = Unsqueeze (cc, heads) sines = Unsqueeze (ss, heads)
+    qa = Slice (q2, i0, i8, last, i1) qb = Slice (q2, i8, end, last, i1) qn = Neg (qb) {rotated}
+    qc = Mul (q2, cosines) qs = Mul (qr, sines) q = Add (qc, qs)
+    ka = Slice (k2, i0, i8, last, i1) kb = Slice (k2, i8, end, last, i1) kn = Neg (kb) kr = Concat <axis=-1> (kn, ka)
+    kc = Mul (k2, cosines) ks = Mul (sines, kr) k3 = Add (ks, kc)
+    k4 = Unsqueeze (k3, i2) v4 = Unsqueeze (v2, i2) k5 = Expand (k4, shared) v5 = Expand (v4, shared)
+    k6 = Reshape (k5, flat) v = Reshape (v5, flat) k = Transpose <perm=[0,1,3,2]> (k6)
+    dims = Shape (x) length = Gather (dims, first) range = Range (begin, length, step)
+    rows = Unsqueeze (range, i1) seen = LessOrEqual (range, rows)
+    {mask} p = Softmax <axis=-1> (scores) z = MatMul (p, v)
+    z1 = Transpose <perm=[0,2,1,3]> (z) z2 = Reshape (z1, out) y = MatMul (z2, wo) }}"""
+NUMBERS = {
+    "one": 1,
+    "zero": 0,
+    "low": -1e9,
+    "half": 0.25,
+    "first": 1,
+    "begin": 0,
+    "step": 1,
+    "sh": [0, 0, -1, 16],
+    "out": [0, 0, -1],
+    "heads": [1],
+    "shared": [1, 1, 2, 1, 1],
+    "flat": [0, 4, -1, 16],
+    "i0": [0],
+    "i8": [8],
+    "end": [16],
+    "last": [3],
+    "i1": [1],
+    "i2": [2],
+}
+MASKS = {
+    "none": ("d = MatMul (q, k) scores = Mul (d, half)", 0, 2),
+    "causal": ("b = Where (seen, zero, low) d = MatMul (q, k) e = Mul (d, half) scores = Add (e, b)", 1, 2),
+    "padding": ("d = MatMul (q, k) e = Mul (d, half) scores = Add (e, padding)", 0, 3),
+    "both": (
+        "o = Greater (padding, low) both = And (o, seen) b = Where (both, zero, low) d = MatMul (q, k)"
+        " e = Mul (d, half) scores = Add (e, b)",
+        1,
+        3,
+    ),
+    "past and some": (
+        "f = Cast <to=1> (seen) g = Mul (f, half) d = MatMul (q, k) e = Mul (d, half) scores = Add (e, g)",
+        0,
+        3,
+    ),
+}
+
+
+def decoder(mask="none", rotated="qr = Concat <axis=-1> (qn, qa)", angles="cc = Identity (c) ss = Identity (s)"):
+    text = DECODER.format(mask=MASKS[mask][0], rotated=rotated, angles=angles)
+    return model(text, **{name: np.array(value) for name, value in NUMBERS.items()})
+
+
+def feed_of(batch=3, length=7, halves=True):
+    angles = RNG.uniform(0, 7, (batch, length, 16))
+    if halves:
+        angles[..., 8:] = angles[..., :8]
+    hidden = RNG.random((batch, 1, 1, length)) < 0.3
+    hidden[..., 0] = False
+    return {
+        "x": RNG.standard_normal((batch, length, 24)).astype(np.float32),
+        "padding": np.where(hidden, -2e9, 0).astype(np.float32),
+        "c": np.cos(angles).astype(np.float32),
+        "s": np.sin(angles).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_masks(mask):
+    proto, feed = decoder(mask), feed_of()
+    result, reasons = fused(proto, feed)
+    assert not reasons
+    ((attributes, inputs),) = attentions(result)
+    assert (attributes["causal"], inputs) == MASKS[mask][1:]
+    assert (attributes["num_heads"], attributes["num_kv_heads"]) == (4, 2)
+    assert ops(result).count("MatMul") == 2
+    for other in (feed, feed_of(1, 4), feed_of(2, 1)):
+        assert distance(result, proto, other) <= 1e-5
+
+
+def test_what_turns_the_other_way_is_no_rotary_embedding():
+    proto = decoder(rotated="qr = Concat <axis=-1> (qa, qn)")
+    result, reasons = fused(proto, feed_of())
+    assert reasons == ["how its heads are laid out cannot be told"]
+    assert not attentions(result)
+
+
+def test_angles_of_their_own_for_each_feature_are_no_rotary_embedding():
+    proto, feed = decoder(), feed_of(halves=False)
+    result, reasons = fused(proto, feed)
+    assert reasons == ["how its heads are laid out cannot be told"]
+    assert distance(result, proto, feed) <= 1e-6
+
+
+def test_heads_that_no_kernel_serves():
+    proto = decoder()
+    text = {"sh": [0, 0, -1, 8], "flat": [0, 8, -1, 8], "i8": [4], "end": [8]}
+    for tensor in proto.graph.initializer:
+        if tensor.name in text:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(text[tensor.name]), tensor.name))
+    feed = feed_of()
+    feed["c"], feed["s"] = feed["c"][..., 4:12], feed["s"][..., 4:12]
+    for value in proto.graph.input:
+        if value.name in ("c", "s"):
+            value.type.tensor_type.shape.dim[2].dim_value = 8
+    feed["c"][..., 4:], feed["s"][..., 4:] = feed["c"][..., :4], feed["s"][..., :4]
+    result, reasons = fused(proto, feed)
+    assert reasons == ["no kernel is made for heads of 8 features"]
+    assert distance(result, proto, feed) <= 1e-6
+
+
+@pytest.mark.parametrize("granularity", ["block:16", "head", "channel"])
+def test_eliminated_features(granularity):
+    name = DECODERS[0]
+    proto, feed = exported(name), feeds(name)
+    options = {"preset": "dense16", "density": 0.5, "granularity": granularity, "criterion": "magnitude"}
+    result = deftonnx.optimize(proto, calib_data=feed, measure=False, **options)
+    assert len(attentions(result.model)) == 2
+    assert any(row.granularity for row in result.report.layers)
+    feed = feeds(name, batch=2, length=6, seed=3)
+    assert np.isfinite(outputs(result.model, feed)[0]).all()
