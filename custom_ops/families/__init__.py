@@ -14,6 +14,7 @@ from families import (
     conv_direct,
     conv_few_channels,
     conv_hopper,
+    conv_resident,
     few_rows,
     gather_kept,
     hopper,
@@ -29,6 +30,6 @@ from families import (
 
 FAMILIES = (
     *(few_rows, stream, hopper, hopper_codes, hopper_fp8, round_rows, gather_kept, unpack_codes, tensor_core, simt),
-    *(conv_hopper, conv_few_channels, conv_depthwise, conv_direct),
+    *(conv_hopper, conv_resident, conv_few_channels, conv_depthwise, conv_direct),
     *(pool, channels_last, attention),
 )

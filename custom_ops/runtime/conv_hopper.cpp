@@ -5,6 +5,7 @@
 #include "conv_groups.h"
 #include "gemm_arguments.h"
 #include "hopper_problem.h"
+#include "hopper_windows.h"
 #include "kernel_cache.h"
 
 namespace deftonnx {
@@ -22,22 +23,8 @@ constexpr double kBoxRow = 1.25;    // nanoseconds of the copy engine for a row 
 constexpr double kCostlyEnd = 1.5;  // the end of a tile with a residual, over one without
 constexpr double kBytes = 3500;     // of device memory, a nanosecond
 
-struct Block {
-  int32_t channel, tap;  // tap: offsets in pixels, rows << 16 | columns
-};
-
 struct Vector {
   int32_t offset, tap;  // see Vectors of kernels/hopper_vectors.cuh
-};
-
-// WindowGrid and Windows of kernels/hopper_windows.cuh.
-struct WindowGrid {
-  int32_t outputs, rows, columns, row_stride, column_stride, row_start, column_start;
-};
-struct Windows {
-  const void* blocks;
-  int32_t block_count;
-  WindowGrid grid;
 };
 
 // Vectors of kernels/hopper_vectors.cuh.
@@ -81,7 +68,7 @@ std::vector<Copy> Copies(const ConvNode& node, int64_t channels, int64_t g) {
 
 // The lists of both ways to bring X, and W in their order.
 struct CopyLists {
-  std::vector<Block> blocks;
+  std::vector<WindowBlock> blocks;
   std::vector<Vector> vectors;
   std::vector<int64_t> features;  // (groups, blocks): W's first for each block
 };
@@ -129,13 +116,6 @@ std::shared_ptr<const Weight16> OrderedWeight16(const ConvNode& node, int64_t ch
   }
   return std::make_shared<const Weight16>(
       Weight16{DeviceBuffer(node.driver, values), DeviceBuffer(node.driver, rounded.scale), false});
-}
-
-// What a tensor map in im2col mode can say of an axis: corners of 8 bits, steps of at most 8.
-bool MapTakes(const Axis& axis) {
-  const int64_t last = axis.pad_end - (axis.kernel - 1) * axis.dilation;
-  return axis.pad_begin <= 128 && last >= -128 && last <= 127 && (axis.kernel - 1) * axis.dilation <= 255 &&
-         axis.stride <= 8;
 }
 
 // How many groups to take together so that each has whole vectors of channels and whole tiles of outputs: 0
@@ -233,9 +213,7 @@ class HopperConv : public ConvKernel {
     const bool boxes =
         row_.splits == 1 ? EndsInBoxes(s, row_.type) : EndsInRegisters(s, call.residual, row_.type);
     problem.SetOutput(s, node_.driver, shape.Pixels(), call.y, call.residual, boxes);
-    const WindowGrid grid{narrow(s.GroupOutputs()),    narrow(shape.out_rows),   narrow(shape.out_columns),
-                          narrow(s.rows.stride),       narrow(s.columns.stride), narrow(-s.rows.pad_begin),
-                          narrow(-s.columns.pad_begin)};
+    const WindowGrid grid(s, shape);
     Windows windows{operands_->blocks.data(), narrow(operands_->features / operands_->channels), grid};
     Vectors vectors{call.x,
                     operands_->vectors.data(),
@@ -284,18 +262,8 @@ class HopperConv : public ConvKernel {
   }
 
   TensorMap ImageMap(const ConvCall& call) const {
-    const ConvSpec& s = node_.spec;
-    const ConvShape& shape = call.shape;
-    const auto last = [](const Axis& a) { return static_cast<int>(a.pad_end - (a.kernel - 1) * a.dilation); };
-    const uint64_t sizes[] = {static_cast<uint64_t>(shape.batch), static_cast<uint64_t>(shape.in_rows),
-                              static_cast<uint64_t>(shape.in_columns), static_cast<uint64_t>(s.channels)};
     const int rows = row_.pair == kPairColumns ? row_.block_m / 2 : row_.block_m;
-    return node_.driver.EncodeIm2col(
-        call.x, map_type_, sizes,
-        {static_cast<int>(-s.rows.pad_begin), static_cast<int>(-s.columns.pad_begin)},
-        {last(s.rows), last(s.columns)},
-        {static_cast<uint32_t>(s.rows.stride), static_cast<uint32_t>(s.columns.stride)},
-        static_cast<uint32_t>(operands_->channels), rows, SwizzleOf(2 * problem_.box_columns));
+    return WindowMap(node_, call, static_cast<int>(operands_->channels), rows);
   }
 
   std::shared_ptr<const SharedOperands> operands_;

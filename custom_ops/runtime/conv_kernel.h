@@ -105,6 +105,7 @@ using ConvKernels = std::vector<std::unique_ptr<ConvKernel>>;
 // The families; each appends its kernels that can serve `node`. Throws CudaError. cuDNN's come last: they
 // compare themselves with those that are there.
 void HopperConvKernels(const ConvNode& node, ConvKernels& kernels);
+void ResidentConvKernels(const ConvNode& node, ConvKernels& kernels);
 void FewChannelsConvKernels(const ConvNode& node, ConvKernels& kernels);
 void DepthwiseConvKernels(const ConvNode& node, ConvKernels& kernels);
 void DirectConvKernels(const ConvNode& node, ConvKernels& kernels);

@@ -10,8 +10,9 @@
 namespace deftonnx {
 namespace {
 
-constexpr void (*kFamilies[])(const ConvNode&, ConvKernels&) = {
-    HopperConvKernels, FewChannelsConvKernels, DepthwiseConvKernels, DirectConvKernels, CudnnConvKernels};
+constexpr void (*kFamilies[])(const ConvNode&, ConvKernels&) = {HopperConvKernels,      ResidentConvKernels,
+                                                                FewChannelsConvKernels, DepthwiseConvKernels,
+                                                                DirectConvKernels,      CudnnConvKernels};
 constexpr double kClose = 3;  // estimates within this factor of the least are measured
 constexpr size_t kMostMeasured = 12;
 constexpr int kRepeats = 3;

@@ -51,6 +51,18 @@ VECTORS = (
     *("128x256_vectors", "128x256_vectors_rows", "128x256_vectors_split2", "128x256_vectors_rows_split2"),
     *("128x128_turns_vectors", "128x128_turns_vectors_rows"),
 )
+# those that keep W in shared memory: outputs of a tile, warpgroups
+RESIDENT = ("resident_64x4", "resident_128x2")
+
+
+def resident_serves(kernel, window, channels, outputs):
+    """Whether a kernel of RESIDENT serves a layer with all of its features."""
+    columns, warpgroups = map(int, kernel.removeprefix("resident_").split("x"))
+    steps = int(np.prod(window.kernel_shape)) * channels // window.group / 64
+    others = warpgroups * 8 + 5 * (64 * 128 + 16)
+    fits = steps * (columns * 128 + 8) + others <= 227 * 1024
+    alone = window.group == 1 or outputs // window.group % columns == 0
+    return fits and alone and channels // window.group % 64 == 0
 
 
 def hopper_serves(kernel, window, features, outputs):
@@ -87,7 +99,7 @@ KERNEL_LAYERS = {
     "tiles": ((14, 27), 192, 328, SAME),
 }
 KERNEL_FACTORS = {
-    "kernel": ["cudnn", "direct", *(f"hopper_{name}" for name in (*HOPPER, *VECTORS))],
+    "kernel": ["cudnn", "direct", *(f"hopper_{name}" for name in (*HOPPER, *VECTORS, *RESIDENT))],
     "layer": list(KERNEL_LAYERS),
     "dtype": HALVES,
     "block": [0, 8, 16, 32, 64],
@@ -104,12 +116,16 @@ def served(row):
     name = kernel.removeprefix("hopper_")
     if name in VECTORS and row.get("block", 8) in (0, 64):
         return False
+    if name in RESIDENT and row.get("block", 0) not in (0, 64):
+        return False
     if "layer" not in row:
         return True
     _, channels, outputs, window = KERNEL_LAYERS[row["layer"]]
     features = int(np.prod(window.kernel_shape)) * channels // window.group
     if block and channels // window.group % block:
         return False
+    if name in RESIDENT:
+        return resident_serves(name, window, channels, outputs)
     return name not in (*HOPPER, *VECTORS) or hopper_serves(name, window, features // 2, outputs)  # half may be kept
 
 
@@ -129,6 +145,44 @@ def run_case(options, seed, layer, dtype, name, *, compute, block=0, density=0.5
 
 def label(row):
     return "-".join(name_of(row[k]) if k == "dtype" else str(row[k]) for k in sorted(row))
+
+
+# so many tiles that each block makes several: with more K steps than a ring has stages, and with few
+RESIDENT_LAYERS = {
+    "3x3": ((28, 39), 64, 328, SAME),
+    "1x1": ((28, 39), 64, 584, Window.of((1, 1))),
+    "groups": ((28, 39), 128, 128, dataclasses.replace(SAME, group=2)),
+}
+RESIDENT_FACTORS = {
+    "kernel": list(RESIDENT),
+    "layer": list(RESIDENT_LAYERS),
+    "dtype": HALVES,
+    "activation": ["relu", "clip", "gelu", "leaky_relu"],
+    "residual": [False, True],
+}
+
+
+def fits(row):
+    """Whether W fits shared memory, as far as a row says."""
+    if "kernel" not in row or "layer" not in row:
+        return True
+    _, channels, outputs, window = RESIDENT_LAYERS[row["layer"]]
+    return resident_serves(row["kernel"], window, channels, outputs)
+
+
+@pytest.mark.parametrize("row", pairwise(RESIDENT_FACTORS, fits), ids=label)
+def test_weights_that_stay_in_shared_memory(options, row):
+    how = {name: row[name] for name in ("residual", "activation")} | {"alpha": -0.2, "beta": 0.5}
+    layer, compute = RESIDENT_LAYERS[row["layer"]], f"hopper_{row['kernel']}"
+    run_case(options, 34, layer, row["dtype"], "deft16", compute=compute, batch=8, **how)
+
+
+def test_half_of_a_filter_may_stay_where_all_does_not(options):
+    layer = ((28, 29), 128, 136, SAME)
+    how = {"compute": "hopper_resident_128x2", "activation": "clip", "alpha": -0.2, "beta": 0.5}
+    run_case(options, 35, layer, np.float16, "half", block=64, batch=8, **how)
+    with pytest.raises(Exception, match="no kernel 'fp16_hopper_resident_128x2'"):
+        run_case(options, 35, layer, np.float16, "half", **how)
 
 
 @pytest.mark.parametrize("row", pairwise(KERNEL_FACTORS, served), ids=label)
@@ -326,7 +380,13 @@ def binding_of(options, model, X, shape, **provider_options):
 
 @pytest.mark.parametrize(
     ("block", "kernel"),
-    [(0, "auto"), (8, "auto"), (32, "auto"), *((8, f"fp16_hopper_{name}") for name in VECTORS)],
+    [
+        (0, "auto"),
+        (8, "auto"),
+        (32, "auto"),
+        *((8, f"fp16_hopper_{name}") for name in VECTORS),
+        (0, "fp16_hopper_resident_128x2"),
+    ],
 )
 def test_graphs_and_repeats_give_the_same_bits(options, block, kernel):
     X, packed, bias, kept = conv_case(17, (28, 28), 64, 192, SAME, "half", np.float16, batch=8, block=block)
