@@ -16,6 +16,10 @@ constexpr void (*kFamilies[])(const ConvNode&, ConvKernels&) = {HopperConvKernel
 constexpr double kClose = 3;  // estimates within this factor of the least are measured
 constexpr size_t kMostMeasured = 12;
 constexpr int kRepeats = 3;
+// Launches timed together, of kernels that take less than kShort milliseconds: those that start before the
+// one ahead of them has ended show it between launches only.
+constexpr int kTogether = 4;
+constexpr float kShort = 0.1f;
 constexpr int64_t kMostPixels = std::numeric_limits<int32_t>::max() - 1024;
 
 void SetKnownSize(ConvNode& node, const std::vector<int64_t>& x) {
@@ -109,11 +113,17 @@ size_t CudaConv::Measure(ConvCall call, const std::vector<size_t>& candidates, s
   for (size_t i : candidates) {
     const Scratch scratch(scratch_, kernels_[i]->ScratchBytes(call.shape));
     call.scratch = scratch.data();
-    const auto launch = [&] { kernels_[i]->Launch(call); };
+    const auto milliseconds = [&](int count) {
+      const auto launch = [&] {
+        for (int launched = 0; launched < count; ++launched) kernels_[i]->Launch(call);
+      };
+      return node_.driver.Milliseconds(call.stream, launch) / count;
+    };
     try {
-      launch();
+      milliseconds(1);  // machine code is loaded
+      const int count = milliseconds(1) < kShort ? kTogether : 1;
       for (int repeat = 0; repeat < kRepeats; ++repeat) {
-        const float time = node_.driver.Milliseconds(call.stream, launch);
+        const float time = milliseconds(count);
         if (time < least) least = time, guess = i;
       }
     } catch (const cudnn::Error&) {
