@@ -365,6 +365,7 @@ KERNELS(bf16, __nv_bfloat16)
   CONV_KERNEL(conv_##type##_128x192, Element, 1, 2, 192, 4)                \
   CONV_KERNEL(conv_##type##_192x128, Element, 1, 3, 128, 4)                \
   CONV_KERNEL(conv_##type##_128x128_turns, Element, 1, 2, 128, 6, 1, true) \
+  CONV_KERNEL(conv_##type##_128x128, Element, 1, 2, 128, 6)                \
   CONV_KERNEL(conv_##type##_128x64_turns, Element, 1, 2, 64, 8, 1, true)   \
   CONV_KERNEL(conv_##type##_64x128, Element, 1, 1, 128, 8, 4)              \
   CONV_KERNEL(conv_##type##_64x64, Element, 2, 1, 64, 6, 8)

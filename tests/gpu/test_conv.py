@@ -43,7 +43,7 @@ LAYERS = {
 # tile, how two blocks share, into how many parts K is split
 HOPPER = (
     *("128x256", "128x256_rows", "128x256_columns", "128x192", "128x192_columns", "192x128", "192x128_rows"),
-    *("128x128_turns", "128x128_turns_rows", "128x128_turns_columns", "128x64_turns"),
+    *("128x128_turns", "128x128_turns_rows", "128x128_turns_columns", "128x128", "128x64_turns"),
     *("64x128", "64x128_split2", "64x128_split4", "64x64", "64x64_split2", "64x64_split4", "64x64_split8"),
 )
 # those that copy kept blocks of less than a K step by threads
