@@ -41,6 +41,7 @@ from deftonnx.rewrite.narrow import chains, narrow
 from deftonnx.rewrite.normalise import export_model, import_model, infer_shapes
 from deftonnx.rewrite.pack import decode, pack, pack_weights, round_activations
 from deftonnx.rewrite.packed_conv import encode
+from deftonnx.rewrite.pool_inside import pool_inside
 from deftonnx.rewrite.regions.assign import is_float
 from deftonnx.rewrite.regions.convert import join_casts
 from deftonnx.selection import excluded
@@ -137,6 +138,7 @@ def assemble(
         verify(expected, finish(graph, origin, {}), probe, rounding(settings))
         wide = _narrow(graph, origin, settings.io_types, batches)
         join_casts(graph)
+    pool_inside(graph)
     if formats and settings.format != FP8:
         fill_features(graph)
     if rounded := {choice.layer.name for choice in formats if choice.format == FP8}:

@@ -7,7 +7,7 @@ from gemm_model import ONNX_TYPE, activate
 from onnx import helper, numpy_helper
 
 from deftonnx.formats import pack_weight, unpack_weight
-from deftonnx.formats.conv_function import attach_conv_functions, conv_attributes, conv_node
+from deftonnx.formats.conv_function import EVERY_PIXEL, attach_conv_functions, conv_attributes, conv_node
 from deftonnx.formats.gemm_function import weight_tensors
 
 
@@ -34,7 +34,29 @@ def dense_rows(packed, window, channels, kept=None, block=0):
     return dense.reshape(packed.N, -1)
 
 
-def reference(X, packed, bias, window, *, kept=None, block=0, residual=None, activation="none", alpha=0.0, beta=0.0):
+def pooled(Y, pool):
+    """The maxima of squares of `pool` rows and columns of Y (batch, rows, columns, N)."""
+    if pool == EVERY_PIXEL:
+        return Y
+    rows, columns = (size // side for size, side in zip(Y.shape[1:3], pool, strict=True))
+    whole = Y[:, : rows * pool[0], : columns * pool[1]].reshape(len(Y), rows, pool[0], columns, pool[1], -1)
+    return whole.max(axis=(2, 4))
+
+
+def reference(
+    X,
+    packed,
+    bias,
+    window,
+    *,
+    kept=None,
+    block=0,
+    residual=None,
+    activation="none",
+    alpha=0.0,
+    beta=0.0,
+    pool=EVERY_PIXEL,
+):
     """Y (batch, *image, N) in float64 of the unpacked operands, one tap at a time."""
     axes, group = len(window.kernel_shape), window.group
     pads = [(window.pads[i], window.pads[axes + i]) for i in range(axes)]
@@ -52,7 +74,7 @@ def reference(X, packed, bias, window, *, kept=None, block=0, residual=None, act
     z = z.reshape(len(X), *image, packed.N) + bias
     if residual is not None:
         z = z + residual.astype(np.float64)
-    return activate(activation, z, alpha, beta)
+    return pooled(activate(activation, z, alpha, beta), pool)
 
 
 def conv_model(X, packed, bias, window, *, kept=None, residual=None, opset=17, batch=None, **attributes):
@@ -65,7 +87,10 @@ def conv_model(X, packed, bias, window, *, kept=None, residual=None, opset=17, b
         initializers.append(numpy_helper.from_array(np.array([] if kept is None else kept, np.int32), "kept"))
     first = batch or len(X)
     inputs = [helper.make_tensor_value_info("X", element_type, [first, *X.shape[1:]])]
-    shape = [first, *output_image(window, X.shape[1:-1]), packed.N]
+    image = output_image(window, X.shape[1:-1])
+    if "pool" in attributes:
+        image = [size // side for size, side in zip(image, attributes["pool"], strict=True)]
+    shape = [first, *image, packed.N]
     if residual is not None:
         names.append("residual")
         inputs.append(helper.make_tensor_value_info("residual", element_type, shape))

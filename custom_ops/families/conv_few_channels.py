@@ -21,9 +21,17 @@ def rows(architectures: list[int] | None, cache: Path, each: Callable[..., Any])
     codes = compile_cuda.compile_for(architectures or ARCHITECTURES, _SOURCE, cache, each)
     return [
         Row(
-            Image(f"{x_type}_few_channels", x_type, architecture, code, _SHARED_BYTES[architecture], _THREADS),
-            (element_type(x_type),),
+            Image(
+                f"{x_type}_few_channels{ending}",
+                f"{x_type}{ending}",
+                architecture,
+                code,
+                _SHARED_BYTES[architecture],
+                _THREADS,
+            ),
+            (element_type(x_type), str(bool(ending)).lower()),
         )
         for architecture, code in codes.items()
         for x_type in ("fp16", "bf16")
+        for ending in ("", "_pooled")
     ]

@@ -1,8 +1,8 @@
 // DeftConv without tensor cores: every type, group count, filter and kept block, in float32. A thread sums
-// one output channel at PIXELS neighbouring pixels, which share what it reads of W; neighbouring threads have
-// neighbouring channels.
+// one output channel at PIXELS neighbouring pixels, or those of a square of which Y has the maximum, which
+// share what it reads of W; neighbouring threads have neighbouring channels.
+#include "activate_all.cuh"
 #include "early_start.cuh"
-#include "epilogue.cuh"
 
 namespace {
 
@@ -16,12 +16,13 @@ struct DirectParameters {
   const float* bias;     // (N,)
   const int4* runs;      // (groups, runs): channel, row and column of the tap, channels
   const void* residual;  // (pixels, N) or null
-  void* y;               // (pixels, N)
-  long long pixels;
-  int N, outputs;  // outputs: N / groups
-  int run_count;   // of a group
+  void* y;               // (pixels, N), or (pixels / kPixels, N) of squares
+  long long pixels;      // square by square where these are pooled
+  int N, outputs;        // outputs: N / groups
+  int run_count;         // of a group
   int channels, in_rows, in_columns, out_rows, out_columns;
   int row_stride, column_stride, row_start, column_start, row_dilation, column_dilation;
+  int pool;  // rows and columns of a square: 1 or 2
   Epilogue epilogue;
 };
 
@@ -33,12 +34,16 @@ struct Corners {
 
 __device__ Corners corners(const DirectParameters& p, long long first) {
   Corners c;
+  const bool pooled = p.pool > 1;
+  const int rows = p.out_rows / p.pool, columns = p.out_columns / p.pool;
 #pragma unroll
   for (int i = 0; i < kPixels; ++i) {
-    const long long pixel = first + i, line = pixel / p.out_columns;
-    c.column[i] = static_cast<int>(pixel % p.out_columns) * p.column_stride + p.column_start;
-    c.row[i] = static_cast<int>(line % p.out_rows) * p.row_stride + p.row_start;
-    c.image[i] = pixel < p.pixels ? line / p.out_rows * p.in_rows : -1;
+    const long long place = pooled ? first / kPixels : first + i, line = place / columns;
+    const int column = static_cast<int>(place % columns) * p.pool + (pooled ? i % 2 : 0);
+    const int row = static_cast<int>(line % rows) * p.pool + (pooled ? i / 2 : 0);
+    c.column[i] = column * p.column_stride + p.column_start;
+    c.row[i] = row * p.row_stride + p.row_start;
+    c.image[i] = first + i < p.pixels ? line / rows * p.in_rows : -1;
   }
   return c;
 }
@@ -79,6 +84,15 @@ __device__ void convolve(const DirectParameters& p) {
     const int4 run = runs[r];
     add_run<Element>(p, c, run, weight, sums);
     weight += static_cast<long long>(run.w) * p.N;
+  }
+  if (p.pool > 1) {
+    float most = -__builtin_huge_valf();
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) {
+      most = max_or_nan(most, activate(p.epilogue, sums[i] * p.scale[n] + p.bias[n]));
+    }
+    store_float(p.y, static_cast<size_t>(first / kPixels) * p.N + n, p.epilogue.y_type, most);
+    return;
   }
 #pragma unroll
   for (int i = 0; i < kPixels; ++i) {

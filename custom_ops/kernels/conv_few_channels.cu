@@ -6,7 +6,7 @@
 // a tile is multiplied. The features of W are counted in words (`pairs`), zero where a word holds a value
 // that the filter leaves out. A warp multiplies 32 pixels, whose words it reads as mma's left operand; where
 // pixels begin at odd values, from two words each. W's features are ordered so that a thread's sums are 8
-// neighbours of a row, stored at once.
+// neighbours of a row, stored at once. POOLED: Y has the maxima of squares of 2 by 2 pixels, a thread's four.
 #include "activate_all.cuh"
 #include "early_start.cuh"
 #include "mma_operands.cuh"
@@ -26,7 +26,7 @@ struct Parameters {
   const int2* pairs;    // (8 * steps,): place in the patch, row << 16 | word; which halves of the word count
   const float2* lines;  // (64 * parts,): scale and bias
   const uint16_t* residual;  // (pixels, N) or null
-  uint16_t* y;               // (pixels, N)
+  uint16_t* y;               // (pixels, N), or of squares
   int steps, parts, N;
   int channels, in_rows, in_columns, out_rows, out_columns;
   int row_stride, column_stride, row_start, column_start;
@@ -85,6 +85,25 @@ __device__ void load_patch(const Parameters& p, int index, uint32_t* patch) {
         *to = high << 16 | low;
       }
     }
+  }
+}
+
+// A pixel in its tile.
+struct Place {
+  int row, column;
+};
+
+// A thread's pixel i: of the rows g, g + 8, g + 16 and g + 24 of its warp's left operand, of which it holds
+// the sums. `first`: the warp's first, and g.
+template <bool POOLED>
+__device__ Place place_of(const Parameters& p, int first, int i) {
+  const int mask = (1 << p.column_shift) - 1;
+  if constexpr (POOLED) {
+    const int square = first / kWarpPixels * 8 + first % 8;
+    return {2 * (square >> (p.column_shift - 1)) + i / 2, 2 * (square & (mask >> 1)) + i % 2};
+  } else {
+    const int pixel = first + 8 * i;
+    return {pixel >> p.column_shift, pixel & mask};
   }
 }
 
@@ -152,16 +171,16 @@ __device__ uint32_t pack<Bfloat16Operand>(float a, float b) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
-// Ends 8 neighbouring features of a pixel, of which `at` is the first in Y. lines: scale and bias of each
-// two. PLAIN: the curve is a clamp.
-template <class Operand, bool PLAIN>
+// Makes of the sums of 8 neighbouring features of a pixel, of which `at` is the first in the residual, if
+// there may be one, what Y has. lines: scale and bias of each two. PLAIN: the curve is a clamp.
+template <class Operand, bool PLAIN, bool RESIDUAL>
 __device__ void finish(const Parameters& p, float (&z)[8], const float4 (&lines)[4], size_t at) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     z[2 * i] = fmaf(z[2 * i], lines[i].x, lines[i].y);
     z[2 * i + 1] = fmaf(z[2 * i + 1], lines[i].z, lines[i].w);
   }
-  if (p.residual != nullptr) {
+  if (RESIDUAL && p.residual != nullptr) {
     const uint4 added = *reinterpret_cast<const uint4*>(p.residual + at);
     const uint32_t words[] = {added.x, added.y, added.z, added.w};
 #pragma unroll
@@ -176,13 +195,64 @@ __device__ void finish(const Parameters& p, float (&z)[8], const float4 (&lines)
   } else {
     activate_all(p.epilogue, z);
   }
+}
+
+template <class Operand>
+__device__ void store(const Parameters& p, const float (&z)[8], size_t at) {
   *reinterpret_cast<uint4*>(p.y + at) = {pack<Operand>(z[0], z[1]), pack<Operand>(z[2], z[3]),
                                          pack<Operand>(z[4], z[5]), pack<Operand>(z[6], z[7])};
 }
 
-// Ends a warp's 32 pixels, of which `first` is the lane's first in the tile. lines: scale and bias of the
-// block's features.
+// A pixel's sums of 8 neighbouring features, from product u on.
+__device__ void gather(const float (&sums)[2][kTiles][4], int i, int u, float (&z)[8]) {
+#pragma unroll
+  for (int t = 0; t < 4; ++t) {
+    z[2 * t] = sums[i / 2][u + t][i % 2 * 2];
+    z[2 * t + 1] = sums[i / 2][u + t][i % 2 * 2 + 1];
+  }
+}
+
+// Ends a thread's pixels of 8 features, which are those of Y from `feature` on.
 template <class Operand, bool PLAIN>
+__device__ void finish_pixels(const Parameters& p, const float (&sums)[2][kTiles][4], int u,
+                              const float4 (&lines)[4], const Tile& tile, int first, int feature) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const Place place = place_of<false>(p, first, i);
+    const int row = tile.row + place.row, column = tile.column + place.column;
+    if (row >= p.out_rows || column >= p.out_columns) continue;
+    const size_t at = (static_cast<size_t>(tile.image) * p.out_rows + row) * p.out_columns + column;
+    float z[8];
+    gather(sums, i, u, z);
+    finish<Operand, PLAIN, true>(p, z, lines, at * p.N + feature);
+    store<Operand>(p, z, at * p.N + feature);
+  }
+}
+
+// The same where the pixels are a square, of which Y has the maxima.
+template <class Operand, bool PLAIN>
+__device__ void finish_square(const Parameters& p, const float (&sums)[2][kTiles][4], int u,
+                              const float4 (&lines)[4], const Tile& tile, int first, int feature) {
+  float most[8];
+  gather(sums, 0, u, most);
+  finish<Operand, PLAIN, false>(p, most, lines, 0);
+#pragma unroll
+  for (int i = 1; i < 4; ++i) {
+    float z[8];
+    gather(sums, i, u, z);
+    finish<Operand, PLAIN, false>(p, z, lines, 0);
+#pragma unroll
+    for (int f = 0; f < 8; ++f) most[f] = max_or_nan(most[f], z[f]);
+  }
+  const Place place = place_of<true>(p, first, 0);
+  const int row = (tile.row + place.row) / 2, column = (tile.column + place.column) / 2;
+  const int rows = p.out_rows / 2, columns = p.out_columns / 2;
+  const size_t at = (static_cast<size_t>(tile.image) * rows + row) * columns + column;
+  if (row < rows && column < columns) store<Operand>(p, most, at * p.N + feature);
+}
+
+// Ends a warp's 32 pixels, `first` as for place_of. lines: scale and bias of the block's features.
+template <class Operand, bool PLAIN, bool POOLED>
 __device__ void finish_all(const Parameters& p, const float (&sums)[2][kTiles][4], const float4* lines,
                            const Tile& tile, int first, int feature) {
   const int q = threadIdx.x % 4;
@@ -192,25 +262,15 @@ __device__ void finish_all(const Parameters& p, const float (&sums)[2][kTiles][4
     if (feature + within >= p.N) continue;
     const float4* from = lines + within / 2;
     const float4 mine[4] = {from[0], from[1], from[2], from[3]};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int pixel = first + 8 * i;
-      const int row = tile.row + (pixel >> p.column_shift);
-      const int column = tile.column + (pixel & ((1 << p.column_shift) - 1));
-      if (row >= p.out_rows || column >= p.out_columns) continue;
-      const size_t at = (static_cast<size_t>(tile.image) * p.out_rows + row) * p.out_columns + column;
-      float z[8];
-#pragma unroll
-      for (int t = 0; t < 4; ++t) {
-        z[2 * t] = sums[i / 2][u + t][i % 2 * 2];
-        z[2 * t + 1] = sums[i / 2][u + t][i % 2 * 2 + 1];
-      }
-      finish<Operand, PLAIN>(p, z, mine, at * p.N + feature + within);
+    if constexpr (POOLED) {
+      finish_square<Operand, PLAIN>(p, sums, u, mine, tile, first, feature + within);
+    } else {
+      finish_pixels<Operand, PLAIN>(p, sums, u, mine, tile, first, feature + within);
     }
   }
 }
 
-template <class Operand>
+template <class Operand, bool POOLED>
 __device__ void convolve(const Parameters& p) {
   extern __shared__ uint4 shared[];
   uint4* weight = shared;  // (steps, kTiles / 2, 32)
@@ -227,10 +287,9 @@ __device__ void convolve(const Parameters& p) {
   Pixels pixels;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const int pixel = first + 8 * i;
-    const int row = pixel >> p.column_shift, column = pixel & ((1 << p.column_shift) - 1);
-    const int value = column * p.column_stride * p.channels;
-    pixels.word[i] = row * p.row_stride * p.pitch + value / 2;
+    const Place place = place_of<POOLED>(p, first, i);
+    const int value = place.column * p.column_stride * p.channels;
+    pixels.word[i] = place.row * p.row_stride * p.pitch + value / 2;
     pixels.bits[i] = value % 2 * 16;
   }
   const bool plain = p.epilogue.curve == 0 && !p.epilogue.gated;
@@ -255,10 +314,11 @@ __device__ void convolve(const Parameters& p) {
     }
     __syncthreads();  // the patch may be filled again
     const auto* both = reinterpret_cast<const float4*>(lines);
+    const Tile tile = tile_at(p, index);
     if (plain) {
-      finish_all<Operand, true>(p, sums, both, tile_at(p, index), first, part * kFeatures);
+      finish_all<Operand, true, POOLED>(p, sums, both, tile, first, part * kFeatures);
     } else {
-      finish_all<Operand, false>(p, sums, both, tile_at(p, index), first, part * kFeatures);
+      finish_all<Operand, false, POOLED>(p, sums, both, tile, first, part * kFeatures);
     }
   }
 }
@@ -266,8 +326,14 @@ __device__ void convolve(const Parameters& p) {
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads, 2) fp16(const __grid_constant__ Parameters p) {
-  convolve<HalfOperand>(p);
+  convolve<HalfOperand, false>(p);
 }
 extern "C" __global__ void __launch_bounds__(kThreads, 2) bf16(const __grid_constant__ Parameters p) {
-  convolve<Bfloat16Operand>(p);
+  convolve<Bfloat16Operand, false>(p);
+}
+extern "C" __global__ void __launch_bounds__(kThreads, 2) fp16_pooled(const __grid_constant__ Parameters p) {
+  convolve<HalfOperand, true>(p);
+}
+extern "C" __global__ void __launch_bounds__(kThreads, 2) bf16_pooled(const __grid_constant__ Parameters p) {
+  convolve<Bfloat16Operand, true>(p);
 }

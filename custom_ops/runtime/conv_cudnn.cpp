@@ -165,7 +165,8 @@ class OfflineCudnnConv : public ConvKernel {
 
 void CudnnConvKernels(const ConvNode& node, ConvKernels& kernels) {
   const ConvSpec& spec = node.spec;
-  if (spec.block != 0 || spec.x_type == ElementType::kFloat || spec.y_type != spec.x_type) return;
+  if (spec.pool != 1 || spec.block != 0 || spec.x_type == ElementType::kFloat || spec.y_type != spec.x_type)
+    return;
   if (!node.Admits("cudnn") || !cudnn::Knows(spec.activation)) return;
   std::vector<ConvKernel*> others;
   for (const auto& kernel : kernels) others.push_back(kernel.get());

@@ -99,7 +99,8 @@ class DepthwiseConv : public ConvKernel {
 };
 
 bool Serves(const ConvSpec& spec) {
-  if (spec.x_type == ElementType::kFloat || spec.y_type != spec.x_type || spec.block != 0) return false;
+  if (spec.x_type == ElementType::kFloat || spec.y_type != spec.x_type) return false;
+  if (spec.block != 0 || spec.pool != 1) return false;
   return spec.group == spec.channels && spec.N == spec.channels && spec.N % kVector == 0;
 }
 

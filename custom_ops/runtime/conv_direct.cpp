@@ -23,6 +23,7 @@ struct DirectParameters {
   int64_t pixels;
   int32_t N, outputs, run_count, channels, in_rows, in_columns, out_rows, out_columns;
   int32_t row_stride, column_stride, row_start, column_start, row_dilation, column_dilation;
+  int32_t pool;
   EpilogueArguments epilogue;
 };
 
@@ -76,6 +77,10 @@ class DirectConv : public ConvKernel {
   void Launch(const ConvCall& call) override {
     const ConvSpec& s = node_.spec;
     const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
+    // a thread's pixels are neighbours, or a square that is pooled: rows and columns left over have none
+    const int64_t squares =
+        call.shape.batch * (call.shape.out_rows / s.pool) * (call.shape.out_columns / s.pool);
+    const int64_t pixels = squares * s.pool * s.pool;
     const DirectParameters parameters{call.x,
                                       operands_.weight.data(),
                                       node_.packed_scale,
@@ -83,7 +88,7 @@ class DirectConv : public ConvKernel {
                                       operands_.runs.data(),
                                       call.residual,
                                       call.y,
-                                      call.shape.Pixels(),
+                                      pixels,
                                       narrow(s.N),
                                       narrow(s.GroupOutputs()),
                                       narrow(operands_.run_count),
@@ -98,8 +103,9 @@ class DirectConv : public ConvKernel {
                                       narrow(-s.columns.pad_begin),
                                       narrow(s.rows.dilation),
                                       narrow(s.columns.dilation),
+                                      narrow(s.pool),
                                       EpilogueArguments(s)};
-    const int64_t items = (call.shape.Pixels() + kPixels - 1) / kPixels * s.N;
+    const int64_t items = (pixels + kPixels - 1) / kPixels * s.N;
     const int64_t blocks = (items + row_.image.threads - 1) / row_.image.threads;
     if (blocks > kMostBlocks) Refuse(s, "Y is too large");
     void* arguments[] = {const_cast<DirectParameters*>(&parameters)};

@@ -141,7 +141,7 @@ Cut CutOf(const ConvSpec& spec, const ConvShape& shape, int64_t column_shift) {
 Cut BestCut(const ConvSpec& spec, const ConvShape& shape, int64_t most_patch_bytes) {
   Cut best;
   int64_t least = std::numeric_limits<int64_t>::max();
-  for (int64_t shift = 1; int64_t{1} << shift <= kTilePixels; ++shift) {
+  for (int64_t shift = 1; spec.pool << shift <= kTilePixels; ++shift) {
     const Cut cut = CutOf(spec, shape, shift);
     // a tile costs what it computes, and what it loads
     const int64_t cost = cut.Tiles() * (kTilePixels * 16 + cut.patch_rows * cut.pitch);
@@ -170,7 +170,8 @@ class FewChannelsConv : public ConvKernel {
     const int64_t together = BlocksPerMultiprocessor(cut);
     const int64_t rounds = CeilDivide(tiles, node_.multiprocessors * together);
     const double tile = kTileNs + kProductNs * together * operands_.steps * kTiles;
-    const double bytes = 2.0 * shape.Pixels() * node_.spec.N * (node_.spec.has_residual ? 2 : 1);
+    const double bytes = 2.0 * shape.Pixels() * node_.spec.N * (node_.spec.has_residual ? 2 : 1) /
+                         (node_.spec.pool * node_.spec.pool);
     return 4000 + std::max(rounds * tile, bytes / kBytes);
   }
 
@@ -246,6 +247,7 @@ void FewChannelsConvKernels(const ConvNode& node, ConvKernels& kernels) {
   const int architecture = kConvFewChannelsImages.ArchitectureFor(node.capability);
   for (const ConvFewChannelsImage& row : kConvFewChannelsImages) {
     if (row.image.architecture != architecture || row.x_type != node.spec.x_type) continue;
+    if (row.pooled != (node.spec.pool > 1)) continue;
     if (node.Admits(row.image.name)) kernels.push_back(std::make_unique<FewChannelsConv>(node, row));
   }
 }

@@ -10,6 +10,7 @@ namespace deftonnx {
 struct ConvFewChannelsImage {
   KernelImage image;
   ElementType x_type;
+  bool pooled;  // whether Y has the maxima of squares of pixels
 };
 
 extern const ImageTable<ConvFewChannelsImage> kConvFewChannelsImages;

@@ -131,7 +131,7 @@ std::unique_ptr<ConvNode> TakenTogether(const ConvNode& node) {
 }
 
 bool Serves(const ConvSpec& spec) {
-  if (spec.x_type == ElementType::kFloat || spec.y_type != spec.x_type) return false;
+  if (spec.x_type == ElementType::kFloat || spec.y_type != spec.x_type || spec.pool != 1) return false;
   if (spec.channels % kVector != 0 || spec.N % kVector != 0) return false;
   if (spec.group > 1 && Together(spec) == 0) return false;
   if (spec.block != 0 && CopyChannels(spec) < kVector) return false;

@@ -36,6 +36,7 @@ int64_t Stages(const ConvSpec& spec, const ConvResidentImage& row) {
 
 bool Serves(const ConvSpec& spec) {
   if (spec.x_type == ElementType::kFloat || spec.y_type != spec.x_type || spec.N % kVector != 0) return false;
+  if (spec.pool != 1) return false;
   if (spec.GroupChannels() % kStep != 0 || spec.block % kStep != 0 || spec.K > kMostSteps * kStep)
     return false;
   return MapTakes(spec.rows) && MapTakes(spec.columns);

@@ -20,6 +20,15 @@ void CheckFeatures(const ConvSpec& spec) {
   if (spec.block > 0 && spec.K > features) Refuse(spec, "K is more than the features there are");
 }
 
+int64_t ReadPool(const AttributeReader& reader, const ConvSpec& spec) {
+  const std::vector<int64_t> pool = reader.OptionalIntegers("pool");
+  if (pool.empty() || pool == std::vector<int64_t>{1, 1}) return 1;
+  if (pool != std::vector<int64_t>{2, 2} || spec.image_axes != 2) {
+    Refuse(spec, "pool = " + ShapeText(pool) + ", but images of two axes alone are pooled, by (2, 2)");
+  }
+  return 2;
+}
+
 }  // namespace
 
 ConvSpec ReadConvAttributes(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType weight,
@@ -36,6 +45,7 @@ ConvSpec ReadConvAttributes(const Ort& ort, const OrtKernelInfo* info, ElementTy
   spec.group = reader.Size("group");
   const Window window = ReadWindow(reader, spec);
   spec.image_axes = window.image_axes, spec.rows = window.rows, spec.columns = window.columns;
+  spec.pool = ReadPool(reader, spec);
   CheckFeatures(spec);
   return spec;
 }
@@ -43,6 +53,7 @@ ConvSpec ReadConvAttributes(const Ort& ort, const OrtKernelInfo* info, ElementTy
 ConvSpec ReadConvSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y) {
   ConvSpec spec = ReadConvAttributes(ort, info, x, WeightType(ort, info), y);
   NodeReader(ort, info, spec).CheckConstants(spec.group * spec.KeptBlocks());
+  if (spec.pool != 1 && spec.has_residual) Refuse(spec, "a residual cannot be pooled");
   return spec;
 }
 
@@ -78,7 +89,7 @@ std::string TimingKey(const ConvSpec& spec, const ConvShape& shape) {
   for (int64_t value : {static_cast<int64_t>(spec.x_type), static_cast<int64_t>(spec.y_type), spec.channels,
                         spec.K, spec.N, spec.group, spec.block, shape.batch, shape.in_rows, shape.in_columns,
                         static_cast<int64_t>(spec.has_residual), static_cast<int64_t>(a.gated),
-                        static_cast<int64_t>(a.curve)}) {
+                        static_cast<int64_t>(a.curve), spec.pool}) {
     key << value << ' ';
   }
   for (const Axis* axis : {&spec.rows, &spec.columns}) {
@@ -94,8 +105,9 @@ std::string TimingKey(const ConvSpec& spec, const ConvShape& shape) {
 ConvShape ShapeOf(const ConvSpec& spec, int64_t batch, int64_t in_rows, int64_t in_columns) {
   const ConvShape shape{batch, in_rows, in_columns, spec.rows.OutputSize(in_rows),
                         spec.columns.OutputSize(in_columns)};
-  if (shape.out_rows < 1 || shape.out_columns < 1) {
-    Refuse(spec, "images of " + ShapeText({in_rows, in_columns}) + " are smaller than the filter");
+  if (shape.out_rows < spec.pool || shape.out_columns < spec.pool) {
+    Refuse(spec, "images of " + ShapeText({in_rows, in_columns}) + " are smaller than the filter" +
+                     (spec.pool > 1 ? ", pooled" : ""));
   }
   return shape;
 }
@@ -111,8 +123,8 @@ ConvInputs ReadInputs(const ConvSpec& spec, const Ort& ort, const OrtKernelConte
   const ConvShape shape = ShapeOf(spec, x.shape[0], flat ? 1 : x.shape[1], flat ? x.shape[1] : x.shape[2]);
   ConvInputs inputs{shape, x.data, nullptr, {}};
   inputs.y_shape = {shape.batch};
-  if (!flat) inputs.y_shape.push_back(shape.out_rows);
-  inputs.y_shape.insert(inputs.y_shape.end(), {shape.out_columns, spec.N});
+  if (!flat) inputs.y_shape.push_back(shape.out_rows / spec.pool);
+  inputs.y_shape.insert(inputs.y_shape.end(), {shape.out_columns / spec.pool, spec.N});
   if (!spec.has_residual) return inputs;
   const Tensor residual = ort.Input(context, kInputResidual);
   if (residual.shape != inputs.y_shape) {

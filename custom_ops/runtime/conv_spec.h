@@ -14,6 +14,7 @@ struct ConvSpec : PackedNode {
   int64_t group;
   int64_t image_axes;  // of X: 1 or 2
   Axis rows, columns;
+  int64_t pool;  // Y has the maxima of squares of so many rows and columns of pixels: 1 or 2
 
   int64_t GroupChannels() const { return channels / group; }
   int64_t GroupOutputs() const { return N / group; }
@@ -41,7 +42,7 @@ struct FilterRun {
 // One run for each kept block, or for each tap if all are kept; `kept` may be null then.
 std::vector<FilterRun> FilterRuns(const ConvSpec& spec, const int32_t* kept, int64_t group);
 
-// One run's images. A pixel is one (batch, row, column) of Y.
+// One run's images. A pixel is one (batch, row, column) of Y, before it is pooled.
 struct ConvShape {
   int64_t batch, in_rows, in_columns, out_rows, out_columns;
 

@@ -1,6 +1,8 @@
 #include "cpu_conv.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "cpu_elements.h"
 
@@ -41,8 +43,38 @@ void CpuConv::ReadWindow(const ConvInputs& inputs, int64_t group, int64_t pixel,
 void CpuConv::Compute(const Ort& ort, OrtKernelContext* context) const {
   const ConvInputs inputs = ReadInputs(spec_, ort, context);
   void* y = ort.Output(context, 0, inputs.y_shape);
+  if (spec_.pool > 1) {
+    std::vector<char> pixels(inputs.shape.Pixels() * spec_.N * ElementBytes(spec_.y_type));
+    Convolve(ort, context, inputs, pixels.data());
+    Pool(ort, context, inputs.shape, pixels.data(), y);
+  } else {
+    Convolve(ort, context, inputs, y);
+  }
+}
+
+void CpuConv::Convolve(const Ort& ort, OrtKernelContext* context, const ConvInputs& inputs, void* y) const {
   const auto read = [&](int64_t group, int64_t pixel, float* row) { ReadWindow(inputs, group, pixel, row); };
   packed_.Multiply(ort, context, inputs.shape.Pixels(), read, inputs.residual, y);
+}
+
+void CpuConv::Pool(const Ort& ort, OrtKernelContext* context, const ConvShape& shape, const void* pixels,
+                   void* y) const {
+  const int64_t N = spec_.N, pool = spec_.pool;
+  const int64_t rows = shape.out_rows / pool, columns = shape.out_columns / pool;
+  InParallel(ort, context, shape.batch * rows, [&](size_t line) {
+    const int64_t image = line / rows, top = line % rows * pool;
+    for (int64_t i = 0; i < columns * N; ++i) {
+      const int64_t column = i / N * pool, n = i % N;
+      float most = -std::numeric_limits<float>::infinity();
+      for (int64_t tap = 0; tap < pool * pool; ++tap) {
+        const int64_t row = image * shape.out_rows + top + tap / pool;
+        const float z =
+            LoadFloat(pixels, spec_.y_type, (row * shape.out_columns + column + tap % pool) * N + n);
+        most = most < z || std::isnan(z) ? z : most;
+      }
+      StoreFloat(y, spec_.y_type, static_cast<int64_t>(line) * columns * N + i, most);
+    }
+  });
 }
 
 }  // namespace deftonnx

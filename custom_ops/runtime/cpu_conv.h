@@ -16,6 +16,9 @@ class CpuConv {
 
  private:
   void ReadWindow(const ConvInputs& inputs, int64_t group, int64_t pixel, float* row) const;
+  void Convolve(const Ort& ort, OrtKernelContext* context, const ConvInputs& inputs, void* y) const;
+  void Pool(const Ort& ort, OrtKernelContext* context, const ConvShape& shape, const void* pixels,
+            void* y) const;
 
   ConvSpec spec_;
   CpuPacked packed_;

@@ -38,6 +38,14 @@ std::vector<int64_t> AttributeReader::Integers(const char* name) const {
   return Attribute(name, [&](const char* n) { return ort_.AttributeInts(info_, n); });
 }
 
+std::vector<int64_t> AttributeReader::OptionalIntegers(const char* name) const {
+  try {
+    return ort_.AttributeInts(info_, name);
+  } catch (const OrtError&) {
+    return {};
+  }
+}
+
 float AttributeReader::Real(const char* name) const {
   return Attribute(name, [&](const char* n) { return ort_.AttributeFloat(info_, n); });
 }

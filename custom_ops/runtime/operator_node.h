@@ -27,6 +27,7 @@ class AttributeReader {
 
   int64_t Integer(const char* name) const;
   std::vector<int64_t> Integers(const char* name) const;
+  std::vector<int64_t> OptionalIntegers(const char* name) const;  // empty if there is none
   float Real(const char* name) const;
   std::string Text(const char* name) const;
   int64_t Size(const char* name) const;  // an integer from 1 to nearly 2^31

@@ -1,6 +1,6 @@
 """``ai.deftonnx::DeftConv`` and its ONNX function body, the operator in standard operators:
 
-    Y = activation(conv(X, value(W) * scale) + bias + residual), channels last
+    Y = pool(activation(conv(X, value(W) * scale) + bias + residual)), channels last
 
 Inputs
     X: (batch, *image, channels) float32, float16 or bfloat16; the image has one or two axes.
@@ -19,6 +19,8 @@ Attributes
     kernel_shape, strides, pads, dilations, group: as of Conv.
     block: channels of a kept block, a power of two that divides channels / group; 0 when all are kept.
     activation, with alpha and beta: see activation.py. output_type: TensorProto element type.
+    pool: [2, 2] where Y has the maxima of squares of 2 x 2 pixels, side by side, without a last row or column that is
+        left over: for images of two axes, without a residual. [1, 1], or left off: Y has every pixel.
     compute: "auto", the name of the one CUDA kernel to use, or what the names of several begin with.
 """
 
@@ -36,6 +38,7 @@ from deftonnx.formats.fp8 import FP8
 from deftonnx.formats.operator_function import (
     DOMAIN,
     activation_nodes,
+    all_nodes,
     attach_functions,
     decode_nodes,
     integer_attribute,
@@ -52,11 +55,13 @@ from deftonnx.formats.packed import LAYOUT_VERSION, FormatError, PackedWeight
 
 OPERATOR = "DeftConv"
 IMAGE_AXES = (1, 2)
+EVERY_PIXEL, SQUARES = (1, 1), (2, 2)
+"""What `pool` may be."""
 _INPUTS = ("X", "W", "scale", "bias", "kept", "residual")
 _WINDOW = {"kernel_shape": "INTS", "strides": "INTS", "pads": "INTS", "dilations": "INTS", "group": "INT"}
 _ATTRIBUTES = (
     *("format", "exponent_bits", "layout", "channels", "K", "N", *_WINDOW),
-    *("block", "activation", "alpha", "beta", "output_type", "compute"),
+    *("block", "activation", "alpha", "beta", "pool", "output_type", "compute"),
 )
 
 
@@ -97,15 +102,21 @@ def conv_attributes(
     beta: float = 0.0,
     output_type: int = TensorProto.FLOAT,
     compute: str = "auto",
+    pool: Sequence[int] = EVERY_PIXEL,
 ) -> dict[str, Any]:
     """Return the attributes of a DeftConv node over `packed`, for X of that many channels.
 
-    Raises FormatError for an image of other than one or two axes, and for format fp8.
+    Raises FormatError for an image of other than one or two axes, for one axis that is pooled, and for format fp8.
     """
     if packed.format == FP8:
         raise FormatError("DeftConv has no format fp8: its activations are not rounded")
     if len(window.kernel_shape) not in IMAGE_AXES:
         raise FormatError(f"DeftConv takes images of one or two axes, not {len(window.kernel_shape)}")
+    pooled = tuple(pool) != EVERY_PIXEL
+    if pooled and (tuple(pool) != SQUARES or len(window.kernel_shape) != 2):
+        raise FormatError(
+            f"DeftConv pools images of two axes by [2, 2], not {len(window.kernel_shape)} by {list(pool)}"
+        )
     return {
         "format": packed.format,
         "layout": LAYOUT_VERSION,
@@ -123,6 +134,7 @@ def conv_attributes(
         "beta": beta,
         "output_type": output_type,
         "compute": compute,
+        **({"pool": list(pool)} if pooled else {}),
     }
 
 
@@ -141,6 +153,11 @@ def attach_conv_functions(model: onnx.ModelProto) -> onnx.ModelProto:
 
     To be called last. Raises FormatError for an opset under 13 and an unknown format or activation.
     """
+    nodes = [node for node in all_nodes(model.graph) if is_conv(node.domain, node.op_type)]
+    if any(map(_may_pool, nodes)):
+        for node in nodes:  # so that they share a body, which takes less to enter than two
+            if not _may_pool(node) and _image_axes(node) == len(EVERY_PIXEL):
+                node.attribute.append(helper.make_attribute("pool", EVERY_PIXEL))
     return attach_functions(model, OPERATOR, _function)
 
 
@@ -171,9 +188,26 @@ def _function(node: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
         helper.make_node("Transpose", ["convolved"], ["biased"], perm=channels_last),
         *residual_nodes("biased", present=len(node.input) == len(_INPUTS)),
         *activation_nodes(string_attribute(node, "activation")),
-        output_cast(),
+        *(_pool() if _may_pool(node) else []),
+        output_cast("pooled" if _may_pool(node) else "A"),
     ]
     return make_function(OPERATOR, _INPUTS[: len(node.input)], nodes, _ATTRIBUTES, opset)
+
+
+def _may_pool(node: onnx.NodeProto) -> bool:
+    return any(attribute.name == "pool" for attribute in node.attribute)
+
+
+def _pool() -> Nodes:
+    """From `A` to `pooled`, channels last, with the calling node's attribute `pool`."""
+    maxima = helper.make_node("MaxPool", ["active_first"], ["pooled_first"])
+    for name in ("kernel_shape", "strides"):
+        maxima.attribute.append(onnx.AttributeProto(name=name, ref_attr_name="pool", type=onnx.AttributeProto.INTS))
+    return [
+        helper.make_node("Transpose", ["A"], ["active_first"], perm=[0, 3, 1, 2]),
+        maxima,
+        helper.make_node("Transpose", ["pooled_first"], ["pooled"], perm=[0, 2, 3, 1]),
+    ]
 
 
 def _scaled_rows() -> Nodes:

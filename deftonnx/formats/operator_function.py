@@ -47,7 +47,7 @@ def attach_functions(
     others = [f for f in model.functions if not is_operator(f.domain, f.name, operator)]
     del model.functions[:]
     model.functions.extend(others)
-    nodes = [n for n in _all_nodes(model.graph) if is_operator(n.domain, n.op_type, operator)]
+    nodes = [n for n in all_nodes(model.graph) if is_operator(n.domain, n.op_type, operator)]
     if not nodes:
         return model
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
@@ -126,9 +126,9 @@ def residual_nodes(source: str, *, present: bool) -> Nodes:
     ]
 
 
-def output_cast() -> onnx.NodeProto:
-    """From `A` to `Y`, whose type is the calling node's attribute `output_type`."""
-    node = helper.make_node("Cast", ["A"], ["Y"])
+def output_cast(source: str = "A") -> onnx.NodeProto:
+    """From `source` to `Y`, whose type is the calling node's attribute `output_type`."""
+    node = helper.make_node("Cast", [source], ["Y"])
     node.attribute.append(onnx.AttributeProto(name="to", ref_attr_name="output_type", type=onnx.AttributeProto.INT))
     return node
 
@@ -165,11 +165,11 @@ def string_attribute(node: onnx.NodeProto, name: str) -> str:
     raise FormatError(f"node {node.name!r} ({node.op_type}) lacks the attribute {name!r}")
 
 
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """The nodes of `graph` and of its subgraphs."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
             subgraphs = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
             for subgraph in subgraphs:
-                yield from _all_nodes(subgraph)
+                yield from all_nodes(subgraph)

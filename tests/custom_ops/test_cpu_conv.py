@@ -11,7 +11,7 @@ from refusals import refusal, with_attribute
 
 from deftonnx.formats import FORMAT_NAMES
 from deftonnx.formats.activation import ACTIVATIONS
-from deftonnx.formats.conv_function import Window
+from deftonnx.formats.conv_function import SQUARES, Window
 
 TOLERANCE = {np.float32: 1e-6, np.float16: 5e-4, ml_dtypes.bfloat16: 4e-3}
 SAME = Window.of((3, 3), pads=(1, 1, 1, 1))
@@ -52,6 +52,15 @@ def test_epilogue(options, activation):
     epilogue = {"activation": activation, "alpha": 0.2, "beta": 0.5, "residual": residual}
     Y = run_gemm(conv_model(X, packed, bias, SAME, **epilogue), X, residual, options)
     check(Y, reference(X, packed, bias, SAME, **epilogue))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+def test_pooled(options, dtype):
+    window = Window.of((3, 2), pads=(1, 1, 0, 0))
+    X, packed, bias, _ = conv_case(14, (8, 11), 6, 5, window, "deft16", dtype)
+    how = {"activation": "relu", "pool": SQUARES}
+    Y = run_gemm(conv_model(X, packed, bias, window, **how), X, options=options)
+    check(Y, reference(X, packed, bias, window, **how), dtype)
 
 
 @pytest.mark.parametrize("group", [1, 2])
@@ -95,6 +104,8 @@ def test_threads_do_not_change_a_bit(library):
         ("channels", 0, "channels = 0 is out of range"),
         ("block", 16, "does not divide K and the channels of a group"),
         ("block", 8, "input kept is missing"),
+        ("pool", [3, 3], "pool = (3, 3), but images of two axes alone are pooled, by (2, 2)"),
+        ("pool", [2], "pool = (2)"),
         ("activation", "softmax", "unknown activation"),
         ("output_type", 10, "output_type"),
     ],

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deftonnx.formats import FORMAT_NAMES, FormatError, pack_weight
 from deftonnx.formats.activation import ACTIVATIONS
-from deftonnx.formats.conv_function import Window, conv_attributes
+from deftonnx.formats.conv_function import SQUARES, Window, conv_attributes
 
 TOLERANCE = {np.float32: 1e-6, np.float16: 5e-4, ml_dtypes.bfloat16: 4e-3}
 WINDOWS = {
@@ -52,6 +52,25 @@ def test_epilogue(activation, dtype):
     epilogue = {"activation": activation, "alpha": 0.2, "beta": 0.5, "residual": residual}
     Y = run_gemm(conv_model(X, packed, bias, window, **epilogue), X, residual)
     check(Y, reference(X, packed, bias, window, **epilogue), dtype)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+def test_pooled(activation):
+    layer = ((8, 11), 6, 5, Window.of((3, 2), pads=(1, 1, 0, 0)))
+    X, packed, bias, _ = conv_case(12, *layer, "half", np.float16)
+    how = {"activation": activation, "pool": SQUARES}
+    check(
+        run_gemm(conv_model(X, packed, bias, layer[-1], **how), X),
+        reference(X, packed, bias, layer[-1], **how),
+        np.float16,
+    )
+
+
+@pytest.mark.parametrize(("window", "pool"), [(Window.of((3,)), SQUARES), (Window.of((3, 3)), (3, 3))])
+def test_what_cannot_be_pooled(window, pool):
+    packed = pack_weight(np.ones((8 * 3 ** len(window.kernel_shape), 4), np.float32), "half")
+    with pytest.raises(FormatError, match="pools images of two axes"):
+        conv_attributes(packed, window, 8, pool=pool)
 
 
 @pytest.mark.parametrize("residual", [False, True])

@@ -14,7 +14,7 @@ from gemm_model import DTYPES, ort_value, run_gemm, to_array
 
 from deftonnx.formats import FORMAT_NAMES
 from deftonnx.formats.activation import ACTIVATIONS
-from deftonnx.formats.conv_function import Window, attach_conv_functions
+from deftonnx.formats.conv_function import SQUARES, Window, attach_conv_functions
 
 TOLERANCE = {np.float32: 1e-5, np.float16: 5e-4, ml_dtypes.bfloat16: 4e-3}
 CUDA = ("CUDAExecutionProvider",)
@@ -268,6 +268,33 @@ def test_few_channels(options, layer, dtype, block):
         )
         Y = run_gemm(model, X, epilogue.get("residual"), options, CUDA)
         check(Y, reference(X, packed, bias, window, kept=kept, block=block, **epilogue), dtype)
+
+
+@pytest.mark.parametrize("layer", [name for name in FEW_CHANNELS if name != "1d"])
+@pytest.mark.parametrize("dtype", HALVES, ids=name_of)
+@pytest.mark.parametrize("kernel", ["few_channels", "direct"])
+def test_pooled(options, layer, dtype, kernel):
+    *shape, window = FEW_CHANNELS[layer]
+    X, packed, bias, _ = conv_case(25, *shape, window, "deft16", dtype, batch=3)
+    X[1, 2, 3] = np.nan
+    for activation in ("relu", "gelu"):
+        how = {"activation": activation, "pool": SQUARES}
+        Y = run_gemm(
+            conv_model(X, packed, bias, window, compute=f"{prefix(dtype)}_{kernel}", **how), X, None, options, CUDA
+        )
+        want = reference(X, packed, bias, window, **how)
+        numbers = ~np.isnan(want)
+        assert np.array_equal(~np.isnan(Y), numbers)
+        check(Y[numbers], want[numbers], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("layer", ["odd", "first", "groups", "depthwise"])
+def test_pooled_by_what_serves_it(options, layer, dtype):
+    *shape, window = LAYERS[layer]
+    X, packed, bias, _ = conv_case(26, *shape, window, "half" if dtype == np.float16 else "deft16", dtype)
+    Y = run_gemm(conv_model(X, packed, bias, window, pool=SQUARES), X, None, options, CUDA)
+    check(Y, reference(X, packed, bias, window, pool=SQUARES), dtype)
 
 
 # the kernel's name, channels (and groups), window without its groups

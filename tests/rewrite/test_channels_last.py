@@ -392,7 +392,8 @@ def test_packed_weights_behind_a_region(format_name):
     feed = feed_for(proto, N=3)
     options = {"preset": "dense16", "format": format_name, "decide_by": "nothing"}
     result = deftonnx.optimize(proto, calib_data=feed, measure=False, **options)
-    assert count(result.model, "DeftConv") == count(result.model, "DeftPool") == count(result.model, "DeftGemm") == 2
+    assert count(result.model, "DeftConv") == count(result.model, "DeftGemm") == 2
+    assert count(result.model, "DeftPool") == 1  # the other one is inside the convolution of few channels
     assert count(result.model, "Transpose") == (format_name == "deft16q")  # two features a code are not permuted
     assert count(result.model, "Slice") == (format_name == "deft16q")
     assert count(result.model, "Cast") == 1  # the last product writes float32
