@@ -16,7 +16,7 @@
 //
 // Requires K and the row length of X to be multiples of 8, rows of W of multiples of 16 bytes, kept blocks of
 // 8 features or more; and the ring's stages to be a multiple of k_warps and of kLoaders, so that each slot is
-// always the same warps'.
+// always the same warps', or, where k_warps is 1 and stages are left in their order, kLoaders or more.
 #include <cstdint>
 
 #include "activate_all.cuh"
@@ -52,6 +52,7 @@ struct Problem {
   int cluster;           // blocks that share K: a power of two
   int constants_offset;  // of scale and bias in shared memory, and a barrier, behind the ring
   int parts_offset;      // of the sums: the ring's place, or behind the constants if other blocks send some
+  int turns;             // whether blocks begin with different steps
 };
 
 // Where in the ring of stages a warp is.
@@ -76,7 +77,8 @@ struct Kernel {
 
   const Problem& p;
   unsigned char* memory;
-  int rank, first_row, steps;
+  int rank, log_cluster, first_row, steps;
+  int turn;  // the step that comes first: were it the same one, all blocks would wait for the same lines of X
 
   __device__ int rows() const { return kWarpRows * p.row_warps; }
   __device__ unsigned char* w_stage(int s) const { return memory + s * rows() * 128; }
@@ -92,7 +94,11 @@ struct Kernel {
   __device__ float* bias() const { return scale() + rows(); }
   // full when the cluster's sums have come
   __device__ uint32_t parts_full() const { return ptx::shared_address(bias() + rows()); }
-  __device__ int first_k(int step) const { return (step * p.cluster + rank) * kStep; }
+  // Of the step that is `step`-th in turn.
+  __device__ int first_k(int step) const {
+    const int place = step + turn < steps ? step + turn : step + turn - steps;
+    return (place * p.cluster + rank) * kStep;
+  }
   // pieces that are read together lie in different banks
   static __device__ int x_slot(int row, int piece) {
     return piece ^ (CODE_BYTES == 1 ? row & 1 : (row & 1) << 2);
@@ -226,10 +232,10 @@ struct Kernel {
   // the cluster in turn. Each unit gets a part, (32, kRowsAtOnce), from every source: k_warp of a block.
   __device__ int sources() const { return p.cluster * p.k_warps; }
   __device__ int units() const { return p.row_warps * ((p.M + kRowsAtOnce - 1) / kRowsAtOnce); }
-  __device__ int own_units() const { return (units() - rank + p.cluster - 1) / p.cluster; }
+  __device__ int own_units() const { return (units() - rank + p.cluster - 1) >> log_cluster; }
   __device__ uint32_t part(int unit, int source) const {
     return ptx::shared_address(memory) + p.parts_offset +
-           (unit / p.cluster * sources() + source) * kPartBytes;
+           ((unit >> log_cluster) * sources() + source) * kPartBytes;
   }
 
   // From registers to the block that ends the unit: no block waits for another but by the count of bytes.
@@ -258,12 +264,24 @@ struct Kernel {
     }
   }
 
-  // At the end of a short kernel every branch and every wait counts: loads go together, decisions are made
-  // once.
-  __device__ void finish(int warp, int warps, int lane) const {
+  // A unit's place: its first row of X, and its first output feature in the block.
+  struct Place {
+    int m, row;
+  };
+
+  __device__ Place place(int unit) const {
+    const int rows_of_units = unit / p.row_warps;
+    return {rows_of_units * kRowsAtOnce, (unit - rows_of_units * p.row_warps) * 32};
+  }
+
+  __device__ int first_unit(int warp) const { return rank + (warp << log_cluster); }
+
+  // At the end of a short kernel every branch, every division and every wait counts: loads go together,
+  // decisions are made once. `at`: the place of the warp's first unit.
+  __device__ void finish(int warp, int warps, int lane, Place at) const {
 #pragma unroll 1
-    for (int unit = rank + p.cluster * warp; unit < units(); unit += p.cluster * warps) {
-      const int m = unit / p.row_warps * kRowsAtOnce, row = unit % p.row_warps * 32 + lane;
+    for (int unit = first_unit(warp); unit < units();) {
+      const int m = at.m, row = at.row + lane;
       const float factor = scale()[row] * p.accumulator_scale, offset = bias()[row];
       float z[kRowsAtOnce] = {};
       if (p.cluster > 1) ptx::barrier_wait(parts_full(), 0);
@@ -275,6 +293,8 @@ struct Kernel {
       if (p.residual != nullptr) add_rows(p.residual, p.epilogue.y_type, y, z);
       activate_all(p.epilogue, z);
       store_rows(p.y, p.epilogue.y_type, y, z);
+      unit += warps << log_cluster;
+      if (unit < units()) at = place(unit);
     }
   }
 
@@ -297,8 +317,10 @@ struct Kernel {
       ptx::copy_4(ptx::shared_address(bias() + row), p.bias + n);
     }
     if (p.cluster > 1) ptx::cluster_arrive();
+    Place at = place(first_unit(warp));
+    asm volatile("" : "+r"(at.m), "+r"(at.row));  // known before there is anything to wait for
     make_sums(warp, lane);
-    finish(warp, warps, lane);
+    finish(warp, warps, lane, at);
   }
 
   // The whole block's work up to the parts of sums.
@@ -336,7 +358,8 @@ __device__ void gemm(const Problem& p) {
   const int tile = static_cast<int>(blockIdx.x) >> log_cluster;
   const int steps = (p.K + K::kStep - 1) / K::kStep;
   const int own_steps = (steps - rank + p.cluster - 1) >> log_cluster;
-  K{p, memory, rank, tile * kWarpRows * p.row_warps, own_steps}.run();
+  const int turn = p.turns ? tile % own_steps : 0;
+  K{p, memory, rank, log_cluster, tile * kWarpRows * p.row_warps, own_steps, turn}.run();
 }
 
 }  // namespace

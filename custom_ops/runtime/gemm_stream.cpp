@@ -15,6 +15,8 @@ constexpr int kWarpRows = 32;              // output features a warp multiplies
 constexpr int kLoaders = 4;                // warps that bring X
 constexpr int kOtherWarps = 1 + kLoaders;  // and W
 constexpr int kRowsAtOnce = 4;             // of X in a part of the sums
+// Steps of a block's share of K up to which blocks gain by beginning at different ones.
+constexpr int kMostTurns = 64;
 
 // The kernel's only argument, field by field.
 struct Problem {
@@ -31,7 +33,7 @@ struct Problem {
   int32_t curve, gated;
   float slope, offset, low, high;
   int32_t y_type;
-  int32_t row_warps, k_warps, stages, cluster, constants_offset, parts_offset;
+  int32_t row_warps, k_warps, stages, cluster, constants_offset, parts_offset, turns;
 };
 
 int CodeBytes(const GemmSpec& spec) { return spec.format == Format::kDeft8 ? 1 : 2; }
@@ -48,7 +50,8 @@ struct Schedule {
   int row_warps;  // of 32 output features each, in a block
   int k_warps;    // that share K in a block: a power of two
   int cluster;    // blocks that share K: a power of two
-  int at_once;    // blocks of the launch on a multiprocessor
+  int room;       // blocks for which a multiprocessor has room
+  int at_once;    // of these, the launch's own; the others are the next one's
 
   int Rows() const { return kWarpRows * row_warps; }
   int Threads() const { return 32 * (kOtherWarps + row_warps * k_warps); }
@@ -80,16 +83,18 @@ int64_t MostRowWarps(const GemmSpec& spec, const StreamImage& row, bool parts_ap
 }
 
 // One block a multiprocessor, in as few equal waves as there must be. Blocks share K where one warp's output
-// features are too many for a block, and, with more than a few rows of X, where blocks would be so low that
-// reading X for each of them costs more than adding sums up. They share it too where a multiprocessor has
-// one to two warps' output features: in two blocks, one of which ends while the other has loads under way.
+// features are too many for a block, and, with more than a few rows of X, or 16-bit weights, where blocks
+// would be so low that reading X for each of them costs more than adding sums up. They share it too where a
+// multiprocessor has one to two warps' output features, and there is room for two: of this launch, one of
+// which ends while the other has loads under way; or, in a short one whose products take long, of this and
+// the next.
 Schedule ChooseSchedule(const GemmNode& node, const StreamImage& row) {
   constexpr int64_t kStepsWorthSharing = 16, kMostKWarps = 4, kFewRows = 8, kMostRowsOfTwo = 16;
   const GemmSpec& spec = node.spec;
   const int64_t multiprocessors = node.multiprocessors;
   const int64_t units = CeilDivide(spec.N, kWarpRows);
   const int64_t steps = CeilDivide(spec.K, StepFeatures(spec));
-  Schedule schedule{1, 1, 1, 1};
+  Schedule schedule{1, 1, 1, 1, 1};
   while (schedule.cluster < 8 && 2 * units * schedule.cluster <= multiprocessors &&
          steps >= kStepsWorthSharing * schedule.cluster) {
     schedule.cluster *= 2;
@@ -98,12 +103,18 @@ Schedule ChooseSchedule(const GemmNode& node, const StreamImage& row) {
   const bool worth_sharing = low && steps >= 2 * kStepsWorthSharing;
   const bool two_blocks = worth_sharing && units > multiprocessors && units <= 2 * multiprocessors &&
                           row.most_rows <= kMostRowsOfTwo;
-  if (worth_sharing && (two_blocks || row.most_rows > kFewRows)) schedule.cluster = 2;
-  if (two_blocks) schedule.at_once = 2;
+  const bool long_products = row.most_rows > kFewRows;
+  const bool wide = CodeBytes(spec) == 2 && units <= multiprocessors;
+  if (worth_sharing && (two_blocks || long_products || wide)) schedule.cluster = 2;
+  if (two_blocks) {
+    const bool beside_next = long_products && CodeBytes(spec) == 1 && steps <= 2 * kMostTurns;
+    schedule.room = 2;
+    schedule.at_once = beside_next ? 1 : 2;
+  }
   const int64_t tiles = std::max<int64_t>(1, schedule.at_once * multiprocessors / schedule.cluster);
   const int64_t waves = CeilDivide(units, tiles * MostRowWarps(spec, row, schedule.PartsApart()));
   schedule.row_warps = static_cast<int>(CeilDivide(units, tiles * waves));
-  const int most_warps = row.image.threads / 32 / schedule.at_once - kOtherWarps;
+  const int most_warps = row.image.threads / 32 / schedule.room - kOtherWarps;
   const int64_t own_steps = CeilDivide(steps, schedule.cluster);
   const int stage = schedule.Rows() * kRowBytes + OtherStageBytes(spec, row);
   const int most_stages = row.image.shared_bytes / 2 / stage;
@@ -213,13 +224,15 @@ void StreamKernel::SetSharedMemory() {
   const int constants = schedule_.ConstantBytes(), parts = schedule_.PartBytes(row_.most_rows);
   const int behind_ring = constants + (schedule_.PartsApart() ? parts : 0);
   const int stage = schedule_.Rows() * kRowBytes + OtherStageBytes(node_.spec, row_);
-  const int unit = std::max(schedule_.k_warps, kLoaders);
+  const int unit = schedule_.k_warps > 1 ? std::max(schedule_.k_warps, kLoaders) : 1;
   const int64_t steps = CeilDivide(CeilDivide(node_.spec.K, StepFeatures(node_.spec)), schedule_.cluster);
-  const int most =
-      schedule_.row_warps < 4 ? row_.image.shared_bytes / 2 - kReserved : row_.image.shared_bytes;
+  const bool half = schedule_.row_warps < 4 || schedule_.room > 1;
+  const int most = half ? row_.image.shared_bytes / 2 - kReserved : row_.image.shared_bytes;
   const int64_t wanted = std::min<int64_t>(steps, (most - behind_ring) / stage);
-  const int stages = std::max(static_cast<int>(wanted) / unit, 1) * unit;
+  const int stages = std::max(static_cast<int>(wanted) / unit * unit, std::max(schedule_.k_warps, kLoaders));
   problem_.stages = stages;
+  // higher blocks ask for X less often, and those with more steps fall out of step by themselves
+  problem_.turns = schedule_.cluster > 1 && schedule_.row_warps <= 4 && steps <= kMostTurns;
   problem_.constants_offset = std::max(stages * stage, schedule_.PartsApart() ? 0 : parts);
   problem_.parts_offset = schedule_.PartsApart() ? problem_.constants_offset + constants : 0;
   shared_bytes_ = problem_.constants_offset + behind_ring;
