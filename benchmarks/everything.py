@@ -69,13 +69,13 @@ class Part:
 
 PARTS = {
     "prepare": Part("models.py", ("--prepare",), 190, timed=False),
-    "gpu_tests": Part("gpu_tests.py", (), 190, knows_limit=True, timed=False),
+    "gpu_tests": Part("gpu_tests.py", (), 240, knows_limit=True, timed=False),
     "accuracy": Part("accuracy.py", (), 190, timed=False, needs_data=True),
     "format_accuracy": Part("format_accuracy.py", (), 190, timed=False, needs_data=True),
     "gemm_shapes": Part("gemm_speed.py", ("--part", "shapes"), 80),
     "gemm_gelu": Part("gemm_speed.py", ("--part", "gelu"), 50),
     "gemm_codes": Part("gemm_speed.py", ("--part", "codes"), 75),
-    "models": Part("models.py", ("--prepared",), 150, knows_limit=True),
+    "models": Part("models.py", ("--prepared",), 170, knows_limit=True),
     "conv_speed": Part("conv_speed.py", (), 90),
     "gemm_streaming": Part("gemm_speed.py", ("--part", "streaming"), 60),
     "gemm_elimination": Part("gemm_speed.py", ("--part", "elimination"), 25),
