@@ -1,5 +1,7 @@
 #include "conv_spec.h"
 
+#include <limits>
+#include <optional>
 #include <sstream>
 
 namespace deftonnx {
@@ -8,6 +10,9 @@ namespace {
 void CheckFeatures(const ConvSpec& spec) {
   if (spec.channels % spec.group != 0 || spec.N % spec.group != 0) {
     Refuse(spec, "group = " + std::to_string(spec.group) + " does not divide channels and N");
+  }
+  if (spec.Taps() > std::numeric_limits<int32_t>::max() / spec.GroupChannels()) {
+    Refuse(spec, "kernel_shape and channels make too many features");
   }
   const int64_t features = spec.Taps() * spec.GroupChannels();
   if (spec.block == 0 && spec.K != features) {
@@ -21,10 +26,10 @@ void CheckFeatures(const ConvSpec& spec) {
 }
 
 int64_t ReadPool(const AttributeReader& reader, const ConvSpec& spec) {
-  const std::vector<int64_t> pool = reader.OptionalIntegers("pool");
-  if (pool.empty() || pool == std::vector<int64_t>{1, 1}) return 1;
-  if (pool != std::vector<int64_t>{2, 2} || spec.image_axes != 2) {
-    Refuse(spec, "pool = " + ShapeText(pool) + ", but images of two axes alone are pooled, by (2, 2)");
+  const std::optional<std::vector<int64_t>> pool = reader.OptionalIntegers("pool");
+  if (!pool || *pool == std::vector<int64_t>{1, 1}) return 1;
+  if (*pool != std::vector<int64_t>{2, 2} || spec.image_axes != 2) {
+    Refuse(spec, "pool = " + ShapeText(*pool) + ", but images of two axes alone are pooled, by (2, 2)");
   }
   return 2;
 }

@@ -38,12 +38,16 @@ std::vector<int64_t> AttributeReader::Integers(const char* name) const {
   return Attribute(name, [&](const char* n) { return ort_.AttributeInts(info_, n); });
 }
 
-std::vector<int64_t> AttributeReader::OptionalIntegers(const char* name) const {
+std::optional<std::vector<int64_t>> AttributeReader::OptionalIntegers(const char* name) const {
+  std::vector<int64_t> values;
   try {
-    return ort_.AttributeInts(info_, name);
+    values = ort_.AttributeInts(info_, name);
   } catch (const OrtError&) {
-    return {};
+    return std::nullopt;
   }
+  // ONNX Runtime reads attributes of other types so
+  if (values.empty()) Refuse(node_, std::string("attribute '") + name + "' is no list of integers");
+  return values;
 }
 
 float AttributeReader::Real(const char* name) const {

@@ -1,6 +1,7 @@
 // A node of any of the operators: its name, refusing it, and reading its attributes.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,7 +28,8 @@ class AttributeReader {
 
   int64_t Integer(const char* name) const;
   std::vector<int64_t> Integers(const char* name) const;
-  std::vector<int64_t> OptionalIntegers(const char* name) const;  // empty if there is none
+  // Nothing if there is no such attribute. A list without values is refused.
+  std::optional<std::vector<int64_t>> OptionalIntegers(const char* name) const;
   float Real(const char* name) const;
   std::string Text(const char* name) const;
   int64_t Size(const char* name) const;  // an integer from 1 to nearly 2^31
