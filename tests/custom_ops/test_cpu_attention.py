@@ -1,5 +1,8 @@
 """DeftAttention on the CPU: its function body without the library, its kernel with it, and bad nodes refused."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from attention_model import BIASES, KIND_SHAPES, KINDS, SHAPES, case, run
@@ -7,6 +10,26 @@ from gemm_model import DTYPES
 from refusals import refusal, with_attribute
 
 LIMIT = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}
+
+# runs LIBRARY MODEL where there is memory for Y, but not for the threads' work
+SCARCE = """
+import pathlib, resource, sys
+import numpy as np, onnxruntime
+
+options = onnxruntime.SessionOptions()
+options.enable_cpu_mem_arena = False
+options.intra_op_num_threads = 2
+options.register_custom_ops_library(sys.argv[1])
+session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
+X = np.zeros((2, 1 << 20, 24), np.float32)
+session.run(None, {"X": X[:, :2]})
+pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (128 << 20),) * 2)
+try:
+    session.run(None, {"X": X})
+except Exception as error:
+    print(error)
+"""
 
 
 def distance(Y, expected):
@@ -101,3 +124,12 @@ def test_wrong_inputs_are_errors_not_crashes(options):
     for wrong in (rotary[1:], rotary[:, 1:]):
         with pytest.raises(Exception, match="rotary has shape"):
             run(model, (X, values, wrong), options)
+
+
+def test_too_little_memory_is_an_error_not_a_crash(library, tmp_path):
+    _, model, _ = case((4, 2, 1, 8), "no_bias", np.float32)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    command = [sys.executable, "-c", SCARCE, library, str(tmp_path / "model.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert "DeftAttention" in done.stdout
+    assert "bad_alloc" in done.stdout
