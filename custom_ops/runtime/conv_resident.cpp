@@ -17,7 +17,7 @@ constexpr int kTileRows = 64;
 constexpr int kRowBytes = 128;  // of a K step
 constexpr int kStageBytes = kTileRows * kRowBytes;
 constexpr int kBarrierBytes = 8;
-constexpr int kLeastStages = 5;     // Y takes four at most
+constexpr int kLeastStages = 5;     // Y takes two at most
 constexpr double kCostlyEnd = 1.5;  // the end of a tile with a residual, over one without
 constexpr double kBytes = 3500;     // of device memory, a nanosecond
 

@@ -124,6 +124,7 @@ std::vector<ConvPlans> MakeAll(const Library& library, const CudaDriver& driver,
   const size_t threads =
       std::min<size_t>({kMostThreads, questions.size(), std::max(1u, std::thread::hardware_concurrency())});
   std::vector<std::thread> others;
+  others.reserve(threads);
   try {
     for (size_t number = 1; number < threads; ++number) others.emplace_back(work, number);
   } catch (const std::system_error&) {
