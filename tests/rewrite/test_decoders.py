@@ -68,7 +68,7 @@ def test_again_and_from_its_plan():
 # 4 heads of 16 features, 2 of keys and values
 DECODER = """g (float[N,S,24] x, float[N,1,1,S] padding, float[N,S,16] c, float[N,S,16] s) => (float[N,S,24] y)
     <float[24,64] wq, float[24,32] wk, float[24,32] wv, float[64,24] wo, float one, float zero, float low, float half,
-     int64 first, int64 begin, int64 step, int64[4] sh, int64[3] out, int64[1] heads, int64[5] shared, int64[4] flat,
+     int64 first, int64 width, int64 begin, int64 step, int64[4] sh, int64[3] out, int64[1] heads, int64[5] shared, int64[4] flat,
      int64[1] i0, int64[1] i8, int64[1] end, int64[1] last, int64[1] i1, int64[1] i2> {{
     q0 = MatMul (x, wq) k0 = MatMul (x, wk) v0 = MatMul (x, wv)
     q1 = Reshape (q0, sh) k1 = Reshape (k0, sh) v1 = Reshape (v0, sh)
@@ -90,6 +90,7 @@ NUMBERS = {
     "low": -1e9,
     "half": 0.25,
     "first": 1,
+    "width": 9,
     "begin": 0,
     "step": 1,
     "sh": [0, 0, -1, 16],
@@ -111,6 +112,24 @@ MASKS = {
     "both": (
         "o = Greater (padding, low) both = And (o, seen) b = Where (both, zero, low) d = MatMul (q, k)"
         " e = Mul (d, half) scores = Add (e, b)",
+        1,
+        3,
+    ),
+    "a window": (
+        "near = Sub (rows, range) n = Less (near, width) both = And (n, seen) b = Where (both, zero, low)"
+        " d = MatMul (q, k) e = Mul (d, half) scores = Add (e, b)",
+        1,
+        3,
+    ),
+    "a window and padding": (
+        "near = Sub (rows, range) n = Less (near, width) o = Greater (padding, low) both = And (o, seen)"
+        " all = And (n, both) b = Where (all, zero, low) d = MatMul (q, k) e = Mul (d, half) scores = Add (e, b)",
+        1,
+        3,
+    ),
+    "whole samples": (
+        "most = ReduceMax <axes=[3], keepdims=1> (padding) o = Greater (most, low) both = And (o, seen)"
+        " b = Where (both, zero, low) d = MatMul (q, k) e = Mul (d, half) scores = Add (e, b)",
         1,
         3,
     ),
@@ -150,8 +169,15 @@ def test_masks(mask):
     assert (attributes["causal"], inputs) == MASKS[mask][1:]
     assert (attributes["num_heads"], attributes["num_kv_heads"]) == (4, 2)
     assert ops(result).count("MatMul") == 2
-    for other in (feed, feed_of(1, 4), feed_of(2, 1)):
+    for other in (feed, feed_of(1, 4), feed_of(2, 1), feed_of(2, 14)):
         assert distance(result, proto, other) <= 1e-5
+
+
+def test_conditions_on_whole_samples_are_no_bias():
+    result, _ = fused(decoder("whole samples"), feed_of())
+    (attention,) = (node for node in result.graph.node if node.op_type == "DeftAttention")
+    (bias,) = (node for node in result.graph.node if attention.input[1] in node.output)
+    assert "both" in bias.input  # with an axis for keys
 
 
 def test_what_turns_the_other_way_is_no_rotary_embedding():

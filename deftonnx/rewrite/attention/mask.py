@@ -16,22 +16,28 @@ _AXES = 4
 _MOST_NODES = 200
 _HIDDEN = -1e4
 """Scores are hidden by what is not larger."""
+_NO_LENGTH = 2**31 - 1
+"""What is not smaller is no length: it stands for the end of an axis."""
 
 
 def from_sizes(tensor: gs.Tensor, most: int = _MOST_NODES) -> bool:
     """True where `tensor` is constant, or made of constants and shapes alone, by at most so many nodes."""
-    if isinstance(tensor, gs.Constant):
-        return True
-    pending, seen = list(tensor.inputs), set[int]()
+    return isinstance(tensor, gs.Constant) or _constants_behind(tensor, most) is not None
+
+
+def _constants_behind(tensor: gs.Tensor, most: int = _MOST_NODES) -> list[gs.Constant] | None:
+    """The constants of which, and of shapes, at most so many nodes make `tensor`; None where there is more to it."""
+    pending, seen, found = list(tensor.inputs), set[int](), list[gs.Constant]()
     while pending:
         node = pending.pop()
         if id(node) in seen or node.op == "Shape":
             continue
         seen.add(id(node))
         if len(seen) > most or any(t.name and not t.inputs and not isinstance(t, gs.Constant) for t in node.inputs):
-            return False
+            return None
+        found += [t for t in node.inputs if isinstance(t, gs.Constant)]
         pending += [maker for t in node.inputs for maker in t.inputs]
-    return bool(tensor.inputs)
+    return found if tensor.inputs else None
 
 
 def watched(mask: gs.Tensor) -> list[gs.Tensor]:
@@ -55,8 +61,7 @@ def without_causal(
     if choice is None or not causal:
         return mask, False
     rest = [t for t in conditions if not (from_sizes(t) and _shows_the_rest(t, runs))]
-    values = [[value_in(run, t) for t in rest] for run in runs]
-    if not rest or any(value is None or value.ndim != _AXES for run in values for value in run):
+    if not rest or not all(_has_all_keys(rest, causal[0], run) for run in runs):
         return mask, True
     key = *sorted(map(id, rest)), *map(number_of, choice.inputs[1:])
     if key not in known:
@@ -84,6 +89,13 @@ def _conditions(mask: gs.Tensor) -> tuple[gs.Node | None, list[gs.Tensor]]:
     return choice, found
 
 
+def _has_all_keys(conditions: list[gs.Tensor], causal: gs.Tensor, run: Run) -> bool:
+    """Whether the conditions have four axes each, and one for as many keys as `causal` together."""
+    values, whole = [value_in(run, t) for t in conditions], value_in(run, causal)
+    shapes = [value.shape for value in values if value is not None and value.ndim == _AXES]
+    return whole is not None and len(shapes) == len(values) and max(s[-1] for s in shapes) == whole.shape[-1]
+
+
 def _chosen(graph: gs.Graph, choice: gs.Node, conditions: list[gs.Tensor], name: str) -> gs.Tensor:
     """What `choice` chooses if only these conditions count."""
     condition = conditions[0]
@@ -103,8 +115,26 @@ def _hides_later(mask: gs.Tensor, runs: list[Run]) -> bool:
 
 
 def _shows_the_rest(mask: gs.Tensor, runs: list[Run]) -> bool:
-    """Whether `mask`, a bias or a condition, leaves all others as they are."""
-    return all(_later(value_in(run, mask), later=False) for run in runs)
+    """Whether `mask`, a bias or a condition, leaves all others as they are, in longer sequences too."""
+    return all(_later(value_in(run, mask), later=False) for run in runs) and not _may_reach(mask, runs)
+
+
+def _may_reach(mask: gs.Tensor, runs: list[Run]) -> bool:
+    """Whether a sequence longer than those in `runs` may reach a number in `mask`, such as the width of a window."""
+    longest = max(value.shape[-1] for run in runs if (value := value_in(run, mask)) is not None)
+    return any(_is_beyond(constant.values, longest) for constant in _constants_behind(mask) or [])
+
+
+def _is_beyond(value: Array, length: int) -> bool:
+    """Whether `value` is a length from that one on, or a table of masks that differ behind that length."""
+    if value.ndim > 1 and value.shape[-1] == value.shape[-2] > 1:
+        part = value[..., np.tri(value.shape[-1], dtype=bool)]
+        return bool((part != part.flat[0]).any())
+    if value.dtype.kind not in "iuf":
+        return False
+    most = -_HIDDEN if value.dtype.kind == "f" else _NO_LENGTH
+    size = np.abs(value.astype(np.float64))
+    return bool(((size >= length) & (size < most)).any())
 
 
 def _later(value: Array | None, later: bool) -> bool:
