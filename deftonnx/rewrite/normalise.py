@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime
+from onnx_graphsurgeon.exporters.onnx_exporter import dtype_to_onnx
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
@@ -268,7 +269,7 @@ def _is_idle(node: gs.Node) -> bool:
         return pads is not None and not any(pads)
     if node.op == "Cast":
         kind = node.inputs[0].dtype
-        return kind is not None and onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)) == node.attrs["to"]
+        return kind is not None and dtype_to_onnx(kind) == node.attrs["to"]
     return node.op == "Identity" or (node.op == "Slice" and _is_whole(node))
 
 

@@ -513,3 +513,17 @@ def test_other_gemms_between_reshapes_stay(gemm: str) -> None:
     text = text.replace("a = Gemm <transA", "t = Transpose <perm=[1,0]> (r) a = Gemm <transA")
     proto = model(text, **{name: np.array(v, np.int64) for name, v in integers.items()})
     assert "Gemm" in operators(assert_computes_the_same(proto))
+
+
+@pytest.mark.parametrize(("source", "target", "kept"), [("float", 1, 0), ("bfloat16", 16, 0), ("bfloat16", 1, 1)])
+def test_casts_to_the_same_type(source, target, kept):
+    kind = {1: "float", 16: "bfloat16"}[target]
+    graph = import_model(
+        model(
+            f"graph (float[N,4] x, {source}[N] s) => (float[N,3] y, {kind}[1,N] t) <float[4,3] w, int64[1] axis>"
+            f" {{ y = MatMul (x, w) c = Cast <to={target}> (s) t = Unsqueeze (c, axis) }}",
+            axis=np.array([0]),
+        )
+    )
+    normalise(graph)
+    assert [node.op for node in graph.nodes].count("Cast") == kept
