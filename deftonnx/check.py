@@ -65,6 +65,7 @@ def check(
     taken = {t.name for t in candidate.get_inputs()}
     got = evaluation.run(candidate, [{n: a for n, a in feed.items() if n in taken} for feed in feeds])
     want = evaluation.run(original, feeds)
+    evaluation.check_shapes(got, want, want)
     labels = dataset.labels_of(feeds)
     score = evaluation.score(metric or ("top1" if labels is not None else "rel-l2"), got, want, labels)
     floats = [n for n, a in want.items() if a.dtype.kind == "f" and a.size]

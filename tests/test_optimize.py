@@ -83,6 +83,24 @@ def test_outputs_of_other_shapes_are_refused() -> None:
         evaluation.score("rel-l2", evaluation.outputs(apart(proto), feeds), expected, None)
 
 
+def positives(outputs: evaluation.Outputs, labels: object) -> float:
+    return outputs["z"].shape[1]
+
+
+@pytest.mark.parametrize("metric", [None, f"{__name__}:positives"])
+def test_how_many_values_there_are_may_depend_on_rounding(metric: str | None) -> None:
+    proto = model(
+        "graph (float[N,64] x) => (int64[2,M] z, float[N,256] y) <float[64,256] w, float zero>"
+        " { y = MatMul (x, w) b = Greater (y, zero) z = NonZero (b) }",
+        zero=np.array(0, np.float32),
+    )
+    feed = {"x": np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)}
+    result = deftonnx.optimize(proto, calib_data=feed, eval_data=feed, metric=metric, format="deft8:4", measure=False)
+    assert run(result.model, feed)[0].shape != run(proto, feed)[0].shape
+    with pytest.raises(UsageError, match="output 'z' has shape"):
+        deftonnx.check(result.model, proto, feed)
+
+
 @pytest.mark.parametrize("shapes", [("4,8", "4,8"), ("4,8", "N,8"), ("1,8", "4,8")])
 def test_fixed_first_dimensions(shapes: tuple[str, str]) -> None:
     x, z = shapes
