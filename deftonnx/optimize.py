@@ -113,7 +113,9 @@ def optimize(
     within = assemble.rounding_within(origin)
     assemble.verify(given, export_model(graph, origin), probe, within, assemble.DIFFERENT_PREPARED)
     del given
-    unfused = fuse_transformers(graph, origin, feeds[:1]) if settings.precision != "keep" else []
+    unfused: list[Refusal] = []
+    if settings.precision != "keep":
+        unfused = fuse_transformers(graph, origin, feeds[:1], settings.portable)
     original = import_model(export_model(graph, origin))
     found = find_layers(graph)
     if not found:

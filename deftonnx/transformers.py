@@ -28,10 +28,13 @@ TOLERANCE = 1e-3
 _LONGEST = 32
 
 
-def fuse_transformers(graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed]) -> list[Refusal]:
+def fuse_transformers(
+    graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed], portable: bool = False
+) -> list[Refusal]:
     """Fuse layer normalisation and attention in place; why what looks like attention was left.
 
     The first of `feeds` says at which sizes the model runs. The result must equal the model to rounding there.
+    `portable` forbids ai.deftonnx nodes.
     """
     _fuse_norms(graph, origin, feeds)
     softmaxes = [node for node in graph.nodes if node.op == "Softmax"]
@@ -54,7 +57,7 @@ def fuse_transformers(graph: gs.Graph, origin: onnx.ModelProto, feeds: list[Feed
     if not seen or (len(seen) < 2 and shorter != sizes):
         return [Refusal(n.name, n.op, "the model runs at one size only") for n in softmaxes]
     _fold_numbers(numbers, [run for _, run in seen])
-    fused, refusals = fuse_attention(graph, [run for _, run in seen])
+    fused, refusals = fuse_attention(graph, [run for _, run in seen], portable)
     if not fused:
         return refusals
     worst = _worst(finish(graph, origin, {}), seen)

@@ -211,6 +211,31 @@ def test_heads_that_no_kernel_serves():
     assert distance(result, proto, feed) <= 1e-6
 
 
+@pytest.mark.parametrize("opset", [11, 12])
+def test_opsets_without_deft_attention(opset):
+    proto, feed = decoder(), feed_of()
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    nodes = [node for node in proto.graph.node if node.output[0] not in ("dims", "length", "range", "rows", "seen")]
+    for node in nodes:
+        if node.op_type == "Unsqueeze":
+            node.attribute.append(onnx.helper.make_attribute("axes", constants[node.input.pop()].tolist()))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    proto.opset_import[0].version = opset
+    result = deftonnx.optimize(proto, calib_data=feed, preset="dense16", measure=False)
+    assert "Softmax" in ops(result.model)
+    assert any("opset 13" in left.reason for left in result.report.left_in_float32)
+    assert distance(result.model, proto, feed_of(2, 5)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_portable_models_have_no_deft_attention(portable):
+    options = {"precision": "16-bit", "density": 1, "portable": portable}
+    result = deftonnx.optimize(decoder("both"), calib_data=feed_of(), measure=False, **options)
+    assert any(node.domain == "ai.deftonnx" for node in result.model.graph.node) != portable
+    assert any("--portable" in left.reason for left in result.report.left_in_float32) == portable
+
+
 @pytest.mark.parametrize("granularity", ["block:16", "head", "channel"])
 def test_eliminated_features(granularity):
     name = DECODERS[0]

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from deftonnx.formats.attention_function import HEAD_SIZE_STEP, LARGEST_HEAD, ROTARY_STEP, attention_attributes
 from deftonnx.formats.attention_function import OPERATOR as DEFT_ATTENTION
-from deftonnx.formats.operator_function import DOMAIN
+from deftonnx.formats.operator_function import DOMAIN, OLDEST_OPSET
 from deftonnx.layers import Refusal
 from deftonnx.layers.linear import unused_name
 from deftonnx.rewrite.attention import core, heads, output, rotary
@@ -36,6 +36,7 @@ class _Found:
     graph: gs.Graph
     runs: list[Run]
     reserved: Reserved
+    portable: bool
     biases: dict[Any, gs.Tensor] = field(default_factory=dict)
     tables: dict[tuple[object, ...], gs.Tensor] = field(default_factory=dict)
 
@@ -54,12 +55,12 @@ def watched(graph: gs.Graph) -> list[str]:
     return list(names)
 
 
-def fuse_attention(graph: gs.Graph, runs: list[Run]) -> tuple[int, list[Refusal]]:
+def fuse_attention(graph: gs.Graph, runs: list[Run], portable: bool = False) -> tuple[int, list[Refusal]]:
     """Fuse what can be, in place: how many, and why not the others. `runs` are the shapes of all float32 tensors, and
     the values of those that are `watched`, in runs of the model that differ in every dimension that may vary; the
-    rewrite holds for all of them."""
+    rewrite holds for all of them. `portable` forbids DeftAttention."""
     fused, refusals = 0, []
-    known = _Found(graph, runs, Reserved(graph))
+    known = _Found(graph, runs, Reserved(graph), portable)
     for node in [n for n in graph.nodes if n.op == "Softmax"]:
         outcome = _fuse(node, known)
         fused += outcome is None
@@ -145,6 +146,10 @@ def _fuse_shared(
         return "its queries and keys have other rotary embeddings"
     if any(part.projection is None or part.source is not query.source for part in parts):
         return "its queries, keys and values are not made of one tensor by products"
+    if known.portable:
+        return "--portable forbids rotary embeddings and shared keys in one operator"
+    if graph.opset < OLDEST_OPSET:
+        return f"rotary embeddings and shared keys need opset {OLDEST_OPSET}, the model has {graph.opset}"
     if D % (HEAD_SIZE_STEP if turned is None else ROTARY_STEP) or D > LARGEST_HEAD:
         return f"no kernel is made for heads of {D} features"
     bias: gs.Tensor | None = None
