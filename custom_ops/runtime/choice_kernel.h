@@ -5,12 +5,23 @@
 #include <exception>
 #include <string>
 
+#include "error.h"
 #include "ort_abi.h"
 
 namespace deftonnx {
 
 inline void PutText(const Ort& ort, OrtKernelContext* context, const std::string& text) {
   std::memcpy(ort.Output(context, 0, {static_cast<int64_t>(text.size())}), text.data(), text.size());
+}
+
+// The attribute of that name: estimates divide by it.
+inline int ReadMultiprocessors(const Ort& ort, const OrtKernelInfo* info) {
+  constexpr int64_t kMost = 1 << 16;
+  const int64_t count = ort.AttributeInt(info, "multiprocessors");
+  if (count < 1 || count > kMost) {
+    throw InvalidNode("multiprocessors = " + std::to_string(count) + " is out of range");
+  }
+  return static_cast<int>(count);
 }
 
 template <class Body>

@@ -21,7 +21,7 @@ GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info) {
                 CudaDriver::Offline(),
                 0,
                 static_cast<int>(ort.AttributeInt(info, "capability")),
-                static_cast<int>(ort.AttributeInt(info, "multiprocessors")),
+                ReadMultiprocessors(ort, info),
                 nullptr,
                 nullptr,
                 nullptr,

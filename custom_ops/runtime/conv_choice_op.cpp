@@ -21,7 +21,7 @@ ConvNode ReadNode(const Ort& ort, const OrtKernelInfo* info) {
                 CudaDriver::Offline(),
                 0,
                 static_cast<int>(ort.AttributeInt(info, "capability")),
-                static_cast<int>(ort.AttributeInt(info, "multiprocessors")),
+                ReadMultiprocessors(ort, info),
                 nullptr,
                 nullptr,
                 std::vector<float>(spec.N, 1),
@@ -48,11 +48,14 @@ class ConvChoiceKernel {
 
   void Compute(OrtKernelContext* context) const {
     const Tensor images = ort_.Input(context, 0);
+    if (images.shape.size() != 2 || images.shape[1] != 3) {
+      Refuse(node_.spec, "images have shape " + ShapeText(images.shape) + ", expected (count, 3)");
+    }
     const auto* sizes = static_cast<const int64_t*>(images.data);
     std::ostringstream lines;
-    for (int64_t i = 0; i < images.shape.at(0); ++i) {
+    for (int64_t i = 0; i < images.shape[0]; ++i) {
       const ConvShape shape = ShapeOf(node_.spec, sizes[3 * i], sizes[3 * i + 1], sizes[3 * i + 2]);
-      if (shape.Pixels() == 0) continue;
+      if (shape.Pixels() <= 0) continue;
       std::vector<double> times;
       for (const auto& kernel : kernels_) times.push_back(kernel->Nanoseconds(shape));
       for (size_t k : MeasuredAmong(times)) {

@@ -342,3 +342,26 @@ def test_cudnn_is_asked_where_it_may_gain(operator_library, manifest, channels, 
         a100 = Device("NVIDIA A100", 80, 108, 40 << 30)
         names = [name for name, _ in conv_kernels_for(node, kind, kind, (batch, 56, 56), a100, operator_library)]
         assert "cudnn" in names
+
+
+@pytest.mark.parametrize("count", [0, -5, 1 << 32])
+def test_a_gpu_without_multiprocessors_is_refused(operator_library, kernels, count):
+    with pytest.raises(UnsupportedError, match=f"multiprocessors = {count} is out of range"):
+        kernels([64], multiprocessors=count)
+    with pytest.raises(UnsupportedError, match=f"multiprocessors = {count} is out of range"):
+        colours(operator_library, (1, 56, 56), multiprocessors=count)
+
+
+@pytest.mark.parametrize("image", [(1,), (1, 56), (1, 56, 56, 3)], ids=len)
+def test_images_of_other_than_three_sizes_are_refused(operator_library, image):
+    with pytest.raises(UnsupportedError, match=r"expected \(count, 3\)"):
+        colours(operator_library, image)
+
+
+def colours(library, image, multiprocessors=132):
+    """The kernels of a filter for three colours."""
+    packed = pack_weight(np.zeros((27, 64), np.float32), "half")
+    X = np.zeros((1, 56, 56, 3), np.float16)
+    node = conv_model(X, packed, np.zeros(64, np.float32), Window.of((3, 3))).graph.node[0]
+    kind = TensorProto.FLOAT16
+    return conv_kernels_for(node, kind, kind, image, Device("a GPU", 90, multiprocessors, 1), library)
