@@ -114,7 +114,7 @@ std::vector<ConvPlans> MakeAll(const Library& library, const CudaDriver& driver,
       std::vector<ConvPlan> plans;
       try {
         driver.SetContext(context);
-        plans = MakePlans(library, library.Handle(device, number), library.Handle(device), *questions[i]);
+        plans = MakePlans(library, library.Handle(device, 1 + number), library.Handle(device), *questions[i]);
       } catch (const std::exception&) {
         // cuDNN cannot use the device: other kernels serve
       }
