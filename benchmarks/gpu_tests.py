@@ -51,8 +51,11 @@ def groups(select: str, took: dict[str, float]) -> list[list[str]]:
     alone = [str(folder / name) for name in _ALONE]
     options = ["-q", "--collect-only", "-p", "no:cacheprovider", *(f"--ignore={path}" for path in alone)]
     command = [sys.executable, "-m", "pytest", *options, *_selecting(select), str(folder)]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    names = [line for line in listed if "::" in line]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    names = [line for line in listed.stdout.splitlines() if "::" in line]
+    if not names:
+        said = (listed.stdout + listed.stderr).strip().splitlines()
+        sys.exit(f"no test is selected: {said[-1] if said else select}")
     return ([] if select else [[path] for path in alone]) + dealt(names, took, PROCESSES)
 
 
