@@ -4,32 +4,18 @@ import numpy as np
 import onnx
 import pytest
 from exported import DECODERS, exported, feeds
+from fused_model import distance, fused
 from models import model
 from models import run as outputs
 
 import deftonnx
 from deftonnx.precision import TOLERANCE
-from deftonnx.rewrite.finish import finish
-from deftonnx.rewrite.normalise import import_model, normalise
-from deftonnx.transformers import fuse_transformers
 
 RNG = np.random.default_rng(5)
 
 
 def ops(proto):
     return [node.op_type for node in proto.graph.node]
-
-
-def distance(proto, like, feed):
-    (got,), (want,) = outputs(proto, feed), outputs(like, feed)
-    return np.linalg.norm(got - want) / np.linalg.norm(want)
-
-
-def fused(proto, feed):
-    graph = import_model(proto)
-    normalise(graph)
-    refusals = fuse_transformers(graph, proto, [feed])
-    return finish(graph, proto, {}).whole(), [refusal.reason for refusal in refusals]
 
 
 def attentions(proto):
