@@ -3,9 +3,10 @@
     python tests/gpu/sanitize.py [memcheck|racecheck|synccheck|initcheck ...]
 
 The set: two rows of the covering array of DeftGemm for every operand and path, every kernel of DeftGemm that is made
-for few rows or for Hopper by its name (with all features and with kept blocks), and the float16 kernels of DeftConv and
-DeftAttention. Those for other architectures than this GPU's are not in it. PARTS processes share the set out, and all tools run at one time.
-Exits 1 if a tool finds anything or a result is wrong.
+for few rows or for Hopper by its name (with all features and with kept blocks), one for each type of X that multiplies
+8-bit weights in 16 bits, and the float16 kernels of DeftConv and DeftAttention. Those for other architectures than this
+GPU's are not in it. Processes, one for every two cores, share the set out, and all tools run at one time. Exits 1 if a
+tool finds anything or a result is wrong.
 
 What racecheck can see: it follows ordinary accesses to shared memory, and barriers by the threads that arrive. So a
 warp whose ordinary accesses an mbarrier orders lets all its lanes arrive; one lane after __syncwarp() would order them
@@ -14,6 +15,7 @@ of repeated runs instead.
 """
 
 import contextlib
+import os
 import re
 import shutil
 import subprocess
@@ -45,17 +47,20 @@ from deftonnx.runtime.cuda import devices
 from deftonnx.runtime.kernel_choice import kernels_for
 from deftonnx.runtime.manifest import read_manifest
 
-PARTS = 4
+PARTS = max(1, len(os.sched_getaffinity(0)) // 2)
 CHUNK = 16  # cases of a session
 CUDA = "CUDAExecutionProvider"
-# how the names of DeftGemm's kernels begin → the type of X and the format of W
+# how the names of DeftGemm's kernels begin → the type of X, and the formats of W for kernels of one name in turn
 GEMM_OPERANDS = {
-    "fp16_fp16": (np.float16, "half"),
-    "bf16_bf16": (ml_dtypes.bfloat16, "deft16"),
-    "fp16_u8": (np.float16, "deft8:7"),
-    "bf16_u8": (ml_dtypes.bfloat16, "deft8:3"),
+    "fp16_fp16": (np.float16, ["half"]),
+    "bf16_bf16": (ml_dtypes.bfloat16, ["deft16"]),
+    "fp16_u8": (np.float16, ["deft8:3", "deft8:4", "deft8:7"]),
+    "bf16_u8": (ml_dtypes.bfloat16, ["deft8:3"]),
 }
+UNPACKED = ("fp16_fp16_hopper_64x64_unpacked", "bf16_bf16_hopper_64x64_unpacked")
 SAME = Window.of((3, 3), pads=(1, 1, 1, 1))
+# image, channels and outputs of convolutions: of kernels for many channels, and of those for few
+CONV_MANY, CONV_FEW = ((9, 7), 64, 136), ((29, 50), 3, 72)
 
 
 def reduced_rows():
@@ -88,12 +93,13 @@ def serves(case):
         return False
 
 
-def named_case(kernel, block):
-    """A case for the DeftGemm kernel of that name, or None if it is not one of those meant."""
+def named_case(kernel, block, turn):
+    """A case for the DeftGemm kernel of that name, or None if it is not one of those meant; `turn`: among its like."""
     match = re.match(r"([^_]+_[^_]+)_(?:stream_(\d+)|hopper)", kernel)
     if not match or match[1] not in GEMM_OPERANDS:
         return None
-    dtype, name = GEMM_OPERANDS[match[1]]
+    dtype, formats = GEMM_OPERANDS[match[1]]
+    name = "deft8:4" if kernel in UNPACKED else formats[turn % len(formats)]
     # of few rows, K that one block multiplies, and K that blocks of a cluster share
     M, K, N = (int(match[2]) - 1, 1040 if block else 4112, 296) if match[2] else (150, 520, 296)
     features = 2 * K if block else K
@@ -110,22 +116,28 @@ def gemm_cases():
     """All cases of DeftGemm."""
     cases = [make_case(row, seed) for seed, row in enumerate(reduced_rows())]
     for block in (0, 8):
-        named = [case for kernel in kernel_names() if (case := named_case(kernel, block))]
-        cases += [case for case in named if serves(case)]
+        kernels = [*kernel_names(), *UNPACKED]
+        named = [named_case(kernel, block, kernels[:i].count(kernel)) for i, kernel in enumerate(kernels)]
+        cases += [case for case in named if case and serves(case)]
     return cases
 
 
 def conv_failure(kernel, block, options):
     """What is wrong with a convolution by that kernel, or None; a kernel may refuse it."""
-    X, packed, bias, kept = conv_case(1, (9, 7), 64, 136, SAME, "deft8:4", np.float16, batch=3, block=block)
-    model = conv_model(X, packed, bias, SAME, compute=kernel, kept=kept, block=block, activation="relu")
+    few = "few_channels" in kernel
+    how = {"block": min(block, 1) if few else block, "activation": "relu"}
+    if kernel.endswith("_pooled"):
+        kernel, how = kernel.removesuffix("_pooled"), how | {"pool": (2, 2)}
+    shape = CONV_FEW if few else CONV_MANY
+    X, packed, bias, kept = conv_case(1, *shape, SAME, "deft8:4", np.float16, batch=3, block=how["block"])
+    model = conv_model(X, packed, bias, SAME, compute=kernel, kept=kept, **how)
     try:
         Y = run_gemm(model, X, None, options, (CUDA,)).astype(np.float64)
     except Exception as error:  # ONNX Runtime's own errors have no common class
         if "no kernel" in str(error):
             return None
         raise
-    expected = conv_reference(X, packed, bias, SAME, kept=kept, block=block, activation="relu")
+    expected = conv_reference(X, packed, bias, SAME, kept=kept, **how)
     error = np.linalg.norm(Y - expected) / np.linalg.norm(expected)
     return None if error <= TOLERANCE[np.float16] else f"{kernel}, block {block}: error {error:.3g}"
 
@@ -151,7 +163,7 @@ def run(part):
         chunk = cases[first : first + CHUNK]
         outputs = run_cases(chunk, options, CUDA)
         failures += [f for case, Y in zip(chunk, outputs, strict=True) if (f := failure(case, Y))]
-    kernels = [k for k in kernel_names() if re.match(r"fp16_(hopper|direct)", k)]
+    kernels = [k for k in kernel_names() if re.match(r"fp16_(hopper|direct|few_channels)", k)]
     convs = [(kernel, block) for kernel in kernels for block in (0, 16)][part::PARTS]
     failures += [f for conv in convs if (f := conv_failure(*conv, options))]
     attentions = [kernel for kernel in kernel_names() if kernel.startswith("attention_fp16")][part::PARTS]
