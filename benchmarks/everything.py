@@ -77,7 +77,7 @@ PARTS = {
     "gemm_codes": Part("gemm_speed.py", ("--part", "codes"), 75),
     "models": Part("models.py", ("--prepared",), 170, knows_limit=True),
     "conv_speed": Part("conv_speed.py", (), 90),
-    "gemm_streaming": Part("gemm_speed.py", ("--part", "streaming"), 60),
+    "gemm_streaming": Part("gemm_speed.py", ("--part", "streaming"), 75),
     "gemm_elimination": Part("gemm_speed.py", ("--part", "elimination"), 25),
     "gemm_chains": Part("gemm_speed.py", ("--part", "chains"), 25),
     "gemm_fp8": Part("gemm_speed.py", ("--part", "fp8"), 25),
