@@ -33,6 +33,7 @@ from deftonnx.rewrite.absorb import readers as readers_of
 from deftonnx.rewrite.finish import finish, tell_image_sizes
 from deftonnx.rewrite.fold_transpose import fold_transpose
 from deftonnx.rewrite.narrow import OLDEST_OPSET
+from deftonnx.rewrite.newer_opset import standard_opset, with_newer_opset
 from deftonnx.rewrite.normalise import export_model, import_model, normalise, quiet
 from deftonnx.rewrite.one_pixel import products_of_pixels
 from deftonnx.runtime.made_up_inputs import rows_picked
@@ -97,12 +98,16 @@ def optimize(
     has_data = calib_data is not None
     settings = asked.resolve(has_data) if plan is None or asked != Settings() else _of_plan(plan, has_data)
     data = _calibration_data(calib_data, graph, origin, settings)
-    if settings.io_types == "bfloat16" and graph.opset < OLDEST_OPSET:
-        raise UnsupportedError(f"--io-types bfloat16 needs opset {OLDEST_OPSET}, the model has {graph.opset}")
     feeds, made = _feeds(data, graph.inputs, origin, settings, session)
     before = size(loaded)
     probe = [first_samples(feed, graph.inputs, PROBE) for feed in feeds[:1]]
     given = evaluation.outputs(session, probe) if made is None else made
+    outdated = None
+    if settings.may_pack and standard_opset(origin) < OLDEST_OPSET:
+        loaded, outdated = _upgraded(loaded, given, probe)
+        origin, graph = loaded.shell, import_model(loaded)
+    if settings.io_types == "bfloat16" and outdated is not None:
+        raise UnsupportedError(f"--io-types bfloat16 needs opset {OLDEST_OPSET}: {outdated}")
     del session, loaded  # and their weights: the model is read again where it is timed, or run on data
     scored = scored_data(eval_data, graph.inputs, feeds, has_data)
 
@@ -159,7 +164,8 @@ def optimize(
         left_alone=refusals,
         left_unpacked=done.unpacked,
         left_in_float32=unfused + done.in_float32,
-        warnings=idle_exclusions(found, settings)
+        warnings=([] if outdated is None else [outdated])
+        + idle_exclusions(found, settings)
         + _warnings(settings, calib_data, bool(feeds), done, plan is not None or judge is not None),
     )
     if feeds:
@@ -181,6 +187,20 @@ def _loaded(model: str | Path | onnx.ModelProto) -> Model:
     parts = apart(model) if isinstance(model, onnx.ModelProto) else model_file.load(model)
     model_file.check_sizes(parts, _quoted(model))
     return parts
+
+
+def _upgraded(model: Model, given: evaluation.Outputs, probe: list[readers.Feed]) -> tuple[Model, str | None]:
+    """`model` at an opset at which weights can be packed, if it then computes what is `given` of it on `probe`; if not,
+    as it is, and a sentence that says why."""
+    try:
+        if not probe:
+            raise UnsupportedError("it could not be run to compare it with what it would become")
+        newer = with_newer_opset(model)
+        assemble.verify(given, newer, probe, assemble.rounding_within(model.shell), "the converted model differs {}")
+        return newer, None
+    except DeftError as error:
+        opset = standard_opset(model.shell)
+        return model, f"the model stays at opset {opset}, at which nothing is packed: {error}"
 
 
 def _quoted(model: Any) -> str:

@@ -58,6 +58,12 @@ class Settings:
         """What DeftGemm nodes say of the kernels that may serve."""
         return ANY_KERNEL if self.unpack else PACKED
 
+    @property
+    def may_pack(self) -> bool:
+        """Whether the result may have nodes or types that opsets before 13 have not."""
+        asked = self.format != FP32 or self.precision != "keep" or self.target == "cuda"
+        return (asked and not self.portable) or self.io_types == "bfloat16"
+
     def resolve(self, has_data: bool) -> Settings:
         """The same with every choice made; density None then means lossless rewrites only."""
         self._check()

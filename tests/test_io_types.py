@@ -16,6 +16,7 @@ import deftonnx
 from deftonnx import evaluation
 from deftonnx.errors import UnsupportedError, UsageError
 from deftonnx.formats.gemm_function import is_gemm
+from deftonnx.rewrite.newer_opset import standard_opset
 
 TYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 ERROR = {"float16": 2e-3, "bfloat16": 2e-2}
@@ -179,7 +180,18 @@ def test_a_narrow_model_is_optimised_again() -> None:
 def test_old_opset() -> None:
     proto = model("graph (float[N,16] x) => (float[N,16] y) <float[16,16] w> { y = MatMul (x, w) }", opset=12)
     assert border_types(narrowed(proto, "float16").model) == [TensorProto.FLOAT16] * 2
-    with pytest.raises(UnsupportedError, match="--io-types bfloat16 needs opset 13, the model has 12"):
+    newer = narrowed(proto, "bfloat16").model
+    assert border_types(newer) == [TensorProto.BFLOAT16] * 2
+    assert standard_opset(newer) == 13
+    proto = model(
+        """graph (float[N,16] x, bool b) => (float[N,16] y) <float[16,16] w> {
+            a = MatMul (x, w)
+            y = If (b) <then_branch = g () => (float[N,16] t) { t = Relu (a) },
+                        else_branch = h () => (float[N,16] e) { e = Neg (a) }>
+        }""",
+        opset=12,
+    )
+    with pytest.raises(UnsupportedError, match="--io-types bfloat16 needs opset 13: the model stays at opset 12"):
         narrowed(proto, "bfloat16")
 
 
