@@ -7,7 +7,7 @@
 namespace deftonnx {
 namespace {
 
-constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1024;
 
 // Sets the bias and its strides.
 void ReadBias(const AttentionSpec& spec, const Tensor& bias, AttentionCall* call) {
@@ -63,7 +63,7 @@ AttentionSpec ReadAttentionSpec(const Ort& ort, const OrtKernelInfo* info, Eleme
 }
 
 AttentionCall ReadAttentionCall(const AttentionSpec& spec, const Ort& ort, OrtKernelContext* context) {
-  const Tensor x = ort.Input(context, 0);
+  const Tensor x = ort.Input(context, kInputPacked);
   const int64_t features = (spec.heads + 2 * spec.kv_heads) * spec.head_size;
   if (x.shape.size() != 3 || x.shape[2] != features) {
     Refuse(spec, "X has shape " + ShapeText(x.shape) + ", its last of three axes must have " +
@@ -77,8 +77,8 @@ AttentionCall ReadAttentionCall(const AttentionSpec& spec, const Ort& ort, OrtKe
   const auto given = [&](size_t index) {
     return ort.InputCount(context) > index && ort.Input(context, index).type != ElementType::kUndefined;
   };
-  if (given(1)) ReadBias(spec, ort.Input(context, 1), &call);
-  if (given(2)) ReadRotary(spec, ort.Input(context, 2), &call);
+  if (given(kInputAttentionBias)) ReadBias(spec, ort.Input(context, kInputAttentionBias), &call);
+  if (given(kInputRotary)) ReadRotary(spec, ort.Input(context, kInputRotary), &call);
   call.y = ort.Output(context, 0, {call.batch, call.length, spec.heads * spec.head_size});
   return call;
 }

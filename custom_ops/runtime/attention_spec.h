@@ -7,6 +7,8 @@
 
 namespace deftonnx {
 
+enum AttentionInput : size_t { kInputPacked = 0, kInputAttentionBias = 1, kInputRotary = 2 };
+
 struct AttentionSpec : OperatorNode {
   int64_t heads, kv_heads, head_size;
   float scale;

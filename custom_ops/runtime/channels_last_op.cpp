@@ -4,6 +4,7 @@
 #include <limits>
 #include <string>
 
+#include "aligned.h"
 #include "cpu_elements.h"
 #include "cuda_driver.h"
 #include "custom_operator.h"
@@ -93,7 +94,7 @@ struct Parameters {
 class CudaChannelsLast {
  public:
   CudaChannelsLast(const Ort& ort, const OrtKernelInfo* info, ElementType type, ElementType)
-      : spec_(ReadSpec(ort, info, type)), driver_(CudaDriver::Get()) {
+      : spec_(ReadSpec(ort, info, type)), driver_(CudaDriver::Get()), ort_(ort) {
     const CUdevice device = driver_.CurrentDevice();
     const int architecture = kChannelsLastImages.ArchitectureFor(driver_.ComputeCapability(device));
     for (const ChannelsLastImage& row : kChannelsLastImages) {
@@ -102,7 +103,10 @@ class CudaChannelsLast {
     }
     if (image_ == nullptr) Refuse(spec_, "no kernel for this GPU");
     kernel_ = &KernelOf(driver_, *image_, device);
+    scratch_ = ort.DeviceAllocator(info);  // last: nobody releases it if this throws
   }
+  CudaChannelsLast(const CudaChannelsLast&) = delete;
+  ~CudaChannelsLast() { ort_.Release(scratch_); }
 
   // Launches on ONNX Runtime's stream, without synchronisation. Safe in several threads at once.
   void Compute(const Ort& ort, OrtKernelContext* context) const {
@@ -111,12 +115,15 @@ class CudaChannelsLast {
     if (items == 0) return;
     if (items > std::numeric_limits<int32_t>::max()) Refuse(spec_, "X has too many pixels");
     const auto narrow = [](int64_t value) { return static_cast<uint32_t>(value); };
+    const Place place{driver_, scratch_, ort.ComputeStream(context)};
+    const AlignedOutput y(place, call.y, call.batch * call.channels * call.pixels * spec_.ElementSize());
     Parameters parameters{
-        call.x, call.y, narrow(items), narrow(groups), narrow(call.pixels), narrow(call.channels)};
+        call.x, y.data(), narrow(items), narrow(groups), narrow(call.pixels), narrow(call.channels)};
     const unsigned threads = image_->threads;
     void* arguments[] = {&parameters};
-    driver_.Launch(kernel_->Get(), (narrow(items) + threads - 1) / threads, 1, threads, 0,
-                   ort.ComputeStream(context), arguments, CanStartEarly(image_->architecture));
+    driver_.Launch(kernel_->Get(), (narrow(items) + threads - 1) / threads, 1, threads, 0, place.stream,
+                   arguments, CanStartEarly(image_->architecture));
+    y.Store();
   }
 
  private:
@@ -124,6 +131,8 @@ class CudaChannelsLast {
   const CudaDriver& driver_;
   const KernelImage* image_ = nullptr;
   LazyKernel* kernel_ = nullptr;
+  Ort ort_;
+  OrtAllocator* scratch_ = nullptr;
 };
 
 }  // namespace

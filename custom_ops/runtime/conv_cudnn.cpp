@@ -76,6 +76,11 @@ class CudnnConv : public ConvKernel {
 
   bool ServesEveryShape() const override { return false; }
 
+  bool IsReady(const ConvShape& shape) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return std::any_of(plans_.begin(), plans_.end(), [&](const auto& known) { return known.first == shape; });
+  }
+
   size_t ScratchBytes(const ConvShape& shape) override { return PlanFor(shape)->WorkspaceBytes(); }
 
   void Launch(const ConvCall& call) override {
@@ -102,8 +107,11 @@ class CudnnConv : public ConvKernel {
     if (guess_ == 0 && shape.in_rows == node_.known_rows && shape.in_columns == node_.known_columns) {
       cudnn::MakeConvPlans(library_, node_.driver, node_.device, QuestionsOfSession(shape.batch));
     }
-    plans_.emplace_back(shape, cudnn::FindConvPlans(library_, node_.driver, node_.device, Question(shape)));
-    return At(plans_.back().second);
+    const cudnn::ConvPlans plans =
+        cudnn::FindConvPlans(library_, node_.driver, node_.device, Question(shape));
+    if (plans == nullptr) return nullptr;
+    plans_.emplace_back(shape, plans);
+    return At(plans);
   }
 
   cudnn::ConvQuestion Question(const ConvShape& shape) const {

@@ -93,6 +93,9 @@ class ConvKernel {
   // Whether Nanoseconds refuses no shape.
   virtual bool ServesEveryShape() const { return true; }
 
+  // Whether Nanoseconds and Launch neither allocate nor wait for anything.
+  virtual bool IsReady(const ConvShape&) { return true; }
+
   virtual size_t ScratchBytes(const ConvShape&) { return 0; }
 
   // Launches on call.stream, one kernel or several: no allocation, no synchronisation. Safe in several

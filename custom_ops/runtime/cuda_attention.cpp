@@ -6,6 +6,8 @@
 #include <string>
 #include <tuple>
 
+#include "aligned.h"
+
 namespace deftonnx {
 namespace {
 
@@ -28,13 +30,16 @@ struct Parameters {
 }  // namespace
 
 CudaAttention::CudaAttention(const Ort& ort, const OrtKernelInfo* info, ElementType type, ElementType)
-    : spec_(ReadAttentionSpec(ort, info, type)), driver_(CudaDriver::Get()) {
+    : spec_(ReadAttentionSpec(ort, info, type)), driver_(CudaDriver::Get()), ort_(ort) {
   const CUdevice device = driver_.CurrentDevice();
   const int capability = driver_.ComputeCapability(device);
   const int architecture = kAttentionImages.ArchitectureFor(capability);
   multiprocessors_ = driver_.MultiprocessorCount(device);
   starts_early_ = CanStartEarly(architecture);
   if (spec_.head_size % kVector != 0) Refuse(spec_, "head_size is no multiple of 8");
+  if (ort.InputCount(info) > kInputRotary && spec_.head_size % (2 * kVector) != 0) {
+    Refuse(spec_, "head_size is no multiple of 16, as rotary embeddings need it");
+  }
   for (const AttentionImage& row : kAttentionImages) {
     if (row.image.architecture != architecture || row.type != type) continue;
     if (row.head_size < spec_.head_size || (row.wgmma && architecture != capability)) continue;
@@ -57,7 +62,10 @@ CudaAttention::CudaAttention(const Ort& ort, const OrtKernelInfo* info, ElementT
     return candidate.row->wgmma != best.wgmma || candidate.row->head_size != best.head_size;
   };
   kernels_.erase(std::remove_if(kernels_.begin(), kernels_.end(), differs), kernels_.end());
+  scratch_ = ort.DeviceAllocator(info);  // last: nobody releases it if this throws
 }
+
+CudaAttention::~CudaAttention() { ort_.Release(scratch_); }
 
 const CudaAttention::Candidate& CudaAttention::For(int64_t heads, int64_t length) const {
   for (const Candidate& candidate : kernels_) {
@@ -69,20 +77,22 @@ const CudaAttention::Candidate& CudaAttention::For(int64_t heads, int64_t length
 
 void CudaAttention::Compute(const Ort& ort, OrtKernelContext* context) const {
   const AttentionCall call = ReadAttentionCall(spec_, ort, context);
-  if (call.rotary != nullptr && spec_.head_size % (2 * kVector) != 0) {
-    Refuse(spec_, "head_size is no multiple of 16, as rotary embeddings need it");
-  }
   const int64_t heads = call.batch * spec_.heads;
   if (heads == 0 || call.length == 0) return;
   const Candidate& chosen = For(heads, call.length);
   const int64_t tiles = (call.length + chosen.row->rows - 1) / chosen.row->rows;
   if (heads * tiles > std::numeric_limits<int32_t>::max()) Refuse(spec_, "X is too large");
   const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
+  const Place place{driver_, scratch_, ort.ComputeStream(context)};
+  const int64_t rows = call.batch * call.length, row = spec_.head_size * ElementBytes(spec_.type);
+  const AlignedInput x(place, call.x, rows * (spec_.heads + 2 * spec_.kv_heads) * row);
+  const AlignedInput rotary(place, call.rotary, (call.rotary_batch == 0 ? call.length : rows) * row);
+  const AlignedOutput y(place, call.y, rows * spec_.heads * row);
   const bool pairs = call.length % 2 == 0 && reinterpret_cast<uintptr_t>(call.bias) % 4 == 0;
-  Parameters parameters{call.x,
+  Parameters parameters{x.data(),
                         call.bias,
-                        call.rotary,
-                        call.y,
+                        rotary.data(),
+                        y.data(),
                         call.bias_batch,
                         call.bias_head,
                         call.bias_row,
@@ -99,7 +109,8 @@ void CudaAttention::Compute(const Ort& ort, OrtKernelContext* context) const {
   const KernelImage& image = chosen.row->image;
   const int shared_bytes = image.shared_bytes - (call.rotary == nullptr ? chosen.row->turn_bytes : 0);
   driver_.Launch(chosen.kernel->Get(), static_cast<unsigned>(heads * tiles), 1, image.threads, shared_bytes,
-                 ort.ComputeStream(context), arguments, starts_early_);
+                 place.stream, arguments, starts_early_);
+  y.Store();
 }
 
 }  // namespace deftonnx

@@ -13,6 +13,8 @@ namespace deftonnx {
 class CudaAttention {
  public:
   CudaAttention(const Ort& ort, const OrtKernelInfo* info, ElementType type, ElementType);
+  CudaAttention(const CudaAttention&) = delete;
+  ~CudaAttention();
 
   // Launches on ONNX Runtime's stream, without synchronisation. Safe in several threads at once.
   void Compute(const Ort& ort, OrtKernelContext* context) const;
@@ -31,6 +33,8 @@ class CudaAttention {
   int multiprocessors_;
   bool starts_early_;               // the kernels wait for those ahead of them themselves
   std::vector<Candidate> kernels_;  // of one file; those that make many rows first
+  Ort ort_;
+  OrtAllocator* scratch_ = nullptr;
 };
 
 }  // namespace deftonnx

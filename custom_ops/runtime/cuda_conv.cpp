@@ -4,6 +4,7 @@
 #include <map>
 #include <string>
 
+#include "aligned.h"
 #include "cudnn.h"
 #include "error.h"
 
@@ -94,7 +95,10 @@ CudaConv::CudaConv(const Ort& ort, const OrtKernelInfo* info, ElementType x, Ele
   scratch_ = ort.DeviceAllocator(info);  // last: nobody releases it if this throws
 }
 
-CudaConv::~CudaConv() { ort_.Release(scratch_); }
+CudaConv::~CudaConv() {
+  while (!kernels_.empty()) kernels_.pop_back();  // cuDNN's come last, and ask those before them
+  ort_.Release(scratch_);
+}
 
 size_t CudaConv::Measure(ConvCall call, const std::vector<size_t>& candidates, size_t guess) const {
   // one measurement for all sessions of the process, so that equal nodes compute the same bits
@@ -139,13 +143,21 @@ ConvKernel& CudaConv::Choose(const ConvCall& call) {
   for (const auto& [known, kernel] : chosen_) {
     if (known == call.shape) return *kernel;
   }
+  // while a graph is captured nothing can be made or measured: the least estimate of what is ready serves,
+  // and a later run decides
+  const bool capturing = node_.driver.IsCapturing(call.stream);
   std::vector<double> times;
-  for (const auto& kernel : kernels_) times.push_back(kernel->Nanoseconds(call.shape));
+  for (const auto& kernel : kernels_) {
+    const bool serves = !capturing || kernel->IsReady(call.shape);
+    times.push_back(serves ? kernel->Nanoseconds(call.shape) : kConvRefused);
+  }
   const std::vector<size_t> close = MeasuredAmong(times);
-  if (close.empty()) Refuse(node_.spec, "no kernel '" + node_.spec.kernel + "' for images of this size");
+  if (close.empty()) {
+    Refuse(node_.spec, "no kernel '" + node_.spec.kernel + "' for images of this size" +
+                           (capturing ? " while a CUDA graph is captured; run it once before" : ""));
+  }
   const size_t guess = close[0];
-  // nothing can be measured while a graph is captured: the estimate serves, and the next run decides
-  if (close.size() > 1 && node_.driver.IsCapturing(call.stream)) return *kernels_[guess];
+  if (capturing) return *kernels_[guess];
   ConvKernel* best = kernels_[close.size() > 1 ? Measure(call, close, guess) : guess].get();
   chosen_.push_back({call.shape, best});
   return *best;
@@ -155,12 +167,22 @@ void CudaConv::Compute(const Ort& ort, OrtKernelContext* context) {
   const ConvInputs inputs = ReadInputs(node_.spec, ort, context);
   void* y = ort.Output(context, 0, inputs.y_shape);
   if (inputs.shape.Pixels() == 0) return;
-  if (inputs.shape.Pixels() > kMostPixels) Refuse(node_.spec, "Y has too many pixels");
-  ConvCall call{inputs.shape, inputs.x, inputs.residual, y, nullptr, ort.ComputeStream(context)};
+  const ConvSpec& spec = node_.spec;
+  const int64_t x_pixels = inputs.shape.batch * inputs.shape.in_rows * inputs.shape.in_columns;
+  if (inputs.shape.Pixels() > kMostPixels) Refuse(spec, "Y has too many pixels");
+  if (x_pixels > kMostPixels) Refuse(spec, "X has too many pixels");
+  const Place place{node_.driver, scratch_, ort.ComputeStream(context)};
+  size_t y_bytes = ElementBytes(spec.y_type);
+  for (int64_t size : inputs.y_shape) y_bytes *= size;
+  const AlignedInput x(place, inputs.x, x_pixels * spec.channels * ElementBytes(spec.x_type));
+  const AlignedInput residual(place, inputs.residual, y_bytes);
+  const AlignedOutput aligned_y(place, y, y_bytes);
+  ConvCall call{inputs.shape, x.data(), residual.data(), aligned_y.data(), nullptr, place.stream};
   ConvKernel& kernel = Choose(call);
   const Scratch scratch(scratch_, kernel.ScratchBytes(inputs.shape));
   call.scratch = scratch.data();
   kernel.Launch(call);
+  aligned_y.Store();
 }
 
 }  // namespace deftonnx

@@ -51,6 +51,7 @@ struct CudaDriver::Functions {
   int (*cuLaunchKernelEx)(const LaunchConfig*, CUkernel, void**, void**);
   int (*cuMemcpyDtoH_v2)(void*, CUdeviceptr, size_t);
   int (*cuMemcpyHtoD_v2)(CUdeviceptr, const void*, size_t);
+  int (*cuMemcpyDtoDAsync_v2)(CUdeviceptr, CUdeviceptr, size_t, CUstream);
   int (*cuMemGetInfo_v2)(size_t*, size_t*);
   int (*cuMemAlloc_v2)(CUdeviceptr*, size_t);
   int (*cuMemFree_v2)(CUdeviceptr);
@@ -84,10 +85,11 @@ int DoNothing(Arguments...) {
 }  // namespace
 
 const CudaDriver& CudaDriver::Offline() {
-  static const Functions functions = {
-      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
-      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
-      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing};
+  static const Functions functions = {DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
+                                      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
+                                      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
+                                      DoNothing, DoNothing, DoNothing, DoNothing, DoNothing, DoNothing,
+                                      DoNothing, DoNothing, DoNothing, DoNothing};
   static const CudaDriver driver(functions);
   return driver;
 }
@@ -114,6 +116,7 @@ CudaDriver::CudaDriver() {
   find(functions.cuLaunchKernelEx, "cuLaunchKernelEx");
   find(functions.cuMemcpyDtoH_v2, "cuMemcpyDtoH_v2");
   find(functions.cuMemcpyHtoD_v2, "cuMemcpyHtoD_v2");
+  find(functions.cuMemcpyDtoDAsync_v2, "cuMemcpyDtoDAsync_v2");
   find(functions.cuMemGetInfo_v2, "cuMemGetInfo_v2");
   find(functions.cuMemAlloc_v2, "cuMemAlloc_v2");
   find(functions.cuMemFree_v2, "cuMemFree_v2");
@@ -202,6 +205,12 @@ void CudaDriver::CopyToDevice(void* device, const void* host, size_t bytes) cons
   Check(functions_->cuMemcpyHtoD_v2(reinterpret_cast<CUdeviceptr>(device), host, bytes), "cuMemcpyHtoD");
   // the call may return while the last part is still on its way, in the default stream's order
   Synchronize(nullptr);
+}
+
+void CudaDriver::Copy(void* to, const void* from, size_t bytes, CUstream stream) const {
+  const auto source = reinterpret_cast<CUdeviceptr>(from);
+  Check(functions_->cuMemcpyDtoDAsync_v2(reinterpret_cast<CUdeviceptr>(to), source, bytes, stream),
+        "cuMemcpyDtoDAsync");
 }
 
 void CudaDriver::Synchronize(CUstream stream) const {

@@ -50,6 +50,8 @@ class CudaDriver {
   void CopyToHost(void* host, const void* device, size_t bytes) const;
   // To memory that all streams may read when the call returns.
   void CopyToDevice(void* device, const void* host, size_t bytes) const;
+  // Between places on the device, enqueued on the stream.
+  void Copy(void* to, const void* from, size_t bytes, CUstream stream) const;
   void Synchronize(CUstream stream) const;
   bool IsCapturing(CUstream stream) const;
   // How long the device takes for what `enqueue` puts on the stream. Waits for it.

@@ -3,6 +3,7 @@
 #include <tuple>
 #include <utility>
 
+#include "aligned.h"
 #include "error.h"
 #include "float16_weight.h"
 #include "fp8_rounding.h"
@@ -105,7 +106,14 @@ void CudaGemm::Compute(const Ort& ort, OrtKernelContext* context) const {
   if (inputs.M > kMostRows) throw InvalidNode("DeftGemm node '" + node_.spec.node + "': X has too many rows");
   const GemmKernel& kernel = choice_.For(inputs.M);
   const Scratch scratch(scratch_, kernel.ScratchBytes(inputs.M));
-  kernel.Launch({inputs.M, inputs.x, inputs.residual, y, scratch.data(), ort.ComputeStream(context)});
+  const GemmSpec& spec = node_.spec;
+  const Place place{node_.driver, scratch_, ort.ComputeStream(context)};
+  const size_t y_bytes = inputs.M * spec.N * ElementBytes(spec.y_type);
+  const AlignedInput x(place, inputs.x, inputs.M * spec.features * ElementBytes(spec.x_type));
+  const AlignedInput residual(place, inputs.residual, y_bytes);
+  const AlignedOutput aligned_y(place, y, y_bytes);
+  kernel.Launch({inputs.M, x.data(), residual.data(), aligned_y.data(), scratch.data(), place.stream});
+  aligned_y.Store();
 }
 
 }  // namespace deftonnx

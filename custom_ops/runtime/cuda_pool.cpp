@@ -4,6 +4,7 @@
 #include <limits>
 #include <string>
 
+#include "aligned.h"
 #include "error.h"
 
 namespace deftonnx {
@@ -52,10 +53,11 @@ void CudaPool::Compute(const Ort& ort, OrtKernelContext* context) const {
     Refuse(spec_, "X has too many pixels");
   }
   const bool normalises = spec_.kind == PoolKind::kNormalise;
+  const bool aligned = IsAligned(call.x) && IsAligned(y);
   const Candidate& chosen = *std::find_if(kernels_.begin(), kernels_.end(), [&](const Candidate& candidate) {
     const int width = candidate.row->width;
     const bool reaches = !normalises || (call.Taps() == 1 && spec_.size / 2 <= width);
-    return width == 1 || (call.channels % width == 0 && reaches);
+    return width == 1 || (call.channels % width == 0 && reaches && aligned);
   });
   const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
   const bool padded = spec_.kind == PoolKind::kAveragePadded;

@@ -30,8 +30,10 @@ std::mutex& HandleMutex() {
 }
 
 void Check(const Library& library, int status, const char* what) {
-  if (status != 0)
-    throw Error(std::string("cuDNN, ") + what + ": " + library.functions().cudnnGetErrorString(status));
+  constexpr int kNoHostMemory = 4003, kNoDeviceMemory = 4004;
+  if (status == 0) return;
+  throw Error(std::string("cuDNN, ") + what + ": " + library.functions().cudnnGetErrorString(status),
+              status == kNoHostMemory || status == kNoDeviceMemory);
 }
 
 bool FindFunctions(Library::Functions& functions) {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "cuda_driver.h"
@@ -45,7 +46,8 @@ enum DataType : int { kFloat = 0, kHalf = 2, kBfloat16 = 9 };
 
 // A failed call; where cuDNN does not support something, that is expected.
 struct Error : std::runtime_error {
-  using runtime_error::runtime_error;
+  explicit Error(const std::string& what, bool passes = false) : runtime_error(what), passes(passes) {}
+  bool passes;  // for want of memory: another time the call may not fail
 };
 
 // cuDNN's functions and the handles of each device. Never unloaded.

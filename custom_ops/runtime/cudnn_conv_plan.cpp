@@ -59,51 +59,57 @@ std::vector<Descriptor> Configs(const Library& library, const Descriptor& graph,
   return configs;
 }
 
-// Adds up to `most` plans of the configurations that a heuristic returns and cuDNN can make plans of.
-void AddPlans(const Library& library, void* handle, const Descriptor& graph, int mode, size_t most,
+// Adds up to `most` plans of the configurations that a heuristic returns and cuDNN can make plans of; returns
+// whether there was want of memory.
+bool AddPlans(const Library& library, void* handle, const Descriptor& graph, int mode, size_t most,
               std::vector<Descriptor>& plans) {
   const size_t end = plans.size() + most;
   std::vector<Descriptor> configs;
   try {
     configs = Configs(library, graph, mode);
-  } catch (const Error&) {
-    return;
+  } catch (const Error& error) {
+    return error.passes;
   }
+  bool wanting = false;
   for (const Descriptor& config : configs) {
-    if (plans.size() == end) return;
+    if (plans.size() == end) break;
     try {
       if (!Acceptable(library, config)) continue;
       Descriptor plan(library, kPlan);
       plan.Set(kPlanHandle, kHandleValue, 1, &handle).SetDescriptor(kPlanConfig, config).Finalize();
       plans.push_back(std::move(plan));
-    } catch (const Error&) {
-      // the next one
+    } catch (const Error& error) {
+      wanting = wanting || error.passes;  // the next one
     }
   }
+  return wanting;
 }
 
-// `maker` is the calling thread's handle, `runner` the one that the plans run with.
-std::vector<ConvPlan> MakePlans(const Library& library, void* maker, void* runner,
-                                const ConvQuestion& asked) {
+// `maker` is the calling thread's handle, `runner` the one that the plans run with. Null where there is no
+// plan for want of memory: there may be one another time.
+ConvPlans MakePlans(const Library& library, void* maker, void* runner, const ConvQuestion& asked) {
   std::vector<Descriptor> plans;
+  bool wanting = false;
   try {
     const ConvGraph built = BuildConvGraph(library, maker, asked.spec, asked.shape, asked.scaled);
     for (const Heuristic& heuristic : kAsked) {
       if ((heuristic.last_resort || !asked.guess_more) && !plans.empty()) break;
-      AddPlans(library, maker, built.graph, heuristic.mode, asked.guess_more ? heuristic.plans : 1, plans);
+      const size_t most = asked.guess_more ? heuristic.plans : 1;
+      wanting = AddPlans(library, maker, built.graph, heuristic.mode, most, plans) || wanting;
     }
-  } catch (const Error&) {
-    // cuDNN does not know such a graph
+  } catch (const Error& error) {
+    wanting = error.passes;  // else cuDNN does not know such a graph
   }
+  if (plans.empty() && wanting) return nullptr;
   std::vector<ConvPlan> made;
   for (Descriptor& plan : plans) {
     made.emplace_back(library, runner, std::move(plan), asked.scaled, asked.spec.has_residual);
     if (made.back().WorkspaceBytes() > kMostWorkspace) made.pop_back();
   }
-  return made;
+  return std::make_shared<const std::vector<ConvPlan>>(std::move(made));
 }
 
-// The plans of all questions, in the same order. What cannot be made, for want of a handle too, has none.
+// The plans of all questions, in the same order. Null for what could not be asked, as for want of memory.
 std::vector<ConvPlans> MakeAll(const Library& library, const CudaDriver& driver, CUdevice device,
                                const std::vector<const ConvQuestion*>& questions) {
   std::vector<ConvPlans> made(questions.size());
@@ -111,14 +117,13 @@ std::vector<ConvPlans> MakeAll(const Library& library, const CudaDriver& driver,
   std::atomic<size_t> next{0};
   const auto work = [&](size_t number) {
     for (size_t i = next++; i < made.size(); i = next++) {
-      std::vector<ConvPlan> plans;
       try {
         driver.SetContext(context);
-        plans = MakePlans(library, library.Handle(device, 1 + number), library.Handle(device), *questions[i]);
+        made[i] =
+            MakePlans(library, library.Handle(device, 1 + number), library.Handle(device), *questions[i]);
       } catch (const std::exception&) {
-        // cuDNN cannot use the device: other kernels serve
+        // other kernels serve, this time
       }
-      made[i] = std::make_shared<const std::vector<ConvPlan>>(std::move(plans));
     }
   };
   const size_t threads =
@@ -175,7 +180,8 @@ ConvPlans FindConvPlans(const Library& library, const CudaDriver& driver, CUdevi
                         const ConvQuestion& question) {
   MakeConvPlans(library, driver, device, {question});
   std::lock_guard<std::mutex> lock(Known().mutex);
-  return Known().plans.at(Key(device, question));
+  const auto found = Known().plans.find(Key(device, question));
+  return found == Known().plans.end() ? nullptr : found->second;
 }
 
 void MakeConvPlans(const Library& library, const CudaDriver& driver, CUdevice device,
@@ -191,7 +197,10 @@ void MakeConvPlans(const Library& library, const CudaDriver& driver, CUdevice de
   for (const auto& [key, question] : missing) asked.push_back(question);
   const std::vector<ConvPlans> made = MakeAll(library, driver, device, asked);
   size_t i = 0;
-  for (const auto& [key, question] : missing) known[key] = made[i++];
+  for (const auto& [key, question] : missing) {
+    if (made[i] != nullptr) known[key] = made[i];
+    ++i;
+  }
 }
 
 }  // namespace deftonnx::cudnn

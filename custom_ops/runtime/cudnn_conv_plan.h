@@ -40,8 +40,9 @@ struct ConvQuestion {
 
 // What cuDNN guesses to be the fastest plans, best guess first, for X, W, residual and Y of the node's 16-bit
 // type, W (N, taps, channels of a group) and float32 arithmetic: y = activation(conv * scale + bias +
-// residual). Deterministic and of full precision; none if cuDNN cannot do it. All nodes of the same
-// convolution, fused end and shape share them as long as the process lives. Thread-safe.
+// residual). Deterministic and of full precision; none if cuDNN cannot do it, null if it could not be asked,
+// as for want of memory. All nodes of the same convolution, fused end and shape share them as long as the
+// process lives. Thread-safe.
 using ConvPlans = std::shared_ptr<const std::vector<ConvPlan>>;
 ConvPlans FindConvPlans(const Library& library, const CudaDriver& driver, CUdevice device,
                         const ConvQuestion& question);
