@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,16 +57,46 @@ def fuse_transformers(
     infer_shapes(graph)
     if not seen or (len(seen) < 2 and shorter != sizes):
         return [Refusal(n.name, n.op, "the model runs at one size only") for n in softmaxes]
-    _fold_numbers(numbers, [run for _, run in seen])
-    fused, refusals = fuse_attention(graph, [run for _, run in seen], portable)
-    if not fused:
-        return refusals
-    worst = _worst(finish(graph, origin, {}), seen)
+    runs = [run for _, run in seen]
+    _fold_numbers(numbers, runs)
+    fused, refusals = fuse_attention(graph, [*runs], portable)
+    worst = _worst(finish(graph, origin, {}), seen) if fused else 0.0
     infer_shapes(graph)
-    if worst > TOLERANCE:
+    if worst <= TOLERANCE:
+        return refusals
+
+    def difference_of(names: list[str]) -> float:
+        """That of the model with these fused, which `graph` then is."""
         _restore(graph, before)
-        return [Refusal(n.name, n.op, f"fused, an output would differ by {worst:.2g}") for n in softmaxes]
-    return refusals
+        known = graph.tensors()
+        _fold_numbers({name: t for name in numbers if isinstance(t := known.get(name), gs.Variable)}, runs)
+        fuse_attention(graph, [*runs], portable, names)
+        result = _worst(finish(graph, origin, {}), seen)
+        infer_shapes(graph)
+        return result
+
+    equal, differing = _equal_ones(fused, difference_of)
+    difference_of(equal)
+    left = [Refusal(n, "Softmax", f"fused, an output would differ by {d:.2g}") for n, d in differing.items()]
+    return refusals + left
+
+
+def _equal_ones(names: list[str], difference_of: Callable[[list[str]], float]) -> tuple[list[str], dict[str, float]]:
+    """Those of `names` with all of which the model stays the same, and the differences that the others make."""
+    equal: list[str] = []
+    differing: dict[str, float] = {}
+    parts = [names[len(names) // 2 :], names[: len(names) // 2]]
+    while parts:
+        part = parts.pop()
+        if not part:
+            continue
+        if (worst := difference_of(equal + part)) <= TOLERANCE:
+            equal += part
+        elif len(part) == 1:
+            differing[part[0]] = worst
+        else:
+            parts += [part[len(part) // 2 :], part[: len(part) // 2]]
+    return equal, differing
 
 
 def _worst(model: Model, seen: list[tuple[Feed, Observed]]) -> float:

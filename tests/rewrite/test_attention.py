@@ -9,6 +9,7 @@ from models import run as outputs
 
 import deftonnx
 from deftonnx.precision import TOLERANCE
+from deftonnx.rewrite.attention import fuse
 
 RNG = np.random.default_rng(7)
 
@@ -47,6 +48,29 @@ def test_plans_presets_and_types(name):
     got, want = outputs(narrow.model, halves)[0], outputs(proto, feed)[0]
     assert got.dtype == np.float16
     assert np.linalg.norm(got.astype(np.float64) - want) <= 2 * TOLERANCE * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("wrong", [{0}, {1}, {0, 1}])
+def test_an_attention_that_differs_is_left_alone(monkeypatch, wrong):
+    proto, feed = exported("bert_sdpa_dynamo"), feeds("bert_sdpa_dynamo")
+    fuse_one, names = fuse._fuse, []
+
+    def fused_wrongly(softmax, known):
+        outcome = fuse_one(softmax, known)
+        names.extend([softmax.name] if softmax.name not in names else [])
+        if outcome is None and names.index(softmax.name) in wrong:
+            attention = next(n for n in known.graph.nodes if n.op == fuse.OPERATOR and softmax.name in n.name)
+            attention.attrs["scale"] *= 100
+        return outcome
+
+    monkeypatch.setattr(fuse, "_fuse", fused_wrongly)
+    result = deftonnx.optimize(proto, calib_data=feed, preset="dense16", measure=False)
+    found = ops(result.model)
+    assert found.count("Softmax") == len(wrong)
+    assert sum(op.startswith("DeftAttention") for op in found) == 2 - len(wrong)
+    differing = [left.name for left in result.report.left_in_float32 if "would differ" in left.reason]
+    assert differing == [names[i] for i in sorted(wrong)]
+    assert distance(result.model, proto, feeds("bert_sdpa_dynamo", batch=2, length=6, seed=3)) <= TOLERANCE
 
 
 CORE = """g (float[N,S,12] x, float[N,1,1,S] m, float[N,1,S,S] full) => (float[N,S,12] y)

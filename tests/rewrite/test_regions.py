@@ -313,3 +313,19 @@ def test_other_roots_of_means_stay(change):
     result = deftonnx.optimize(proto, preset="dense16", calib_data=feed, decide_by="nothing", measure=False).model
     assert_close(result, feed, run(proto, feed))
     assert not ops(result, "SkipSimplifiedLayerNormalization")
+
+
+@pytest.mark.parametrize(("largest", "expected"), [(14000, TensorProto.FLOAT16), (20000, TensorProto.FLOAT)])
+def test_a_norm_that_adds_what_it_reads_to_itself_needs_twice_the_room(largest, expected):
+    text = ROOT_MEAN_SQUARE.replace("a = MatMul (x, w) h = Add (x, a)", "a = MatMul (x, w) h = Relu (a)")
+    text = text.replace("SQUARE", "q = Mul (h, h)").replace("DIVISION", "i = Reciprocal (r) d = Mul (h, i)")
+    text = text.replace("y = Add (h, b)", "y = Relu (b)")
+    proto = model(text, opset=17, two=np.array(2.0), least=np.array(1e-6), w=np.eye(16) * largest)
+    feed = {"x": np.abs(np.random.default_rng(0).uniform(0.5, 1, (3, 5, 16))).astype(np.float32)}
+    feed["x"][0, 0, 0] = 1
+    result = deftonnx.optimize(proto, preset="dense16", calib_data=feed, decide_by="nothing", measure=False).model
+    assert_close(result, feed, run(proto, feed))
+    (norm,) = [node for node in result.graph.node if node.op_type == "SkipSimplifiedLayerNormalization"]
+    made = {name: node for node in result.graph.node for name in node.output}
+    kind = next(a.i for a in made[norm.input[0]].attribute if a.name == "output_type")
+    assert kind == expected

@@ -7,6 +7,7 @@ and values that heads share, it is DeftAttention behind one product of all three
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,16 +56,23 @@ def watched(graph: gs.Graph) -> list[str]:
     return list(names)
 
 
-def fuse_attention(graph: gs.Graph, runs: list[Run], portable: bool = False) -> tuple[int, list[Refusal]]:
-    """Fuse what can be, in place: how many, and why not the others. `runs` are the shapes of all float32 tensors, and
-    the values of those that are `watched`, in runs of the model that differ in every dimension that may vary; the
-    rewrite holds for all of them. `portable` forbids DeftAttention."""
-    fused, refusals = 0, []
+def fuse_attention(
+    graph: gs.Graph, runs: list[Run], portable: bool = False, among: Container[str] | None = None
+) -> tuple[list[str], list[Refusal]]:
+    """Fuse what can be, in place: the names of the Softmax nodes that went, and why the others did not.
+
+    `runs` are the shapes of all float32 tensors, and the values of those that are `watched`, in runs of the model that
+    differ in every dimension that may vary; the rewrite holds for all of them. `portable` forbids DeftAttention.
+    `among`: the names of those to look at, or all.
+    """
+    fused: list[str] = []
+    refusals: list[Refusal] = []
     known = _Found(graph, runs, Reserved(graph), portable)
-    for node in [n for n in graph.nodes if n.op == "Softmax"]:
+    for node in [n for n in graph.nodes if n.op == "Softmax" and (among is None or n.name in among)]:
         outcome = _fuse(node, known)
-        fused += outcome is None
-        if outcome is not None:
+        if outcome is None:
+            fused.append(node.name)
+        else:
             refusals.append(Refusal(node.name, node.op, outcome))
     if fused:
         for name in (CONTRIB, DOMAIN):

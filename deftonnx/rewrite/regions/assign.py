@@ -23,6 +23,7 @@ SMALLEST_NORMAL = 2.0**-14
 """Below it float16 loses digits: an epsilon of 1e-12 would be zero."""
 _BIAS = {"MultiHeadAttention": 5, "DeftAttention": 1}
 """Where attention has what is added to its scores."""
+_ADDS_FIRST = "SkipSimplifiedLayerNormalization"
 _NOTHING_TO_NARROW = "it has no float32 activations"
 KINDS = (FLOAT16, BFLOAT16)
 
@@ -137,6 +138,8 @@ def _fits(node: gs.Node, tensor: gs.Tensor, kind: str, ranges: dict[str, float])
     ):
         return True  # only what is masked is as large
     reach = _reach(tensor, ranges)
+    if node.op == _ADDS_FIRST and node.inputs[0] is node.inputs[1]:
+        reach *= 2  # the sum, which no range tells
     if isinstance(tensor, gs.Constant):
         least = SMALLEST_NORMAL if tensor.values.size == 1 else 0.0
         return kind != FLOAT16 or reach == 0 or least <= reach <= HALF_LIMIT
