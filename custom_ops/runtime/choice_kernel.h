@@ -2,9 +2,9 @@
 #pragma once
 
 #include <cstring>
-#include <exception>
 #include <string>
 
+#include "custom_operator.h"
 #include "error.h"
 #include "ort_abi.h"
 
@@ -22,16 +22,6 @@ inline int ReadMultiprocessors(const Ort& ort, const OrtKernelInfo* info) {
     throw InvalidNode("multiprocessors = " + std::to_string(count) + " is out of range");
   }
   return static_cast<int>(count);
-}
-
-template <class Body>
-OrtStatus* AsStatus(const Ort& ort, Body body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const std::exception& error) {
-    return ort.CreateStatus(ErrorCode::kInvalidArgument, error.what());
-  }
 }
 
 // The operator `name`, of int64 input 0 and an optional constant int32 input 1, whose State is made from a
