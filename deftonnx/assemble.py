@@ -137,6 +137,7 @@ def assemble(
     if settings.io_types != "keep":
         verify(expected, finish(graph, origin, {}), probe, rounding(settings))
         wide = _narrow(graph, origin, settings.io_types, batches)
+    if settings.io_types != "keep" or settings.precision != "keep":
         join_casts(graph)
     pool_inside(graph)
     if formats and settings.format != FP8:

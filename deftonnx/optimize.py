@@ -36,6 +36,7 @@ from deftonnx.rewrite.narrow import OLDEST_OPSET
 from deftonnx.rewrite.newer_opset import standard_opset, with_newer_opset
 from deftonnx.rewrite.normalise import export_model, import_model, normalise, quiet
 from deftonnx.rewrite.one_pixel import products_of_pixels
+from deftonnx.rewrite.widen import widen
 from deftonnx.runtime.made_up_inputs import rows_picked
 from deftonnx.selection import excluded, idle_exclusions, record, select
 from deftonnx.settings import AUTOMATIC, FASTEST, Settings
@@ -106,6 +107,8 @@ def optimize(
     if settings.may_pack and standard_opset(origin) < OLDEST_OPSET:
         loaded, outdated = _upgraded(loaded, given, probe)
         origin, graph = loaded.shell, import_model(loaded)
+    if settings.precision != "keep" and not settings.portable:
+        graph = _widened(loaded, graph, given, probe)
     if settings.io_types == "bfloat16" and outdated is not None:
         raise UnsupportedError(f"--io-types bfloat16 needs opset {OLDEST_OPSET}: {outdated}")
     del session, loaded  # and their weights: the model is read again where it is timed, or run on data
@@ -201,6 +204,17 @@ def _upgraded(model: Model, given: evaluation.Outputs, probe: list[readers.Feed]
     except DeftError as error:
         opset = standard_opset(model.shell)
         return model, f"the model stays at opset {opset}, at which nothing is packed: {error}"
+
+
+def _widened(model: Model, graph: gs.Graph, given: evaluation.Outputs, probe: list[readers.Feed]) -> gs.Graph:
+    """`graph`, which is `model`, in float32 where it is in float16, if it then computes what is `given`."""
+    if not widen(graph):
+        return graph
+    try:
+        assemble.verify(given, export_model(graph, model.shell), probe, assemble.rounding_within(model.shell))
+    except DeftError:  # values that only float16 makes infinite, for one
+        return import_model(model)
+    return graph
 
 
 def _quoted(model: Any) -> str:

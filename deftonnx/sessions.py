@@ -34,7 +34,8 @@ def lasting(model: Model) -> ort.InferenceSession:
     options.add_external_initializers(list(weights), list(weights.values()))
     # without enable_fallback=0 it prints what it raises
     content = loadable(model.shell).SerializeToString()
-    return ort.InferenceSession(content, options, providers=_PROVIDERS, enable_fallback=0)
+    disabled = _disabled(model.shell)
+    return ort.InferenceSession(content, options, providers=_PROVIDERS, disabled_optimizers=disabled, enable_fallback=0)
 
 
 class Passing(ort.InferenceSession):
@@ -51,7 +52,8 @@ class Passing(ort.InferenceSession):
         options.enable_mem_pattern = False  # from a second run on, all activations would have places of their own
         if observing:
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        super().__init__(shell.SerializeToString(), options, providers=_PROVIDERS, enable_fallback=0)
+        content, disabled = shell.SerializeToString(), _disabled(model.shell)
+        super().__init__(content, options, providers=_PROVIDERS, disabled_optimizers=disabled, enable_fallback=0)
 
     def get_inputs(self) -> list[ort.NodeArg]:
         """The inputs but for the weights."""
@@ -66,6 +68,17 @@ class Passing(ort.InferenceSession):
     ) -> list[ort.OrtValue]:
         """As InferenceSession.run_with_ort_values."""
         return list(super().run_with_ort_values(output_names, {**input_dict_ort_values, **self._weights}, run_options))
+
+
+def _disabled(shell: onnx.ModelProto) -> list[str]:
+    """Optimisations of ONNX Runtime that a session must do without.
+
+    Of models in float16, version 1.31 makes one product of a Transpose, a Cast and a MatMul, and ends the process where
+    the size of the first axis is free.
+    """
+    values = (*shell.graph.input, *shell.graph.output)
+    kinds = {t.data_type for t in shell.graph.initializer} | {v.type.tensor_type.elem_type for v in values}
+    return ["MatmulTransposeFusion"] if onnx.TensorProto.FLOAT16 in kinds else []
 
 
 def _with_inputs(shell: onnx.ModelProto, names: Any) -> onnx.ModelProto:
