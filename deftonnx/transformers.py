@@ -18,6 +18,7 @@ from deftonnx.model import Model
 from deftonnx.precision import difference
 from deftonnx.rewrite.attention.fuse import fuse_attention, watched
 from deftonnx.rewrite.attention.mask import from_sizes
+from deftonnx.rewrite.attention.masks_together import add_masks_together
 from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.layer_norm import fuse_layer_norms
 from deftonnx.rewrite.normalise import import_model, infer_shapes
@@ -43,6 +44,7 @@ def fuse_transformers(
         return []
     if not feeds:
         return [Refusal(n.name, n.op, "the model could not be run to see its shapes") for n in softmaxes]
+    add_masks_together(graph)
     before = finish(graph, origin, {})
     infer_shapes(graph)
     numbers = {t.name: t for t in graph.tensors().values() if isinstance(t, gs.Variable) and _may_be_number(t)}

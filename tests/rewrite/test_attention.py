@@ -10,6 +10,9 @@ from models import run as outputs
 import deftonnx
 from deftonnx.precision import TOLERANCE
 from deftonnx.rewrite.attention import fuse
+from deftonnx.rewrite.attention.core import leads_to_product
+from deftonnx.rewrite.attention.masks_together import add_masks_together
+from deftonnx.rewrite.normalise import import_model
 
 RNG = np.random.default_rng(7)
 
@@ -83,18 +86,36 @@ CORE = """g (float[N,S,12] x, float[N,1,1,S] m, float[N,1,S,S] full) => (float[N
     {scores}
     [softmax] p = Softmax <axis=-1> (s) z = MatMul (p, v) z1 = Transpose <perm=[0,2,1,3]> (z) z2 = Reshape (z1, out)
     y = MatMul (z2, wo) }}"""
+NUMBERS = {"sh": np.array([0, 0, 3, 4]), "out": np.array([0, 0, 12]), "c": np.array(0.6)}
 SCORES = {
     "plain": "s = MatMul (q, k)",
     "scaled": "s0 = MatMul (q, k) s = Mul (s0, c)",
     "divided and masked": "s0 = MatMul (q, k) s1 = Div (s0, c) s = Add (s1, m)",
+    "bias and mask": "s0 = MatMul (q, k) s1 = Add (s0, full) s = Add (s1, m)",
+    "mask and bias": "s0 = MatMul (q, k) s1 = Div (s0, c) s2 = Add (full, s1) s = Add (m, s2)",
     "query scaled": "q3 = Mul (q, c) s0 = MatMul (q3, k) s = Add (full, s0)",
 }
 
 
+def test_masks_are_added_together_once():
+    graph = import_model(model(CORE.format(scores=SCORES["bias and mask"]), **NUMBERS))
+    again = graph.copy()
+    for tensor in again.tensors().values():
+        if tensor.inputs:
+            tensor.name += "/again"
+    layers = [*graph.nodes, *again.nodes]
+    shared = graph.tensors()
+    for node in again.nodes:
+        node.inputs = [shared.get(t.name, t) for t in node.inputs]
+    graph.nodes = layers
+    graph.outputs += again.outputs
+    assert add_masks_together(graph)
+    assert len([node for node in graph.nodes if node.op == "Add" and not leads_to_product(node.inputs[0])]) == 1
+    assert not add_masks_together(graph)
+
+
 def core(scores):
-    return model(
-        CORE.format(scores=SCORES[scores]), sh=np.array([0, 0, 3, 4]), out=np.array([0, 0, 12]), c=np.array(0.6)
-    )
+    return model(CORE.format(scores=SCORES[scores]), **NUMBERS)
 
 
 def core_feed(batch=3, length=7):

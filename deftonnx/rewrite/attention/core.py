@@ -56,7 +56,7 @@ def match(softmax: gs.Node) -> Core | str:
         elif node.op == "Add" and mask is None:
             made = [t for t in node.inputs if t.inputs and t.inputs[0].op in ("MatMul", "Mul", "Div")]
             made = [t for t in made if len(t.outputs) == 1 and t.shape is not None and None not in t.shape] or made
-            scores = next((t for t in made if _leads_to_product(t)), None)
+            scores = next((t for t in made if leads_to_product(t)), None)
             if scores is None:
                 return "what its mask is added to is no product"
             mask = next(t for t in node.inputs if t is not scores)
@@ -67,7 +67,7 @@ def match(softmax: gs.Node) -> Core | str:
     return "its scores are no product"
 
 
-def _leads_to_product(tensor: gs.Tensor) -> bool:
+def leads_to_product(tensor: gs.Tensor) -> bool:
     """True where `tensor` is a product of matrices, scaled or not."""
     for _ in range(_LONGEST):
         if not tensor.inputs or tensor.inputs[0].op == "MatMul":
