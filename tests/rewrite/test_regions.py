@@ -329,3 +329,28 @@ def test_a_norm_that_adds_what_it_reads_to_itself_needs_twice_the_room(largest, 
     made = {name: node for node in result.graph.node for name in node.output}
     kind = next(a.i for a in made[norm.input[0]].attribute if a.name == "output_type")
     assert kind == expected
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected"),
+    [
+        ("n = ReduceL2 <axes=[-1]> (a) c = Clip (n, least)", "Cast"),
+        ("n = ReduceL2 <axes=[-1]> (a) k = Max (n, least) c = Expand (k, shape)", "Cast"),
+        ("n = ReduceL2 <axes=[-1]> (a) c = Clip (n, most)", "DeftGemm"),
+    ],
+)
+def test_what_is_divided_by_almost_zero(norm, expected):
+    text = f"""g (float[N,5,16] x) => (float[N,5,16] y)
+    <float[16,16] w, float[16,16] v, float least, float most, int64[3] shape> {{
+    a = MatMul (x, w) {norm} d = Div (a, c) b = MatMul (d, v) y = Relu (b) }}"""
+    constants = {"least": np.array(1e-12), "most": np.array(0.5), "shape": np.array([1, 5, 16])}
+    proto = model(text, opset=17, **constants)
+    feed = feed_for(proto, N=3)
+    feed["x"][0, 0] = 0
+    result = deftonnx.optimize(proto, preset="dense16", calib_data=feed, decide_by="nothing", measure=False).model
+    assert_close(result, feed, run(proto, feed))
+    assert len(ops(result, "DeftGemm")) == 2
+    (division,) = ops(result, "Div")
+    made = {name: node for node in result.graph.node for name in node.output}
+    kinds = [a.i for a in made[division.input[0]].attribute if a.name in ("to", "output_type")]
+    assert kinds == [TensorProto.FLOAT if expected == "Cast" else TensorProto.FLOAT16]

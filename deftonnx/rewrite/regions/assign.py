@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from deftonnx.layers import Refusal
-from deftonnx.rewrite.narrow import LARGEST, SMALLEST
+from deftonnx.rewrite.narrow import LARGEST, MOVING, SMALLEST
 from deftonnx.rewrite.regions.kernels import BFLOAT16, FLOAT16, Kernel, kernel
 
 HALF_LIMIT = 65504.0
@@ -23,6 +23,8 @@ SMALLEST_NORMAL = 2.0**-14
 """Below it float16 loses digits: an epsilon of 1e-12 would be zero."""
 _BIAS = {"MultiHeadAttention": 5, "DeftAttention": 1}
 """Where attention has what is added to its scores."""
+_DIVISORS = {"Div": 1, "Reciprocal": 0}
+"""Which input is divided by."""
 _ADDS_FIRST = "SkipSimplifiedLayerNormalization"
 _NOTHING_TO_NARROW = "it has no float32 activations"
 KINDS = (FLOAT16, BFLOAT16)
@@ -111,11 +113,28 @@ def _kind(node: gs.Node, ranges: dict[str, float], kinds: Iterable[str]) -> str:
         if not spec.takes(kind):
             reasons.append(f"there is no {kind} kernel")
             continue
+        if kind == FLOAT16 and _divides_by_little(node):
+            reasons.append("what keeps its divisor from zero is zero in float16")
+            continue
         outside = next((t for t in (*tensors, *outputs) if not _fits(node, t, kind, ranges)), None)
         if outside is None:
             return kind
         reasons.append(f"'{outside.name}' reaches {_reach(outside, ranges):.3g}, which {kind} does not hold")
     return ", and ".join(reasons)
+
+
+def _divides_by_little(node: gs.Node) -> bool:
+    """Whether `node` divides by what a number keeps from zero that float16 does not hold: |x| limited or added to."""
+    if node.op not in _DIVISORS:
+        return False
+    divisor, least = node.inputs[_DIVISORS[node.op]], SMALLEST_NORMAL
+    while len(divisor.inputs) == 1 and divisor.inputs[0].op in MOVING | {"Expand", "Tile", "Sqrt"}:
+        least = least**2 if divisor.inputs[0].op == "Sqrt" else least
+        divisor = divisor.inputs[0].inputs[0]
+    if len(divisor.inputs) != 1 or divisor.inputs[0].op not in ("Clip", "Max", "Add"):
+        return False
+    numbers = [t.values for t in divisor.inputs[0].inputs if isinstance(t, gs.Constant) and t.values.size == 1]
+    return any(0 < abs(float(number.reshape(-1)[0])) < least for number in numbers)
 
 
 def _unknown(node: gs.Node, spec: Kernel) -> bool:
