@@ -20,6 +20,7 @@ from families import (
     hopper,
     hopper_codes,
     hopper_fp8,
+    mlp,
     pool,
     round_rows,
     simt,
@@ -31,5 +32,5 @@ from families import (
 FAMILIES = (
     *(few_rows, stream, hopper, hopper_codes, hopper_fp8, round_rows, gather_kept, unpack_codes, tensor_core, simt),
     *(conv_hopper, conv_resident, conv_few_channels, conv_depthwise, conv_direct),
-    *(pool, channels_last, attention),
+    *(pool, channels_last, attention, mlp),
 )

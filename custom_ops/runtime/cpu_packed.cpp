@@ -39,7 +39,8 @@ void Activate(const Activation& a, float* z) {
 
 }  // namespace
 
-CpuPacked::CpuPacked(const Ort& ort, const OrtKernelInfo* info, const PackedNode& node, int64_t groups)
+CpuPacked::CpuPacked(const Ort& ort, const OrtKernelInfo* info, const PackedNode& node, int64_t groups,
+                     size_t first)
     : node_(node),
       groups_(groups),
       outputs_(node.N / groups),
@@ -47,9 +48,9 @@ CpuPacked::CpuPacked(const Ort& ort, const OrtKernelInfo* info, const PackedNode
       weight_(groups * panels_ * kPanelColumns * node.K),
       bias_(groups * panels_ * kPanelColumns) {
   Tensor codes, scale, bias;
-  ort.ConstantInput(info, kInputWeight, &codes);
-  ort.ConstantInput(info, kInputScale, &scale);
-  ort.ConstantInput(info, kInputBias, &bias);
+  ort.ConstantInput(info, first, &codes);
+  ort.ConstantInput(info, first + 1, &scale);
+  ort.ConstantInput(info, first + 2, &bias);
   if (Tensor zero; node.has_zero && ort.ConstantInput(info, kInputResidual, &zero))
     CheckZero(node, zero.data);
   const WeightDecoder decoder(node);

@@ -12,8 +12,10 @@ namespace deftonnx {
 
 class CpuPacked {
  public:
-  // W's outputs are split into that many groups, each with rows of its own.
-  CpuPacked(const Ort& ort, const OrtKernelInfo* info, const PackedNode& node, int64_t groups);
+  // W's outputs are split into that many groups, each with rows of its own. W is input `first`, scale and
+  // bias follow. `node` must live as long.
+  CpuPacked(const Ort& ort, const OrtKernelInfo* info, const PackedNode& node, int64_t groups,
+            size_t first = kInputWeight);
 
   // The K features of a group's row m as float32.
   using ReadRow = std::function<void(int64_t group, int64_t m, float* row)>;

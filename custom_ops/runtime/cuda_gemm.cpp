@@ -49,8 +49,10 @@ std::shared_ptr<const NewWeight> WrittenAnew(const GemmNode& node, const GemmSpe
                              [&](uint16_t* codes, float* scale) { ToHalf(codes, scale, N, row); });
 }
 
-GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spec,
-                  std::shared_ptr<const NewWeight>& new_weight) {
+}  // namespace
+
+GemmNode ReadGemmNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spec,
+                      std::shared_ptr<const NewWeight>& new_weight, size_t first) {
   const CudaDriver& driver = CudaDriver::Get();
   const CUdevice device = driver.CurrentDevice();
   const auto constant = [&](size_t index) {
@@ -63,9 +65,9 @@ GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spe
                 device,
                 driver.ComputeCapability(device),
                 driver.MultiprocessorCount(device),
-                constant(1).data,
-                constant(2).data,
-                constant(3).data,
+                constant(first).data,
+                constant(first + 1).data,
+                constant(first + 2).data,
                 nullptr,
                 {}};
   if (IsWrittenAnew(spec)) {
@@ -76,11 +78,11 @@ GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spe
   if (spec.rounds_x) CheckCodes(node);
   if (spec.has_zero) {
     uint32_t zero = 0;
-    driver.CopyToHost(&zero, constant(5).data, ElementBytes(spec.y_type));
+    driver.CopyToHost(&zero, constant(kInputResidual).data, ElementBytes(spec.y_type));
     CheckZero(spec, &zero);
   }
   if (spec.block == 0) return node;
-  const Tensor kept = constant(4);
+  const Tensor kept = constant(kInputKept);
   node.kept = kept.data;
   node.kept_blocks.resize(kept.shape[0]);
   driver.CopyToHost(node.kept_blocks.data(), kept.data, node.kept_blocks.size() * sizeof(int32_t));
@@ -88,11 +90,9 @@ GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spe
   return node;
 }
 
-}  // namespace
-
 CudaGemm::CudaGemm(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y)
     : ort_(ort),
-      node_(ReadNode(ort, info, ReadGemmSpec(ort, info, x, y), new_weight_)),
+      node_(ReadGemmNode(ort, info, ReadGemmSpec(ort, info, x, y), new_weight_)),
       choice_(node_, MeasuredTimes::Load(node_.capability, node_.multiprocessors,
                                          [&](const std::string& message) { ort.Warn(info, message); })),
       scratch_(ort.DeviceAllocator(info)) {}

@@ -12,6 +12,11 @@ struct NewWeight {
   DeviceBuffer codes, scale;
 };
 
+// What does not change between runs, of a node of that spec whose W is input `first`, with scale and bias
+// behind it. The node reads `new_weight`, if there is one then. Throws InvalidNode and CudaError.
+GemmNode ReadGemmNode(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& spec,
+                      std::shared_ptr<const NewWeight>& new_weight, size_t first = kInputWeight);
+
 class CudaGemm {
  public:
   // Loads the kernels that may serve this node; Compute only chooses one and launches.

@@ -1,13 +1,15 @@
 #include "operator_node.h"
 
+#include <iterator>
 #include <limits>
+#include <sstream>
 
 #include "error.h"
 
 namespace deftonnx {
 
 void Refuse(const OperatorNode& node, const std::string& reason) {
-  throw InvalidNode(std::string(node.op) + " node '" + node.node + "': " + reason);
+  throw InvalidNode(std::string(node.op) + " node '" + node.node + "': " + node.part + reason);
 }
 
 std::string ShapeText(const std::vector<int64_t>& shape) {
@@ -52,6 +54,15 @@ std::optional<std::vector<int64_t>> AttributeReader::OptionalIntegers(const char
 
 float AttributeReader::Real(const char* name) const {
   return Attribute(name, [&](const char* n) { return ort_.AttributeFloat(info_, n); });
+}
+
+std::vector<float> AttributeReader::Reals(const char* name) const {
+  return Attribute(name, [&](const char* n) { return ort_.AttributeFloats(info_, n); });
+}
+
+std::vector<std::string> AttributeReader::Words(const char* name) const {
+  std::istringstream text(Text(name));
+  return {std::istream_iterator<std::string>(text), {}};
 }
 
 std::string AttributeReader::Text(const char* name) const {

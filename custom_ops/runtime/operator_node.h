@@ -12,6 +12,7 @@ namespace deftonnx {
 struct OperatorNode {
   const char* op = "";  // the operator's name
   std::string node;     // the node's name, for messages
+  std::string part;     // of the node, for messages: "layer 2: ", or empty for all of it
 };
 
 // Refuses a node: throws InvalidNode, naming it.
@@ -31,8 +32,10 @@ class AttributeReader {
   // Nothing if there is no such attribute. A list without values is refused.
   std::optional<std::vector<int64_t>> OptionalIntegers(const char* name) const;
   float Real(const char* name) const;
+  std::vector<float> Reals(const char* name) const;
   std::string Text(const char* name) const;
-  int64_t Size(const char* name) const;  // an integer from 1 to nearly 2^31
+  std::vector<std::string> Words(const char* name) const;  // of a text, parted by spaces
+  int64_t Size(const char* name) const;                    // an integer from 1 to nearly 2^31
 
  private:
   template <class Read>

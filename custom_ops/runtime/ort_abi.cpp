@@ -28,6 +28,7 @@ enum Slot : int {
   kReleaseCustomOpDomain = 101,
   kAddSessionConfigEntry = 130,
   kReleaseAllocator = 132,
+  kAttributeFloats = 162,
   kAttributeInt64s = 163,
   kContextComputeStream = 193,
   kInfoInputCount = 230,
@@ -107,6 +108,14 @@ float Ort::AttributeFloat(const OrtKernelInfo* info, const char* name) const {
   float value = 0;
   Check(Call(kAttributeFloat, info, name, &value));
   return value;
+}
+
+std::vector<float> Ort::AttributeFloats(const OrtKernelInfo* info, const char* name) const {
+  size_t size = 0;
+  Check(Call(kAttributeFloats, info, name, static_cast<float*>(nullptr), &size));
+  std::vector<float> values(size);
+  Check(Call(kAttributeFloats, info, name, values.data(), &size));
+  return values;
 }
 
 std::string Ort::AttributeString(const OrtKernelInfo* info, const char* name) const {

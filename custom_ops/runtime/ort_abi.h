@@ -84,7 +84,7 @@ struct OrtCustomOp {
   void (*ReleaseAliasMap)(int* input, int* output);
 };
 
-enum Characteristic : int { kRequired = 0, kOptional = 1 };
+enum Characteristic : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
 
 // A tensor as a kernel sees it.
 struct Tensor {
@@ -111,6 +111,7 @@ class Ort {
   int64_t AttributeInt(const OrtKernelInfo* info, const char* name) const;
   std::vector<int64_t> AttributeInts(const OrtKernelInfo* info, const char* name) const;
   float AttributeFloat(const OrtKernelInfo* info, const char* name) const;
+  std::vector<float> AttributeFloats(const OrtKernelInfo* info, const char* name) const;
   std::string AttributeString(const OrtKernelInfo* info, const char* name) const;
   std::string NodeName(const OrtKernelInfo* info) const;
   // The same for all nodes of a session, while it lives, and for no node of another.

@@ -16,9 +16,9 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 }  // namespace
 
-ElementType WeightType(const Ort& ort, const OrtKernelInfo* info) {
+ElementType WeightType(const Ort& ort, const OrtKernelInfo* info, size_t index) {
   Tensor weight;
-  ort.ConstantInput(info, kInputWeight, &weight);
+  ort.ConstantInput(info, index, &weight);
   return weight.type;
 }
 
@@ -28,12 +28,41 @@ void CheckZero(const PackedNode& node, const void* scalar) {
   if (bits != 0) Refuse(node, "a residual that is a scalar must be 0, which stands for none");
 }
 
+void CheckLayout(const OperatorNode& node, int64_t layout) {
+  if (layout != kLayoutVersion) {
+    Refuse(node, "layout version " + std::to_string(layout) + " is not one this library knows (1)");
+  }
+}
+
+void SetSizes(PackedNode& node, int64_t K, int64_t N) {
+  node.K = K;
+  node.N = N;
+  node.padded_K = (K + 15) / 16 * 16;
+}
+
+void CheckConstant(const Ort& ort, const OrtKernelInfo* info, const OperatorNode& node, size_t index,
+                   const char* name, const std::vector<int64_t>& shape) {
+  Tensor tensor;
+  if (!ort.ConstantInput(info, index, &tensor)) {
+    Refuse(node, std::string("input ") + name + " must be an initializer");
+  }
+  if (tensor.shape != shape) {
+    Refuse(node, std::string("input ") + name + " has shape " + ShapeText(tensor.shape) + ", expected " +
+                     ShapeText(shape));
+  }
+}
+
+void CheckWeight(const Ort& ort, const OrtKernelInfo* info, const PackedNode& node, size_t first) {
+  const int64_t row = node.format == Format::kDeft16q ? node.padded_K / 2 : node.padded_K;
+  CheckConstant(ort, info, node, first, "W", {node.N, row});
+  CheckConstant(ort, info, node, first + 1, "scale", {node.N});
+  CheckConstant(ort, info, node, first + 2, "bias", {node.N});
+}
+
 NodeReader::NodeReader(const Ort& ort, const OrtKernelInfo* info, PackedNode& node)
     : AttributeReader(ort, info, node), ort_(ort), info_(info), node_(node) {}
 
-void NodeReader::SetActivation() const {
-  const std::string name = Text("activation");
-  const float alpha = Real("alpha"), beta = Real("beta");
+void SetActivation(PackedNode& node, const std::string& name, float alpha, float beta) {
   const float tanh_gelu = 2 * std::sqrt(2 / 3.14159265358979f);
   const std::map<std::string, Activation> table = {
       {"none", {Activation::kLinear, false, 1, 0, -kInfinity, kInfinity}},
@@ -49,11 +78,11 @@ void NodeReader::SetActivation() const {
       {"gelu", {Activation::kErf, true, 0.5f, 0, 0, 0}},
   };
   const auto found = table.find(name);
-  if (found == table.end()) Refuse(node_, "unknown activation '" + name + "'");
-  node_.activation = found->second;
+  if (found == table.end()) Refuse(node, "unknown activation '" + name + "'");
+  node.activation = found->second;
 }
 
-void NodeReader::SetFormat(const std::string& name) const {
+void SetFormat(PackedNode& node, const std::string& name) {
   static const std::map<std::string, std::pair<Format, ElementType>> table = {
       {"fp32", {Format::kFloat32, ElementType::kFloat}},
       {"half", {Format::kHalf, ElementType::kFloat16}},
@@ -63,39 +92,34 @@ void NodeReader::SetFormat(const std::string& name) const {
   ElementType expected = ElementType::kUint8;
   const auto found = table.find(name);
   if (found != table.end()) {
-    node_.format = found->second.first;
+    node.format = found->second.first;
     expected = found->second.second;
   } else if (name.size() == 7 && name.rfind("deft8:", 0) == 0 && name[6] >= '1' && name[6] <= '7') {
-    node_.format = Format::kDeft8;
-    node_.exponent_bits = name[6] - '0';
+    node.format = Format::kDeft8;
+    node.exponent_bits = name[6] - '0';
   } else if (name == "fp8") {
-    node_.format = Format::kDeft8;
-    node_.exponent_bits = 4;
-    node_.rounds_x = true;
+    node.format = Format::kDeft8;
+    node.exponent_bits = 4;
+    node.rounds_x = true;
   } else {
-    Refuse(node_, "unknown format '" + name + "'");
+    Refuse(node, "unknown format '" + name + "'");
   }
   // without a type W is no initializer, which is refused later
-  if (node_.weight_type != expected && node_.weight_type != ElementType::kUndefined) {
-    Refuse(node_, "the type of input W does not match format '" + name + "'");
+  if (node.weight_type != expected && node.weight_type != ElementType::kUndefined) {
+    Refuse(node, "the type of input W does not match format '" + name + "'");
   }
 }
 
 void NodeReader::ReadPacked() const {
-  const int64_t layout = Integer("layout");
-  if (layout != kLayoutVersion) {
-    Refuse(node_, "layout version " + std::to_string(layout) + " is not one this library knows (1)");
-  }
-  SetFormat(Text("format"));
-  node_.K = Size("K");
-  node_.N = Size("N");
-  node_.padded_K = (node_.K + 15) / 16 * 16;
+  CheckLayout(node_, Integer("layout"));
+  SetFormat(node_, Text("format"));
+  SetSizes(node_, Size("K"), Size("N"));
   node_.block = Integer("block");
   if (node_.block < 0 || node_.block > 4096 || (node_.block & (node_.block - 1)) != 0) {
     Refuse(node_, "block = " + std::to_string(node_.block) + " is not a power of two up to 4096");
   }
   while ((int64_t{1} << node_.block_shift) < node_.block) ++node_.block_shift;
-  SetActivation();
+  SetActivation(node_, Text("activation"), Real("alpha"), Real("beta"));
   if (Integer("output_type") != static_cast<int64_t>(node_.y_type)) {
     Refuse(node_, "output_type is not the type of Y, which is the residual's, or X's if there is none");
   }
@@ -103,27 +127,8 @@ void NodeReader::ReadPacked() const {
   if (compute != "auto") node_.kernel = compute;
 }
 
-Tensor NodeReader::Constant(size_t index, const char* name) const {
-  Tensor tensor;
-  if (!ort_.ConstantInput(info_, index, &tensor)) {
-    Refuse(node_, std::string("input ") + name + " must be an initializer");
-  }
-  return tensor;
-}
-
-void NodeReader::CheckConstant(size_t index, const char* name, const std::vector<int64_t>& shape) const {
-  const Tensor tensor = Constant(index, name);
-  if (tensor.shape != shape) {
-    Refuse(node_, std::string("input ") + name + " has shape " + ShapeText(tensor.shape) + ", expected " +
-                      ShapeText(shape));
-  }
-}
-
 void NodeReader::CheckConstants(int64_t blocks) const {
-  const int64_t row = node_.format == Format::kDeft16q ? node_.padded_K / 2 : node_.padded_K;
-  CheckConstant(kInputWeight, "W", {node_.N, row});
-  CheckConstant(kInputScale, "scale", {node_.N});
-  CheckConstant(kInputBias, "bias", {node_.N});
+  CheckWeight(ort_, info_, node_);
   const bool has_kept = ort_.InputCount(info_) > kInputKept;
   Tensor residual;
   node_.has_residual = ort_.InputCount(info_) > kInputResidual;
@@ -131,7 +136,7 @@ void NodeReader::CheckConstants(int64_t blocks) const {
       node_.has_residual && ort_.ConstantInput(info_, kInputResidual, &residual) && residual.shape.empty();
   if (node_.has_zero) node_.has_residual = false;
   if (has_kept) {
-    CheckConstant(kInputKept, "kept", {blocks});
+    CheckConstant(ort_, info_, node_, kInputKept, "kept", {blocks});
   } else if (blocks > 0) {
     Refuse(node_, "input kept is missing, expected " + ShapeText({blocks}));
   }

@@ -45,8 +45,29 @@ struct PackedNode : OperatorNode {
   std::string kernel;  // the one kernel to use, or empty: choose by shape
 };
 
-// The type of input W, kUndefined if it is no initializer.
-ElementType WeightType(const Ort& ort, const OrtKernelInfo* info);
+// The type of input `index`, a weight, or kUndefined if it is no initializer.
+ElementType WeightType(const Ort& ort, const OrtKernelInfo* info, size_t index = kInputWeight);
+
+// Sets the node's format by its name and checks that weight_type, where it is known, is that of its codes.
+// Throws InvalidNode.
+void SetFormat(PackedNode& node, const std::string& name);
+
+// Sets the node's activation by its name and numbers. Throws InvalidNode.
+void SetActivation(PackedNode& node, const std::string& name, float alpha, float beta);
+
+// Sets the node's sizes.
+void SetSizes(PackedNode& node, int64_t K, int64_t N);
+
+// Refuses a layout that the library does not know.
+void CheckLayout(const OperatorNode& node, int64_t layout);
+
+// Checks that input `index` is an initializer of that shape. Throws InvalidNode.
+void CheckConstant(const Ort& ort, const OrtKernelInfo* info, const OperatorNode& node, size_t index,
+                   const char* name, const std::vector<int64_t>& shape);
+
+// Checks the shapes of W, scale and bias, which are inputs `first` and those behind it. Throws InvalidNode.
+void CheckWeight(const Ort& ort, const OrtKernelInfo* info, const PackedNode& node,
+                 size_t first = kInputWeight);
 
 // Checks the scalar in the residual's place, of Y's type and in host memory. Throws InvalidNode if it is not
 // 0.
@@ -64,11 +85,6 @@ class NodeReader : public AttributeReader {
   void CheckConstants(int64_t blocks) const;
 
  private:
-  Tensor Constant(size_t index, const char* name) const;
-  void CheckConstant(size_t index, const char* name, const std::vector<int64_t>& shape) const;
-  void SetFormat(const std::string& name) const;
-  void SetActivation() const;
-
   const Ort& ort_;
   const OrtKernelInfo* info_;
   PackedNode& node_;

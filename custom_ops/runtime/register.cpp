@@ -6,6 +6,7 @@
 #include "attention_op.h"
 #include "channels_last_op.h"
 #include "choice_op.h"
+#include "mlp_op.h"
 #include "ort_abi.h"
 #include "packed_op.h"
 #include "pool_op.h"
@@ -29,6 +30,7 @@ OrtStatus* Register(const Ort& ort, OrtSessionOptions* options) {
     for (OrtCustomOp* op : PoolOps()) ops.push_back(op);
     for (OrtCustomOp* op : ChannelsLastOps()) ops.push_back(op);
     for (OrtCustomOp* op : AttentionOps()) ops.push_back(op);
+    for (OrtCustomOp* op : MlpOps()) ops.push_back(op);
     ops.push_back(ChoiceOp());
     ops.push_back(ConvChoiceOp());
     if (OrtStatus* status = ort.CreateDomain(kDomain, ops, &domain)) return status;

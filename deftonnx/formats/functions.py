@@ -26,6 +26,7 @@ from deftonnx.formats.channels_last_function import attach_channels_last_functio
 from deftonnx.formats.conv_function import attach_conv_functions
 from deftonnx.formats.gemm_function import attach_gemm_functions
 from deftonnx.formats.layer_norm_function import attach_layer_norm_function
+from deftonnx.formats.mlp_function import attach_mlp_functions
 from deftonnx.formats.pool_function import attach_pool_functions
 
 KEPT_CONV = "KeptConv"
@@ -77,6 +78,7 @@ def attach_functions(model: onnx.ModelProto, opset: int) -> None:
         model.ir_version = max(model.ir_version, OLDEST_IR)
     attach_layer_norm_function(model)
     attach_gemm_functions(model)
+    attach_mlp_functions(model)
     attach_conv_functions(model)
     attach_pool_functions(model)
     attach_channels_last_functions(model)

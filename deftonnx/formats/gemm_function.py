@@ -156,10 +156,11 @@ def attach_gemm_functions(model: onnx.ModelProto) -> onnx.ModelProto:
 
     To be called last. Raises FormatError for an opset under 13 and an unknown format or activation.
     """
-    return attach_functions(model, OPERATOR, _function)
+    return attach_functions(model, OPERATOR, gemm_function)
 
 
-def _function(node: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
+def gemm_function(node: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
+    """The body of a DeftGemm node, which gets the numbers of its format as attributes."""
     rounds = string_attribute(node, "format") == FP8
     nodes = [
         helper.make_node("Cast", ["X"], ["X_float"], to=TensorProto.FLOAT),

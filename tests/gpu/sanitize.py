@@ -4,9 +4,9 @@
 
 The set: two rows of the covering array of DeftGemm for every operand and path, every kernel of DeftGemm that is made
 for few rows or for Hopper by its name (with all features and with kept blocks), one for each type of X that multiplies
-8-bit weights in 16 bits, and the float16 kernels of DeftConv and DeftAttention. Those for other architectures than this
-GPU's are not in it. Processes, one for every two cores, share the set out, and all tools run at one time. Exits 1 if a
-tool finds anything or a result is wrong.
+8-bit weights in 16 bits, and the float16 kernels of DeftConv, DeftAttention and DeftMlp. Those for other architectures
+than this GPU's are not in it. Processes, one for every two cores, share the set out, and all tools run at one time.
+Exits 1 if a tool finds anything or a result is wrong.
 
 What racecheck can see: it follows ordinary accesses to shared memory, and barriers by the threads that arrive. So a
 warp whose ordinary accesses an mbarrier orders lets all its lanes arrive; one lane after __syncwarp() would order them
@@ -37,6 +37,7 @@ from conv_model import conv_case, conv_model
 from conv_model import reference as conv_reference
 from gemm_cases import TOLERANCE, Case, covering_rows, failure, make_case, run_cases
 from gemm_model import ONNX_TYPE, run_gemm
+from mlp_model import Chain, run_mlp
 
 from deftonnx import runtime
 from deftonnx.errors import UnsupportedError
@@ -152,6 +153,14 @@ def attention_failure(kernel, options):
     return None if error <= 2 * TOLERANCE[np.float16] else f"{kernel}: error {error:.3g}"
 
 
+def mlp_failure(kernel, options):
+    """What is wrong with a chain of layers by that kernel, or None; float32 X is rounded."""
+    chain = Chain((40, 100, 36, 70, 9), np.float16, x_type=np.float32, compute=kernel)
+    X = chain.rows(130)
+    error = chain.error(run_mlp(chain.session(options), X), X)
+    return None if error <= 1 else f"{kernel}: error of {error:.3g} tolerances"
+
+
 def run(part):
     """Run a part of the set in this process; returns what is wrong."""
     options = onnxruntime.SessionOptions()
@@ -168,8 +177,10 @@ def run(part):
     failures += [f for conv in convs if (f := conv_failure(*conv, options))]
     attentions = [kernel for kernel in kernel_names() if kernel.startswith("attention_fp16")][part::PARTS]
     failures += [f for kernel in attentions if (f := attention_failure(kernel, options))]
-    sizes = f"{len(cases)} cases of DeftGemm, {len(convs)} of DeftConv, {len(attentions)} of DeftAttention"
-    print(sizes, flush=True)
+    chains = [*(kernel for kernel in kernel_names() if re.fullmatch(r"fp16_mlp_\d+", kernel)), "layers"][part::PARTS]
+    failures += [f for kernel in chains if (f := mlp_failure(kernel, options))]
+    counts = {"Gemm": cases, "Conv": convs, "Attention": attentions, "Mlp": chains}
+    print(", ".join(f"{len(set_)} cases of Deft{name}" for name, set_ in counts.items()), flush=True)
     return failures
 
 
