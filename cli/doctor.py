@@ -25,9 +25,9 @@ from deftonnx.runtime.gpus import GPUS
 def doctor(model: Path | None, batch: int | None, sizes: tuple[str, ...], gpu: str | None, as_json: bool) -> None:
     """Say what runs here: ONNX Runtime and its providers, CUDA, the GPU, the operator library.
 
-    With MODEL also the kernel of each DeftGemm node, those among which each DeftConv node chooses, copies between GPU
-    and host, nodes left on the CPU, and whether a CUDA graph can be made of it. Works without a GPU, and then says what
-    is not known.
+    With MODEL also the kernel of each DeftGemm node, those among which each DeftConv node chooses, the layers of each
+    DeftMlp node, copies between GPU and host, nodes left on the CPU, and whether a CUDA graph can be made of it. Works
+    without a GPU, and then says what is not known.
     """
     content = examining.examine_machine(gpu)
     if model is not None:
@@ -89,6 +89,15 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
         for x in model["gemms"]:
             M = "?" if x["M"] is None else str(x["M"])
             table.add_row(x["name"], x["format"], x["x_type"], M, str(x["K"]), str(x["N"]), x["kernel"] or x["reason"])
+        console.print(table)
+    if model["mlps"]:
+        table = Table()
+        for column in ("DeftMlp node", "formats", "X", "M", "features"):
+            table.add_column(column, justify="right" if column == "M" else "left", overflow="fold")
+        for x in model["mlps"]:
+            M = "?" if x["M"] is None else str(x["M"])
+            formats = ", ".join(dict.fromkeys(x["formats"]))
+            table.add_row(x["name"], formats, x["x_type"], M, " → ".join(map(str, x["widths"])))
         console.print(table)
     if model["convs"]:
         table = Table()

@@ -37,6 +37,7 @@ from deftonnx.rewrite.eliminate import eliminate, walks_channels
 from deftonnx.rewrite.fill_features import fill_features
 from deftonnx.rewrite.finish import finish
 from deftonnx.rewrite.fuse import fuse
+from deftonnx.rewrite.joined_layers import Joined, join_layers
 from deftonnx.rewrite.narrow import chains, narrow
 from deftonnx.rewrite.normalise import export_model, import_model, infer_shapes
 from deftonnx.rewrite.pack import decode, pack, pack_weights, round_activations
@@ -88,6 +89,9 @@ class Assembled:
     """Inputs and outputs of the graph that stay float32 against the wish."""
     in_float32: list[Refusal]
     """Heavy nodes that stay in float32 against the wish."""
+    joined: list[Joined]
+    apart: list[Refusal]
+    """Layers behind one another that stay nodes of their own."""
     rounded: float = 0.0
     """‖Δ‖/‖y‖ that computing in 16 bits costs on the probe."""
 
@@ -155,9 +159,28 @@ def assemble(
     if settings.precision != "keep":
         infer_shapes(graph)
         pack_attention(graph)
+    joined, apart = _join(graph, settings, plan)
+    for node in joined:
+        for name in node.layers:
+            if name in rows:
+                rows[name].joined = node.name
     changed = [row for row in rows.values() if row.changed]
     macs = sum(row.macs_after for row in rows.values())
-    return Assembled(expected, macs, changed, formats, unpacked, wide, narrowed.refusals, narrowed.cost)
+    return Assembled(expected, macs, changed, formats, unpacked, wide, narrowed.refusals, joined, apart, narrowed.cost)
+
+
+def _join(graph: gs.Graph, settings: Settings, plan: Plan | None) -> tuple[list[Joined], list[Refusal]]:
+    """Join small layers that follow each other, if a plan says so or there is none; why others were not."""
+    if settings.target != "cuda" or settings.portable:
+        return [], []
+    planned = {entry.name: entry.joined for entry in plan.layers} if plan else {}
+
+    def refused(nodes: list[gs.Node]) -> str | None:
+        names = {planned.get(node.name) for node in nodes}
+        return None if plan is None or (len(names) == 1 and None not in names) else "the plan says so"
+
+    infer_shapes(graph)
+    return join_layers(graph, refused)
 
 
 def _row(layer: LinearLayer, kept: int, in_kernel: bool, was: Before) -> LayerRow:

@@ -38,7 +38,7 @@ from deftonnx.rewrite.normalise import export_model, import_model, normalise, qu
 from deftonnx.rewrite.one_pixel import products_of_pixels
 from deftonnx.rewrite.widen import widen
 from deftonnx.runtime.made_up_inputs import rows_picked
-from deftonnx.selection import excluded, idle_exclusions, record, select
+from deftonnx.selection import excluded, idle_exclusions, record, record_joined, select
 from deftonnx.settings import AUTOMATIC, FASTEST, Settings
 from deftonnx.transformers import fuse_transformers
 
@@ -155,6 +155,7 @@ def optimize(
     result_plan = record(settings, found, choices, refusals, earlier)
     done = assemble.assemble(graph, origin, layers, choices, sizes, settings, plan, batches, probe, judge)
     record_formats(result_plan, done.formats, done.unpacked)
+    record_joined(result_plan, done.joined)
     final = finish(graph, origin, {METADATA_KEY: result_plan.to_json()})
     tell_image_sizes(final)
 
@@ -167,6 +168,7 @@ def optimize(
         left_alone=refusals,
         left_unpacked=done.unpacked,
         left_in_float32=unfused + done.in_float32,
+        left_apart=done.apart,
         warnings=([] if outdated is None else [outdated])
         + idle_exclusions(found, settings)
         + _warnings(settings, calib_data, bool(feeds), done, plan is not None or judge is not None),

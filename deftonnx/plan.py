@@ -23,7 +23,8 @@ class LayerPlan:
     `kept` lists the kept units of every group (see `granularity`); None leaves the choice to the run that reads the
     plan. `error` is ‖Y − Y*‖²/‖Y* − mean‖² on the calibration rows. `reason` says why nothing is eliminated.
     `format` is that of the weights, None leaves it to the run; `format_error` is what packing adds to `error`, and
-    `format_reason` says why a layer stays in fp32 where another format was asked for.
+    `format_reason` says why a layer stays in fp32 where another format was asked for. Layers with one name in `joined`
+    are that DeftMlp node.
     """
 
     name: str
@@ -41,6 +42,7 @@ class LayerPlan:
     format: str | None = None
     format_error: float | None = None
     format_reason: str | None = None
+    joined: str | None = None
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +19,14 @@ from deftonnx.errors import UsageError
 from deftonnx.formats.conv_function import IMAGE_AXES
 from deftonnx.formats.conv_function import OPERATOR as DEFT_CONV
 from deftonnx.formats.functions import OLDEST_OPSET
+from deftonnx.formats.mlp_function import OPERATOR as DEFT_MLP
 from deftonnx.layers import LinearLayer, Refusal
 from deftonnx.layers.conv import ConvLayer
 from deftonnx.layers.linear import stored, unused_name
 from deftonnx.plan import LayerPlan, Plan
 from deftonnx.rewrite import pack, packed_conv
 from deftonnx.rewrite.absorb import Source, absorbable
+from deftonnx.rewrite.joined_layers import Joined
 from deftonnx.settings import AUTO, FASTEST, FP32, Settings, check_format
 
 GRAM_LIMIT = 13000
@@ -274,6 +277,9 @@ def record(
     known = {entry.name: entry for entry in earlier.layers} if earlier else {}
     entries = []
     for item in found:
+        if item.op == DEFT_MLP and (layers := [entry for entry in known.values() if entry.joined == item.name]):
+            entries += layers
+            continue
         choice = chosen.get(item.name)
         packed = item.op == DEFT_CONV
         earlier_name = item.name.removesuffix(unused_name("")) if packed else item.name
@@ -299,3 +305,9 @@ def record(
             entry.error = None if choice.error is None else float(f"{choice.error:.6g}")
         entries.append(entry)
     return Plan(settings.to_dict(), entries)
+
+
+def record_joined(plan: Plan, joined: Iterable[Joined]) -> None:
+    """Write into the entries of `plan` which layers are one node."""
+    names = {layer: node.name for node in joined for layer in node.layers}
+    plan.layers[:] = [replace(entry, joined=names.get(entry.name, entry.joined)) for entry in plan.layers]

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from onnx import helper, numpy_helper, parser
 
+from deftonnx.formats.mlp_function import attributes_of, gemms_of
 from deftonnx.layers import LinearLayer, find_layers
 from deftonnx.overloads import loadable
 from deftonnx.rewrite.absorb import absorb
@@ -166,3 +167,9 @@ def every(period: int, count: int, first: int = 0) -> Array:
 
 
 NEWEST_OPSET = _newest_opset()
+
+
+def packed_products(proto: onnx.ModelProto) -> int:
+    """How many layers of `proto` are DeftGemm nodes or in DeftMlp nodes."""
+    nodes = [node for node in proto.graph.node if node.op_type in ("DeftGemm", "DeftMlp")]
+    return sum(1 if n.op_type == "DeftGemm" else len(gemms_of(attributes_of(n))) for n in nodes)

@@ -18,6 +18,7 @@ MATCHERS: dict[str, Callable[[gs.Node], LinearLayer | Refusal | None]] = {
     "Conv": conv.match,
     "ConvTranspose": conv_transpose.match,
     "DeftGemm": deft_gemm.match,
+    "DeftMlp": deft_gemm.match_mlp,
     **dict.fromkeys(refused.REASONS, refused.match),
 }
 STANDARD = {"MatMul", "Gemm", "Conv", "ConvTranspose"}

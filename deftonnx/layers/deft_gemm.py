@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from deftonnx.formats.gemm_function import OPERATOR
+from deftonnx.formats.mlp_function import OPERATOR as MLP
+from deftonnx.formats.mlp_function import gemms_of, layer_inputs
 from deftonnx.formats.operator_function import DOMAIN
 from deftonnx.layers.linear import Refusal, constant_bytes, dimension_rule
 
@@ -23,6 +25,30 @@ class PackedGemm(Refusal):
     parameters: int
     macs: int
     bytes: int
+
+
+def match_mlp(node: gs.Node) -> Refusal | None:
+    """The refusal of a DeftMlp, with the sizes of its layers together; as `match` elsewhere."""
+    if node.domain != DOMAIN:
+        return Refusal(node.name, node.op, f"an operator of the domain '{node.domain}'")
+    layers = gemms_of(node.attrs)
+    x = node.inputs[0]
+    m_rule, rows = dimension_rule(x.shape[:-1] if x.shape else [None])
+    biased = [bool(bias.values.any()) for _, _, bias in layer_inputs(node.inputs)]
+    weights = sum(layer["K"] * layer["N"] for layer in layers)
+    name = " ".join(dict.fromkeys(layer["format"] for layer in layers))
+    return PackedGemm(
+        node.name,
+        MLP,
+        f"already packed as {name}",
+        format=name,
+        m_rule=m_rule,
+        K=layers[0]["K"],
+        N=layers[-1]["N"],
+        parameters=weights + sum(layer["N"] for layer, has in zip(layers, biased, strict=True) if has),
+        macs=rows * weights,
+        bytes=constant_bytes(node),
+    )
 
 
 def match(node: gs.Node) -> Refusal | None:

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from deftonnx import evaluation, model_file
 from deftonnx.calibration import readers
 from deftonnx.formats.gemm_function import is_gemm
+from deftonnx.formats.mlp_function import attributes_of, gemms_of, is_mlp, layer_inputs
 from deftonnx.model import Model, byte_size, is_apart
 from deftonnx.report.report import Report, Size
 
@@ -32,16 +33,27 @@ PROBE = 4
 
 def size(model: Model) -> Size:
     """Bytes and parameters of `model`; multiply-adds are counted elsewhere. A packed weight counts K · N."""
-    gemms = [node for node in model.shell.graph.node if is_gemm(node.domain, node.op_type)]
-    of_gemms = {name for node in gemms for name in node.input}
+    packed = [
+        node
+        for node in model.shell.graph.node
+        if is_gemm(node.domain, node.op_type) or is_mlp(node.domain, node.op_type)
+    ]
+    of_packed = {name for node in packed for name in node.input}
     constants = [t for t in model_file.constants(model) if len(t.dims) > 0]
-    biases = {t.name: int(np.prod(t.dims)) for t in constants if t.name in of_gemms and _is_bias(t, model)}
-    parameters = sum(int(np.prod(t.dims)) for t in constants if t.name not in of_gemms)
-    for node in gemms:
-        sizes = {a.name: a.i for a in node.attribute}
-        parameters += sizes["K"] * sizes["N"] + biases.get(node.input[3], 0)
+    biases = {t.name: int(np.prod(t.dims)) for t in constants if t.name in of_packed and _is_bias(t, model)}
+    parameters = sum(int(np.prod(t.dims)) for t in constants if t.name not in of_packed)
+    parameters += sum(K * N + biases.get(bias, 0) for node in packed for K, N, bias in _layers(node))
     weight_bytes = sum(map(_bytes, constants))
     return Size(bytes=byte_size(model), parameters=parameters, macs=0, weight_bytes=weight_bytes)
+
+
+def _layers(node: onnx.NodeProto) -> list[tuple[int, int, str]]:
+    """K, N and the bias of each layer that a node with packed weights is."""
+    if is_gemm(node.domain, node.op_type):
+        sizes = {a.name: a.i for a in node.attribute}
+        return [(sizes["K"], sizes["N"], node.input[3])]
+    layers = gemms_of(attributes_of(node))
+    return [(x["K"], x["N"], inputs[2]) for x, inputs in zip(layers, layer_inputs(node.input), strict=True)]
 
 
 def _is_bias(tensor: onnx.TensorProto, model: Model) -> bool:

@@ -52,7 +52,8 @@ class LayerRow:
     the calibration rows, measured as `error` is. The bytes are those of the layer's weights and biases, `output_type`
     is that of a packed layer's outputs. `us_before` are the microseconds, by batch size, of all of the layer by ONNX
     Runtime's own operators in the same type, `us_after` those of the layer as it is written; `timed` says whether they
-    were measured or estimated. `kernel` is the library's choice at the largest batch size, where it can say."""
+    were measured or estimated. `kernel` is the library's choice at the largest batch size, where it can say. `joined`
+    is the DeftMlp node that computes the layer with others."""
 
     name: str
     op: str
@@ -72,6 +73,7 @@ class LayerRow:
     timed: str | None = None
     us_before: dict[int, float] | None = None
     us_after: dict[int, float] | None = None
+    joined: str | None = None
 
     @property
     def changed(self) -> bool:
@@ -92,6 +94,7 @@ class Report:
     warnings: list[str]
     left_unpacked: list[Refusal] = field(default_factory=list)
     left_in_float32: list[Refusal] = field(default_factory=list)
+    left_apart: list[Refusal] = field(default_factory=list)
     output: str | None = None
     accuracy: Score | None = None
     accuracy_on: str | None = None
@@ -123,6 +126,7 @@ class Report:
             "left_alone": [vars(refusal) for refusal in self.left_alone],
             "left_unpacked": [vars(refusal) for refusal in self.left_unpacked],
             "left_in_float32": [vars(refusal) for refusal in self.left_in_float32],
+            "left_apart": [vars(refusal) for refusal in self.left_apart],
             "warnings": self.warnings,
             "seconds": round(self.seconds, 2),
         }

@@ -98,7 +98,7 @@ def layer_cells(row: LayerRow) -> tuple[str, ...]:
         str(row.K),
         str(row.kept),
         row.granularity or "",
-        row.form,
+        row.form + (", in one node with others" if row.joined else ""),
         "" if row.error is None else f"{row.error:.2%}",
         row.format or "",
         "" if row.format_error is None else f"{row.format_error:.2g}",

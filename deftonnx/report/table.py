@@ -48,6 +48,7 @@ def _layers(report: Report, console: Console) -> None:
     _refusals(report.left_alone, "left alone", console)
     _refusals(report.left_unpacked, "left unpacked", console)
     _refusals(report.left_in_float32, "left in float32", console)
+    _refusals(report.left_apart, "left a node of its own", console)
 
 
 def _refusals(refusals: list[Refusal], title: str, console: Console) -> None:

@@ -20,6 +20,7 @@ from deftonnx.runtime.gemm_nodes import gemm_nodes
 from deftonnx.runtime.gpus import chosen_device
 from deftonnx.runtime.library import LibraryNotFoundError, get_library_path
 from deftonnx.runtime.manifest import Manifest, read_manifest
+from deftonnx.runtime.mlp_nodes import mlp_nodes
 from deftonnx.runtime.placement import cuda_graph_obstacle, placement
 from deftonnx.runtime.tuning_table import table_state
 from deftonnx.version import __version__
@@ -63,6 +64,7 @@ def examine_model(path: Path, batch: int | None, sizes: Mapping[str, int], gpu: 
         "nodes": len(nodes),
         "deft_nodes": dict(Counter(node.op_type for node in nodes if node.domain == DOMAIN)),
         "gemms": [vars(node) for node in gemm_nodes(proto, batch, sizes, device, library)],
+        "mlps": [vars(node) for node in mlp_nodes(proto, batch, sizes)],
         "convs": [vars(node) for node in conv_nodes(proto, batch, sizes, device, library)],
         "memcpy": None,
         "on_cpu": None,

@@ -46,7 +46,7 @@ def _describe(
     device: Device | None,
     library: str | None,
 ) -> GemmNode:
-    M = None if x is None else _rows(x)
+    M = None if x is None else rows_of(x)
     x_type = TensorProto.FLOAT if x is None else x.elem_type
     kernel, reason = None, obstacle(device, library)
     if device is None or library is None:
@@ -58,7 +58,7 @@ def _describe(
     else:
         try:
             fixed = known.get(node.input[0])
-            rows = 0 if fixed is None else _rows(fixed) or 0
+            rows = 0 if fixed is None else rows_of(fixed) or 0
             candidates = kernels_for(node, x_type, weight_type, [M], device, library, known_rows=rows)
             kernel = candidates[0].kernel if candidates else None
             reason = None if candidates else f"no kernel takes {M} rows"
@@ -67,7 +67,8 @@ def _describe(
     return GemmNode(**common_facts(node, x_type), M=M, kernel=kernel, reason=reason)
 
 
-def _rows(x: onnx.TypeProto.Tensor) -> int | None:
+def rows_of(x: onnx.TypeProto.Tensor) -> int | None:
+    """The rows of X, all axes but the last together, or None if its shape does not say."""
     if not x.HasField("shape") or len(x.shape.dim) == 0:
         return None
     leading = x.shape.dim[:-1]

@@ -1,5 +1,5 @@
-"""What the listings of DeftGemm and of DeftConv nodes share: which nodes, what they say of themselves, and the shapes
-of what they read."""
+"""What the listings of DeftGemm, DeftConv and DeftMlp nodes share: which nodes, what they say of themselves, and the
+shapes of what they read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from onnx import AttributeProto, TensorProto, helper
 from deftonnx.errors import UnsupportedError
 from deftonnx.formats.conv_function import is_conv
 from deftonnx.formats.gemm_function import is_gemm
+from deftonnx.formats.mlp_function import is_mlp
 from deftonnx.model_file import bodies
 from deftonnx.runtime.cuda import Device
 
-Described = TypeVar("Described", bound="PackedNode")
+Described = TypeVar("Described")
 TYPE_NAMES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
     TensorProto.BFLOAT16: "bfloat16",
+}
+_MLP_KINDS = {
+    "widths": AttributeProto.INTS,
+    **dict.fromkeys(("formats", "activations"), AttributeProto.STRING),
+    **dict.fromkeys(("element_type", "output_type"), AttributeProto.INT),
 }
 _KINDS = {"format": AttributeProto.STRING, "K": AttributeProto.INT, "N": AttributeProto.INT}
 _GEMM_KINDS = {**_KINDS, "features": AttributeProto.INT}
@@ -52,7 +58,7 @@ def describe_nodes(
     """What `describe(node, X, type of W)` makes of the nodes of which `belongs(domain, op_type)` says so, those in
     bodies of If, Loop and Scan included. X has its shape as far as lengths of axes are known; None: nothing is.
 
-    Raises UnsupportedError for a DeftGemm or DeftConv that lacks X, W or Y, or an attribute that says its sizes.
+    Raises UnsupportedError for a DeftGemm, DeftConv or DeftMlp that lacks X, W or Y, or what says its sizes.
     """
     nodes = [node for graph in bodies(model.graph) for node in graph.node]
     for node in nodes:
@@ -68,13 +74,13 @@ def describe_nodes(
 
 
 def _lacking(node: onnx.NodeProto) -> str | None:
-    gemm, conv = (belongs(node.domain, node.op_type) for belongs in (is_gemm, is_conv))
-    if not gemm and not conv:
+    operators = ((is_gemm, _GEMM_KINDS), (is_conv, _CONV_KINDS), (is_mlp, _MLP_KINDS))
+    kinds = next((kinds for belongs, kinds in operators if belongs(node.domain, node.op_type)), None)
+    if kinds is None:
         return None
     if len(node.input) < 2 or not node.output:
         return "inputs or an output"
     there = {attribute.name: attribute.type for attribute in node.attribute}
-    kinds = _GEMM_KINDS if gemm else _CONV_KINDS
     return next((f"the attribute '{name}'" for name, kind in kinds.items() if there.get(name) != kind), None)
 
 
@@ -106,7 +112,7 @@ def inferred(model: onnx.ModelProto, batch: int | None, sizes: Mapping[str, int]
     """The types and shapes of all tensors, by name, with the inputs' free axes filled in.
 
     Shape inference does not see through what bodies of packed operators compute shapes with: a MatMul stands in for
-    DeftGemm, a Conv between transposes for DeftConv.
+    DeftGemm and DeftMlp, a Conv between transposes for DeftConv.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -156,13 +162,27 @@ def _stand_ins(model: onnx.ModelProto, node: onnx.NodeProto) -> list[onnx.NodePr
     """Standard nodes whose output has the type and shape of the node's; their weights become inputs of the model."""
     if is_conv(node.domain, node.op_type):
         return _transposed_conv(model, node)
+    attributes = attributes_of(node)
+    if is_mlp(node.domain, node.op_type):
+        x, y = f"{node.output[0]} of a Cast", f"{node.output[0]} of a MatMul"
+        ends = (attributes["widths"][0], attributes["widths"][-1])
+        return [
+            helper.make_node("Cast", [node.input[0]], [x], to=attributes["element_type"]),
+            _product(model, x, y, ends, attributes["element_type"], node.name),
+            helper.make_node("Cast", [y], [node.output[0]], to=attributes["output_type"]),
+        ]
     if not is_gemm(node.domain, node.op_type):
         return [node]
-    attributes = attributes_of(node)
-    weight = f"{node.output[0]} of a MatMul of that shape"
-    shape = (attributes["features"], attributes["N"])
-    model.graph.input.append(helper.make_tensor_value_info(weight, TensorProto.FLOAT, shape))
-    return [helper.make_node("MatMul", [node.input[0], weight], [node.output[0]], name=node.name)]
+    ends = (attributes["features"], attributes["N"])
+    return [_product(model, node.input[0], node.output[0], ends, TensorProto.FLOAT, node.name)]
+
+
+def _product(
+    model: onnx.ModelProto, x: str, y: str, shape: tuple[int, int], element_type: int, name: str
+) -> onnx.NodeProto:
+    weight = f"{y} of a MatMul of that shape"
+    model.graph.input.append(helper.make_tensor_value_info(weight, element_type, shape))
+    return helper.make_node("MatMul", [x, weight], [y], name=name)
 
 
 def _transposed_conv(model: onnx.ModelProto, node: onnx.NodeProto) -> list[onnx.NodeProto]:

@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 from gemm_model import gemm_model
+from mlp_model import Chain
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from deftonnx.formats import pack_weight
@@ -113,6 +114,15 @@ def test_kernels_of_convolutions(run, folder, convolutions, built):
         assert "cudnn" in node["kernels"]
 
 
+def test_layers_in_one_node(run, folder):
+    onnx.save(Chain((40, 24, 8), np.float16).model, folder / "chain.onnx")
+    content = examine(run, "chain.onnx", "--gpu", "h200", "--dim", "rows=12")
+    (node,) = content["model"]["mlps"]
+    formats = ["half", "deft8:4"]
+    assert node == {"name": "chain", "formats": formats, "x_type": "float16", "widths": [40, 24, 8], "M": 12}
+    assert "40 → 24 → 8" in run("doctor", "chain.onnx").stdout
+
+
 def test_the_kernel_depends_on_the_rows(run, folder, packed, built):
     kernels = []
     for batch, tokens in ((1, 1), (64, 128)):
@@ -204,7 +214,12 @@ def test_refusals(run, folder, arguments, words):
 
 @pytest.mark.parametrize(
     ("op_type", "inputs", "lacking"),
-    [("DeftGemm", ["x"], "inputs"), ("DeftGemm", ["x", "w"], "'format'"), ("DeftConv", ["x", "w"], "'format'")],
+    [
+        ("DeftGemm", ["x"], "inputs"),
+        ("DeftGemm", ["x", "w"], "'format'"),
+        ("DeftConv", ["x", "w"], "'format'"),
+        ("DeftMlp", ["x", "zero"], "'widths'"),
+    ],
 )
 def test_a_damaged_node(run, folder, op_type, inputs, lacking):
     node = helper.make_node(op_type, inputs, ["y"], "packed", domain="ai.deftonnx")
