@@ -7,6 +7,7 @@ other.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import torch  # before onnxruntime: it brings the CUDA libraries into the proces
 import onnxruntime as ort  # isort: skip
 from onnx import TensorProto, helper, numpy_helper
 
+import deftonnx
 from deftonnx import runtime
 from deftonnx.formats import PackedWeight, get_format
 from deftonnx.formats.deft8 import Deft8
@@ -135,6 +137,18 @@ def stock_model(layers: Layers) -> LayersModel:
         nodes.append(helper.make_node("Add", [f"P{i}", "bias"], [f"Z{i}"]))
         nodes.append(helper.make_node(operator, [f"Z{i}"], [f"Y{i}"]))
     return LayersModel(_model(layers, nodes, initializers, layers.K), weights)
+
+
+def optimised_model(layers: Layers, name: str) -> LayersModel:
+    """What `deftonnx optimize` makes of the layers in format `name`, for any rows, with those of the layers then."""
+    stock = stock_model(dataclasses.replace(layers, any_rows=True))
+    for tensor in stock.model.graph.initializer:
+        if tensor.name in stock.weights:
+            tensor.CopyFrom(numpy_helper.from_array(stock.weights[tensor.name], tensor.name))
+    result = deftonnx.optimize(stock.model, preset="dense16", format=name, decide_by="model", measure=False)
+    for value in (*result.model.graph.input, *result.model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = layers.M
+    return LayersModel(result.model, {})
 
 
 def session_runner(built: LayersModel, layers: Layers, *, packed: bool, graph: bool) -> Callable[[], None]:

@@ -34,7 +34,15 @@ from families import few_rows, stream, tensor_core  # noqa: E402
 from families.few_rows import FewRows  # noqa: E402
 from families.stream import Stream  # noqa: E402
 from families.tensor_core import Variant  # noqa: E402
-from gemm_sessions import Layers, bound_runner, open_session, packed_model, session_runner, stock_model  # noqa: E402
+from gemm_sessions import (  # noqa: E402
+    Layers,
+    bound_runner,
+    open_session,
+    optimised_model,
+    packed_model,
+    session_runner,
+    stock_model,
+)
 
 from deftonnx.formats.gemm_function import PACKED  # noqa: E402
 
@@ -242,17 +250,20 @@ def _sensible(kernel: Variant | FewRows | Stream, M: int) -> bool:
 
 
 def measure_chains(save: Save) -> list[dict[str, Any]]:
-    """32 layers that feed each other, in sessions, with and without CUDA graphs."""
+    """32 layers that feed each other, as they are optimised, in sessions, with and without CUDA graphs."""
     rows = []
     for M, K in CHAINS:
         layers = Layers(M, K, K, count=32, chained=True)
+        models = {name: optimised_model(layers, name) for name in ("half", "deft8:4")}
+        nodes = {name: len(built.model.graph.node) for name, built in models.items()}
         for graph in (False, True):
             candidates = {
-                f"deft {name}": session_runner(packed_model(layers, name), layers, packed=True, graph=graph)
-                for name in ("half", "deft8:4")
+                f"deft {name}": session_runner(built, layers, packed=True, graph=graph)
+                for name, built in models.items()
             }
             candidates["ort float16"] = session_runner(stock_model(layers), layers, packed=False, graph=graph)
-            rows.append({"shape": [M, K, K], "cuda_graph": graph, "us": time_together(candidates, layers.nodes)})
+            us = time_together(candidates, layers.nodes)
+            rows.append({"shape": [M, K, K], "cuda_graph": graph, "deft_nodes": nodes, "us": us})
             _show(rows[-1])
             save(rows)
     return rows
