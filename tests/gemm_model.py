@@ -34,6 +34,7 @@ _ACTIVATION = {
     "sigmoid": lambda z, a, b: _sigmoid(z),
     "tanh": lambda z, a, b: np.tanh(z),
     "silu": lambda z, a, b: z * _sigmoid(z),
+    "swish": lambda z, a, b: z * _sigmoid(a * z),
     "gelu": lambda z, a, b: z * 0.5 * (1 + _erf(z / np.sqrt(2))),
     "gelu_tanh": lambda z, a, b: z * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))),
     "hard_sigmoid": lambda z, a, b: np.clip(a * z + b, 0, 1),

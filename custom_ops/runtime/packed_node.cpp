@@ -74,6 +74,7 @@ void SetActivation(PackedNode& node, const std::string& name, float alpha, float
       {"sigmoid", {Activation::kSigmoid, false, 1, 0, 1, 0}},
       {"tanh", {Activation::kSigmoid, false, 2, -1, 2, 0}},
       {"silu", {Activation::kSigmoid, true, 1, 0, 1, 0}},
+      {"swish", {Activation::kSigmoid, true, 1, 0, alpha, 0}},
       {"gelu_tanh", {Activation::kSigmoid, true, 1, 0, tanh_gelu, tanh_gelu * 0.044715f}},
       {"gelu", {Activation::kErf, true, 0.5f, 0, 0, 0}},
   };

@@ -1,7 +1,8 @@
 """The activations a packed operator can end with, each as standard ONNX operators.
 
 Every entry of ACTIVATIONS makes the nodes from the float32 value `Z` to `A`. Parameters alpha and beta are
-attributes of the calling node: the slope of leaky_relu, the bounds of clip, slope and offset of hard_sigmoid.
+attributes of the calling node: the slope of leaky_relu, the bounds of clip, slope and offset of hard_sigmoid, the
+factor inside the sigmoid of swish.
 """
 
 from __future__ import annotations
@@ -101,6 +102,14 @@ def _silu() -> Nodes:
     return _gated(helper.make_node("Sigmoid", ["Z"], ["gate"]))
 
 
+def _swish() -> Nodes:
+    return _gated(
+        float_attribute("alpha", "rate"),
+        helper.make_node("Mul", ["Z", "rate"], ["exponent"]),
+        helper.make_node("Sigmoid", ["exponent"], ["gate"]),
+    )
+
+
 def _hard_swish() -> Nodes:
     return _gated(helper.make_node("HardSigmoid", ["Z"], ["gate"], alpha=1 / 6, beta=0.5))
 
@@ -114,6 +123,7 @@ ACTIVATIONS: Mapping[str, Callable[[], Nodes]] = MappingProxyType(
         "sigmoid": lambda: _unary("Sigmoid"),
         "tanh": lambda: _unary("Tanh"),
         "silu": _silu,
+        "swish": _swish,
         "gelu": _gelu,
         "gelu_tanh": _gelu_tanh,
         "hard_sigmoid": _hard_sigmoid,

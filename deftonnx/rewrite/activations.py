@@ -56,7 +56,19 @@ def recognise(functions: ScalarFunctions, polynomial: Polynomial) -> Activation 
                 return Activation(name)
     except TooLongError:
         return None
-    return _hard_sigmoid(functions, unit)
+    return _swish_with_rate(functions, unit) or _hard_sigmoid(functions, unit)
+
+
+def _swish_with_rate(functions: ScalarFunctions, unit: Polynomial) -> Activation | None:
+    """x · sigmoid(alpha · x)."""
+    if len(unit) != 1:
+        return None
+    ((monomial, factor),) = unit.items()
+    if len(monomial) != 2 or monomial[0] != 0 or not math.isclose(factor, 1, rel_tol=functions.tolerance):
+        return None
+    atom = functions.atoms[monomial[1]]
+    rate = dict(atom.argument)
+    return Activation("swish", rate[0,]) if atom.name == "sigmoid" and rate.keys() == {(0,)} else None
 
 
 def _hard_sigmoid(functions: ScalarFunctions, unit: Polynomial) -> Activation | None:
@@ -207,8 +219,12 @@ def _gelu_operator(functions: ScalarFunctions, inputs: Inputs, attrs: dict[str, 
     return None if x is None or make is None or len(inputs) != 1 else make(functions, x)
 
 
+def _quick_gelu(functions: ScalarFunctions, inputs: Inputs, attrs: dict[str, Any]) -> Polynomial | None:
+    return _swish(functions, inputs, {"alpha": attrs.get("alpha", 1.702)})
+
+
 def _swish(functions: ScalarFunctions, inputs: Inputs, attrs: dict[str, Any]) -> Polynomial | None:
-    """Swish and QuickGelu: x sigmoid(alpha x)."""
+    """x sigmoid(alpha x)."""
     x = inputs[0]
     if x is None:
         return None
@@ -236,4 +252,5 @@ ELEMENTWISE: dict[tuple[str, str], Rule] = {
     ("", "Gelu"): _gelu_operator,
     ("", "Swish"): _swish,
     ("com.microsoft", "Gelu"): _gelu_operator,
+    ("com.microsoft", "QuickGelu"): _quick_gelu,
 }

@@ -61,6 +61,11 @@ FUSED = {
         ("hard_swish", "a = Add (y, three) b = Clip (a, zero, six) c = Mul (b, sixth) z = Mul (y, c)"),
     ],
     "silu": [("silu", "a = Sigmoid (y) z = Mul (y, a)"), ("silu", "a = Sigmoid (y) z = Mul (a, y)")],
+    "swish": [
+        ("swish", "a = Mul (y, quick) b = Sigmoid (a) z = Mul (y, b)"),
+        ("swish", "a = Div (y, six) b = Sigmoid (a) z = Mul (b, y)"),
+        ("swish", "z = com.microsoft.QuickGelu <alpha = 1.702> (y)"),
+    ],
     "gelu": [
         ("gelu", "a = Div (y, root) e = Erf (a) b = Add (e, one) c = Mul (y, b) z = Mul (c, half)"),
         ("gelu", "a = Mul (inv, y) e = Erf (a) b = Add (one, e) c = Mul (b, half) z = Mul (c, y)"),
@@ -155,7 +160,6 @@ def test_constants_rounded_to_float16() -> None:
 @pytest.mark.parametrize(
     "tail",
     [
-        "a = Mul (y, quick) s = Sigmoid (a) z = Mul (y, s)",
         "a = Div (y, two) e = Erf (a) b = Add (e, one) c = Mul (y, b) z = Mul (c, half)",
         "a = Div (y, root) e = Erf (a) b = Add (e, one) c = Mul (y, b) z = Mul (c, one)",
         "a = Sigmoid (y) b = Sigmoid (a) z = Mul (y, b)",
