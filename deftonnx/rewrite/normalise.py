@@ -22,6 +22,7 @@ from deftonnx.formats.functions import attach_functions
 from deftonnx.layers.linear import StoredValues, is_standard, stored, unused_name
 from deftonnx.model import LARGE, Array, Model, is_apart, is_large, reference
 from deftonnx.rewrite.absorb.parameters import integers
+from deftonnx.rewrite.einsum import products_of_einsums
 from deftonnx.rewrite.fold_reshape import MADE_UP, fold_reshape
 from deftonnx.rewrite.fold_scale import fold_batch_norm, fold_scales
 from deftonnx.rewrite.fold_sizes import fold_sizes
@@ -157,6 +158,7 @@ def _is_large(constant: gs.Constant) -> bool:
 def normalise(graph: gs.Graph) -> bool:
     """Infer shapes, fold constants, fold BatchNormalization into the layer before it, drop what nobody reads."""
     before = [(n.op, n.name) for n in graph.nodes]
+    products_of_einsums(graph)
     infer_shapes(graph)
     with quiet():
         graph.fold_constants(size_threshold=FOLD_LIMIT, error_ok=True, recurse_subgraphs=False)
