@@ -239,3 +239,30 @@ def test_numbers_made_of_the_batch_are_not_those_of_one_sample(batch):
     result = deftonnx.optimize(proto, precision="16-bit", measure=False).model
     feed = {"x": np.random.default_rng(0).standard_normal((batch, 8, 16)).astype(np.float32)}
     assert distance(result, proto, feed) < 1e-3
+
+
+WINDOWS = """g (float[N,6,6,12] x) => (float[N,6,6,12] y)
+    <float[12] g, float[12] h, float[12,36] w, float[1,3,9,9] bias, float[12,12] wo, float c,
+     int64[6] cut, int64[3] rows, int64[5] sh, int64[3] joint, int64[6] back, int64[4] image> {
+    n = LayerNormalization (x, g, h)
+    a = Reshape (n, cut) b = Transpose <perm=[0,1,3,2,4,5]> (a) r = Reshape (b, rows)
+    t = MatMul (r, w) t1 = Reshape (t, sh) t2 = Transpose <perm=[2,0,3,1,4]> (t1)
+    q0 = Gather <axis=0> (t2, i0) k0 = Gather <axis=0> (t2, i1) v = Gather <axis=0> (t2, i2)
+    q = Mul (q0, c) k = Transpose <perm=[0,1,3,2]> (k0) s0 = MatMul (q, k) s = Add (s0, bias)
+    p = Softmax <axis=-1> (s) z = MatMul (p, v) z1 = Transpose <perm=[0,2,1,3]> (z) z2 = Reshape (z1, joint)
+    o = MatMul (z2, wo) o1 = Reshape (o, back) o2 = Transpose <perm=[0,1,3,2,4,5]> (o1) e = Reshape (o2, image)
+    y = Add (x, e) }"""
+
+
+def test_windows_of_an_image_with_a_bias_by_position():
+    text = WINDOWS.replace("float c,", "float c, int64 i0, int64 i1, int64 i2,")
+    shapes = {"cut": [-1, 2, 3, 2, 3, 12], "rows": [-1, 9, 12], "sh": [-1, 9, 3, 3, 4], "joint": [-1, 9, 12]}
+    shapes |= {"back": [-1, 2, 2, 3, 3, 12], "image": [-1, 6, 6, 12]}
+    numbers = {name: np.array(value) for name, value in (shapes | {"i0": 0, "i1": 1, "i2": 2, "c": 0.5}).items()}
+    proto = model(text, **numbers)
+    feed = {"x": RNG.standard_normal((3, 6, 6, 12)).astype(np.float32)}
+    result, reasons = fused(proto, feed)
+    assert not reasons
+    assert ops(result).count("MultiHeadAttention") == 1
+    for other in (feed, {"x": RNG.standard_normal((1, 6, 6, 12)).astype(np.float32)}):
+        assert distance(result, proto, other) <= 1e-5

@@ -47,9 +47,23 @@ def find(tensor: gs.Tensor, runs: list[Run], transposed: bool) -> Heads | str:
     else:
         turned = None
     projection = projection_of(chain.start)
-    before = Chain(chain.start, chain.start, [])
-    if projection is not None:
-        before = backwards(projection.x, scaling=False)
+    starts = [Chain(chain.start, chain.start, [])]
+    if projection is not None:  # whose rows may be those of a sequence, or be it themselves, as the windows of Swin
+        starts = [backwards(projection.x, scaling=False), Chain(projection.x, projection.x, [])]
+    outcomes = [_columns_in(runs, chain, behind, projection, before, transposed) for before in starts]
+    at = next((i for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)), 0)
+    found = outcomes[at]
+    if isinstance(found, str):
+        return found
+    scale = chain.scale * (1.0 if behind is None else behind.scale)
+    return Heads(starts[at].start, projection, found, scale, turned)
+
+
+def _columns_in(
+    runs: list[Run], chain: Chain, behind: Chain | None, projection: Projection | None, before: Chain, transposed: bool
+) -> Array | str:
+    """The columns (H, D), the same in all runs: `chain`, and `behind` it what follows the rotary embedding, lead from
+    the projection to the heads, `before` from the sequences to the projection."""
     found: Array | None = None
     for run in runs:
         positions = chain.positions(run.shapes)
@@ -63,8 +77,7 @@ def find(tensor: gs.Tensor, runs: list[Run], transposed: bool) -> Heads | str:
             return "its heads read other features when the shape changes"
         found = columns
     assert found is not None
-    scale = chain.scale * (1.0 if behind is None else behind.scale)
-    return Heads(before.start, projection, found, scale, turned)
+    return found
 
 
 def _is_turned(turned: rotary.Rotary, behind: Chain, run: Run, transposed: bool) -> bool:
