@@ -44,7 +44,7 @@ from deftonnx.rewrite.pack import decode, pack, pack_weights, round_activations
 from deftonnx.rewrite.packed_conv import encode
 from deftonnx.rewrite.pool_inside import pool_inside
 from deftonnx.rewrite.regions.assign import is_float
-from deftonnx.rewrite.regions.convert import join_casts
+from deftonnx.rewrite.regions.casts import join_casts
 from deftonnx.selection import excluded
 from deftonnx.settings import AUTOMATIC, FP32, Settings
 

@@ -66,22 +66,6 @@ def _keep_apart(graph: gs.Graph) -> None:
             node.inputs[0] = apart
 
 
-def join_casts(graph: gs.Graph) -> bool:
-    """Let a Cast of what was cast from its own type to float32 read the original, in place; True if one did."""
-    changed = False
-    for node in graph.nodes:
-        if node.op != "Cast" or not node.inputs[0].inputs or node.inputs[0].inputs[0].op != "Cast":
-            continue
-        source = node.inputs[0].inputs[0].inputs[0]
-        narrow = [onnx_type for dtype, onnx_type in TYPES.values() if source.dtype == dtype]
-        if narrow == [node.attrs["to"]] and node.inputs[0].inputs[0].attrs["to"] == TensorProto.FLOAT:
-            node.inputs = [source]
-            changed = True
-    if changed:
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    return changed
-
-
 class _Conversion:
     """`made` maps float32 tensors that a converted node makes to their 16-bit stand-ins and types."""
 
