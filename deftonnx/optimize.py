@@ -210,7 +210,7 @@ def _upgraded(model: Model, given: evaluation.Outputs, probe: list[readers.Feed]
 
 def _widened(model: Model, graph: gs.Graph, given: evaluation.Outputs, probe: list[readers.Feed]) -> gs.Graph:
     """`graph`, which is `model`, in float32 where it is in float16, if it then computes what is `given`."""
-    if not widen(graph):
+    if not probe or not widen(graph):
         return graph
     try:
         assemble.verify(given, export_model(graph, model.shell), probe, assemble.rounding_within(model.shell))
