@@ -17,6 +17,8 @@ TABLE = Table("gemm_hopper_codes.h", "HopperCodesImage", "kHopperCodesImages")
 _SOURCE, _TARGET, _ARCHITECTURE = "gemm_hopper_codes.cu", "90a", 90
 _X_BYTES, _W_BYTES = 128, 64  # of a row in a K step
 _UNIT_BYTES = 4096  # of a warp's part of the epilogue
+# blocks that share out K, as the kernels say
+_MOST_SPLITS = {"256x128": 2, "192x128_split": 2, "128x128": 2, "64x64": 4}
 _BARRIER_BYTES = 8
 _CODES = {"shifted": "kShifted", "e4": "kE4", "e5": "kE5"}
 # X's type, how codes are unpacked
@@ -42,8 +44,7 @@ class HopperCodes:
     @property
     def entry(self) -> str:
         """The function's name in the machine code."""
-        halves = "_halves" if self.halves else ""
-        return f"hopper_{self.type}_{self.codes}_{self.tile[0]}x{self.tile[1]}{halves}"
+        return f"hopper_{self.type}_{self.codes}_{self._code}"
 
     @property
     def name(self) -> str:
@@ -51,6 +52,11 @@ class HopperCodes:
         sharing = ("_halves" if self.halves else "") + ("_columns" if self.pair else "")
         sharing += f"_split{self.splits}" if self.splits > 1 else ""
         return f"{self.type}_u8_hopper_{self.tile[0]}x{self.tile[1]}{sharing}"
+
+    @property
+    def _code(self) -> str:  # sums of 192 rows leave the fewer stages where K is shared out
+        ending = "_halves" if self.halves else "_split" if self.tile[0] == 192 and self.splits > 1 else ""
+        return f"{self.tile[0]}x{self.tile[1]}{ending}"
 
     @property
     def warpgroups(self) -> int:
@@ -66,7 +72,9 @@ class HopperCodes:
     def shared_bytes(self) -> int:
         """Dynamic shared memory, as laid out in the kernel."""
         stages = self.stages * (self.tile[0] * _X_BYTES + self.tile[1] * _W_BYTES)
-        return stages + 4 * self.warpgroups * _UNIT_BYTES + (2 * self.stages + 3) * _BARRIER_BYTES
+        most = _MOST_SPLITS.get(self._code, 1)
+        warp = max(_UNIT_BYTES, 64 * self.tile[0] // most * (most - 1))
+        return stages + 4 * self.warpgroups * warp + (2 * self.stages + 3) * _BARRIER_BYTES
 
     @property
     def blocks_per_multiprocessor(self) -> int:

@@ -25,6 +25,7 @@ struct CodesProblem {
   int x_next, x_after;        // from a product of a K step to the next and to the one after, in 16 bytes
   uint32_t distance, multiplier, mask, factor;  // of ShiftedCodes; multiplier: 2^distance
   float sum_factor;                             // what the unpacked weights are too small by
+  int first_column, columns;                    // of Y, that are made
 };
 
 namespace {
@@ -45,7 +46,9 @@ struct CodesTile {
   static constexpr int kWarps = 4 * WARPGROUPS;            // that multiply
   static constexpr int kReleases = SHARES_K ? 4 : kWarps;  // warps that read a stage
   static constexpr int kSums = ROWS / 2;                   // of a thread
-  static constexpr int kWarpBytes = kUnitBytes;
+  // A warp's own memory: a unit, or the sums that it gets of the others' (see hopper_splits.cuh).
+  static constexpr int kSharesBytes = 16 * ROWS * 4 / MOST_SPLITS * (MOST_SPLITS - 1);
+  static constexpr int kWarpBytes = kSharesBytes > kUnitBytes ? kSharesBytes : kUnitBytes;
   static constexpr bool kMovesRegisters = WARPGROUPS == 2;
   // The second warpgroup begins a K step after the first, so that one multiplies while the other ends a tile.
   static constexpr bool kStaggers = WARPGROUPS == 2 && ROWS > 128;
@@ -127,6 +130,7 @@ class Consumer {
     for (int cell = work_.index; cell < work_.row_cells * work_.column_cells; cell += work_.count) {
       int row, column;
       work_.place(cell, &row, &column);
+      column += codes_.first_column;
       prefetch_columns<T::kColumns>(p_.output, column);
       float sums[T::kSums];
       if (T::kStaggers && warpgroup_ == 1 && cell == work_.index) ptx::barrier_wait(turn<T>(memory_, 0), 0);
@@ -326,21 +330,12 @@ class Consumer {
 };
 
 template <class T>
-__device__ void load_codes(const Problem& p, const Work<T>& work, uint32_t memory) {
-  if (!ptx::elect_one()) return;
-  if (work.pair == kPairRows) {
-    load_all<T, OfCodes<T>, true>(p.w, work, memory);
-  } else {
-    load_all<T, OfCodes<T>, false>(p.w, work, memory);
-  }
-}
-
-template <class T>
-__device__ void load_operands(const Problem& p, const Work<T>& work, uint32_t memory, int loader) {
+__device__ void load_operands(const CodesProblem& codes, const Work<T>& work, uint32_t memory, int loader) {
+  const Problem& p = codes.problem;
   if (loader == 0) {
     load_x(p, work, memory);
-  } else if (loader == 1) {
-    load_codes(p, work, memory);
+  } else if (loader == 1 && ptx::elect_one()) {
+    load_all<T, OfCodes<T>, false>(p.w, work, memory, codes.first_column);
   }
   __syncwarp();
 }
@@ -351,13 +346,15 @@ __device__ void gemm(const CodesProblem& codes) {
   const Problem& p = codes.problem;
   const uint32_t memory = ptx::shared_address(shared);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-  const Work<T> work(p);
+  Work<T> work(p);
+  const int cell_columns = (work.pair ? 2 : 1) * T::kColumns;
+  work.column_cells = (codes.columns + cell_columns - 1) / cell_columns;
 
   begin<T>(p, work, memory, warp);
 
   if (warp >= T::kWarps) {
     if (T::kMovesRegisters) ptx::give_up_registers<40>();
-    load_operands(p, work, memory, warp - T::kWarps);
+    load_operands(codes, work, memory, warp - T::kWarps);
   } else {
     if (T::kMovesRegisters) ptx::take_registers<232>();
     ptx::wait_dependencies();
@@ -376,8 +373,9 @@ __device__ void gemm(const CodesProblem& codes) {
     hopper::gemm<Element, Codes, hopper::CodesTile<__VA_ARGS__>>(p);                             \
   }
 #define KERNELS(name, Element, ...)                                                     \
-  KERNEL(hopper_##name##_256x128, Element, __VA_ARGS__, 1, 2, 256, 4, 1)                \
+  KERNEL(hopper_##name##_256x128, Element, __VA_ARGS__, 1, 2, 256, 4, 1, 2)             \
   KERNEL(hopper_##name##_192x128, Element, __VA_ARGS__, 1, 2, 192, 6, 1)                \
+  KERNEL(hopper_##name##_192x128_split, Element, __VA_ARGS__, 1, 2, 192, 5, 1, 2)       \
   KERNEL(hopper_##name##_128x128, Element, __VA_ARGS__, 1, 2, 128, 6, 1, 2)             \
   KERNEL(hopper_##name##_128x64_halves, Element, __VA_ARGS__, 1, 2, 128, 9, 1, 1, true) \
   KERNEL(hopper_##name##_64x64, Element, __VA_ARGS__, 2, 1, 64, 8, 2, 4)

@@ -30,9 +30,9 @@ __device__ void load(uint32_t to, const ptx::TensorMap& map, int row, int column
 }
 
 // Loads one operand of every tile of this block, all features in turn: a box a step. SHARED: this block's
-// half of it, for both blocks of the pair. One thread.
+// half of it, for both blocks of the pair. `offset`: from tiles' rows to the operand's. One thread.
 template <class T, class Operand, bool SHARED>
-__device__ void load_all(const ptx::TensorMap& map, const Work<T>& work, uint32_t memory) {
+__device__ void load_all(const ptx::TensorMap& map, const Work<T>& work, uint32_t memory, int offset = 0) {
   const int half = SHARED ? work.member * Operand::kRows / 2 : 0;
   const auto blocks = static_cast<uint16_t>(3 << work.first_rank);
   const uint32_t to = memory + Operand::kOffset + half * Operand::kRowBytes;
@@ -40,13 +40,39 @@ __device__ void load_all(const ptx::TensorMap& map, const Work<T>& work, uint32_
   for (int cell = work.index; cell < work.row_cells * work.column_cells; cell += work.count) {
     int row, column;
     work.place(cell, &row, &column);
-    const int first = (Operand::kIsX ? row : column) + half;
+    const int first = (Operand::kIsX ? row : column) + offset + half;
     int k = work.first_step * kStepK;
 #pragma unroll 1
     for (int step = work.steps; step > 0; --step, k += kStepK, ring.next()) {
       ptx::barrier_wait(empty<T>(memory, ring.slot), ring.phase ^ 1);
       ptx::barrier_arrive_expect(full<T>(memory, ring.slot), Operand::kBytes);
       load<SHARED>(to + ring.slot * T::kStageBytes, map, first, k, full<T>(memory, ring.slot), blocks);
+    }
+  }
+}
+
+// Loads X for every tile of this block, all features in turn, in boxes of p.x_box rows, the last of which
+// ends with the tile or with X: a row beyond X takes the copy engine several times as long as others. The
+// place of a row in its swizzle is that of its address, so boxes may begin with any row. One thread.
+template <class T>
+__device__ void load_rows(const Problem& p, const Work<T>& work, uint32_t memory) {
+  Ring<T::kStages> ring;
+  for (int cell = work.index; cell < work.row_cells * work.column_cells; cell += work.count) {
+    int row, column;
+    work.place(cell, &row, &column);
+    const int rows = max(0, min(T::kRows, p.output.M - row)), boxes = (rows + p.x_box - 1) / p.x_box;
+    const int last = max(0, rows - p.x_box);
+    int k = work.first_step * kStepK;
+#pragma unroll 1
+    for (int step = work.steps; step > 0; --step, k += kStepK, ring.next()) {
+      const uint32_t to = memory + ring.slot * T::kStageBytes, barrier = full<T>(memory, ring.slot);
+      ptx::barrier_wait(empty<T>(memory, ring.slot), ring.phase ^ 1);
+      ptx::barrier_arrive_expect(barrier, boxes * p.x_box * kRowBytes);
+#pragma unroll 1
+      for (int box = 0; box < boxes; ++box) {
+        const int first = min(box * p.x_box, last);
+        ptx::load_box(to + first * kRowBytes, p.x, row + first, k, barrier);
+      }
     }
   }
 }
@@ -103,7 +129,7 @@ __device__ void load_x(const Problem& p, const Work<T>& work, uint32_t memory) {
     if (shared) {
       load_all<T, OfX<T>, true>(p.x, work, memory);
     } else {
-      load_all<T, OfX<T>, false>(p.x, work, memory);
+      load_rows(p, work, memory);
     }
   }
 }

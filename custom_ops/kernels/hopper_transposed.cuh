@@ -46,7 +46,11 @@ __device__ inline void put_chunk(const float (&d)[COUNT], int chunk, uint32_t sh
 template <int COUNT>
 __device__ inline void finish_columns(const Output& o, float (&d)[COUNT], float factor, uint32_t shared,
                                       int warpgroup, int row, int column) {
-  constexpr int kRows = COUNT < kChunkSums ? 2 * COUNT : kChunkRows;  // of a chunk, shared out among warps
+  // rows of a chunk, shared out among warps
+  constexpr int kRows = COUNT < kChunkSums        ? 2 * COUNT
+                        : COUNT % kChunkSums == 0 ? kChunkRows
+                                                  : kChunkRows / 2;
+  static_assert(2 * COUNT % kRows == 0, "whole chunks");
   constexpr int kPart = kPartRows<kUnitColumns>;
   const int warp = threadIdx.x / 32 % 4;
   multiply_all(d, factor);

@@ -16,7 +16,7 @@ constexpr int kPairRows = 1, kPairColumns = 2;
 
 // The kernels' argument; runtime/gemm_hopper.cpp has the same.
 struct Problem {
-  ptx::TensorMap x;  // boxes (kRows, box_columns), half the rows if a pair shares them
+  ptx::TensorMap x;  // boxes (kRows or x_box, box_columns), half the rows if a pair shares them
   ptx::TensorMap w;  // boxes (kColumns, 64), half the rows if a pair shares them
   ptx::TensorMap y;  // boxes (16, 64); unused unless by_box
   Output output;
@@ -29,6 +29,7 @@ struct Problem {
   int splits;       // blocks that share out K: 1, 2, 4, 8
   int group;        // row tiles (or pairs of them) that are walked together
   int by_box;       // the end is in registers: store_boxes's or store_rows's
+  int x_box;        // rows of X's boxes: see load_rows; 0 if a pair shares X, or it is gathered
 };
 
 // WARPGROUPS multiply: 64 rows of each tile each, or, if PING_PONG, 128 rows of every other tile. At most

@@ -22,13 +22,14 @@ constexpr double kHiddenEnd = 0.06;
 // The copy engine takes so many ns for a row of a box, however narrow; half of X's come from the other block
 // where a pair shares them.
 constexpr double kBoxRow = 1.25, kSharedBoxRow = 1.1;
-// So many ns for one that lies beyond the last of X. Only tiles of more than kFewRows rows with K shared out
-// are told apart by it: those of fewer leave less empty.
+// So many ns for one that lies beyond the last of X, where boxes are as high as tiles: where a pair shares X
+// or blocks of it are kept. Of the latter, only tiles of more than kFewRows rows with K shared out are told
+// apart by it: those of fewer leave less empty.
 constexpr double kEmptyRow = 3.5;
 constexpr int kFewRows = 64, kSomeRows = 128;
 // A nanosecond, of W from device memory, as these kernels read it: with more rows of X than kSomeRows, with
-// more than kFewRows, and with no more, where something is lost at the start.
-constexpr double kWeightBytes = 2800, kSomeRowsBytes = 3000, kFewRowsBytes = 3800, kFewRowsStart = 1700;
+// no more, and where one row of tiles is all, where something is lost at the start.
+constexpr double kWeightBytes = 2800, kSomeRowsBytes = 3250, kOnceBytes = 3800, kOnceStart = 1700;
 // Of the time of a K step, what a block has when it is alone on a multiprocessor made for two.
 constexpr double kAlone = 0.6;
 
@@ -80,7 +81,8 @@ class HopperKernel : public GemmKernel {
   void Launch(const GemmCall& call) const override {
     const GemmSpec& spec = node_.spec;
     HopperProblem problem = problem_;
-    const int rows = row_.pair == kPairColumns ? row_.block_m / 2 : row_.block_m;
+    int rows = row_.pair == kPairColumns ? row_.block_m / 2 : row_.block_m;
+    if (row_.pair != kPairColumns && spec.block == 0) problem.x_box = rows = BoxRows(call.M, row_.block_m);
     problem.x = Map(call.x, call.M, spec.features, rows, problem.box_columns, 2 * problem.box_columns);
     const bool boxes =
         row_.splits == 1 ? EndsInBoxes(spec, row_.type) : EndsInRegisters(spec, call.residual, row_.type);
@@ -107,14 +109,15 @@ class HopperKernel : public GemmKernel {
     const double bytes = 2.0 * node_.spec.N * node_.spec.K;
     if (M > kSomeRows) return bytes / kWeightBytes;
     const double ns = bytes / kSomeRowsBytes;
-    return M <= kFewRows ? std::min(ns, kFewRowsStart + bytes / kFewRowsBytes) : ns;
+    return M <= row_.block_m ? std::min(ns, kOnceStart + bytes / kOnceBytes) : ns;
   }
 
-  // Rows beyond the last of X that a block loads with its last row tile, for tiles that are to be filled.
+  // Rows beyond the last of X that a block loads with its last row tile.
   double EmptyRows(int64_t M) const {
-    if (row_.block_m <= kFewRows || row_.splits == 1) return 0;
+    const bool shared = row_.pair == kPairColumns, kept = node_.spec.block != 0;
+    if (!shared && (!kept || row_.block_m <= kFewRows || row_.splits == 1)) return 0;
     const int64_t rows = CeilDivide(M, row_.block_m) * row_.block_m;
-    return static_cast<double>((rows - M) * CeilDivide(Steps(), row_.splits));
+    return static_cast<double>((rows - M) * CeilDivide(Steps(), row_.splits)) / (shared ? 2 : 1);
   }
 
   int64_t Steps() const { return CeilDivide(node_.spec.K, kStepK); }

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <limits>
 #include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "gemm_arguments.h"
 #include "hopper_problem.h"
@@ -21,10 +24,14 @@ constexpr double kCostlyEnd = 2.5;
 // The copy engine takes so many ns for a row of a box, however narrow; half of X's come from the other block
 // where a pair shares them.
 constexpr double kBoxRow = 1.25, kSharedBoxRow = 1.1;
-constexpr double kWeightBytes = 2500;  // a nanosecond, of W from device memory
-// So many ns for a row that a tile of up to kFewRows rows loads beyond the last of X; the rest hide them.
+constexpr double kWeightBytes = 3000;  // a nanosecond, of W from device memory
+// So many ns for a row that a tile of up to kFewRows rows loads beyond the last of X, where blocks of it are
+// kept; the rest hide them.
 constexpr double kEmptyRow = 2.5;
 constexpr int kFewRows = 128;
+// What a kernel behind one for whole rounds takes to begin.
+constexpr double kNextKernel = 3000;
+const std::string kRounds = "_rounds";
 // Of the time of a K step, what a block has when it is alone on a multiprocessor made for two; unpacking by
 // shifts gains less by that.
 constexpr double kAlone = 0.8, kAloneShifting = 0.86;
@@ -36,8 +43,8 @@ struct CodesProblem {
   int32_t x_next, x_after;
   uint32_t distance, multiplier, mask, factor;
   float sum_factor;
+  int32_t first_column, columns;
 };
-
 bool Serves(const GemmSpec& spec) {
   if (spec.format != Format::kDeft8 || spec.x_type == ElementType::kFloat) return false;
   if (NeedsSumsApart(spec, spec.K)) return false;
@@ -73,8 +80,10 @@ class HopperCodesKernel : public GemmKernel {
 
   const char* Name() const override { return row_.image.name; }
 
-  double Nanoseconds(int64_t M) const override {
-    const int64_t cells = Cells(M);
+  double Nanoseconds(int64_t M) const override { return Nanoseconds(M, node_.spec.N); }
+  // For so many columns of Y.
+  double Nanoseconds(int64_t M, int64_t columns) const {
+    const int64_t cells = Cells(M, columns);
     if (cells > std::numeric_limits<int32_t>::max() / 16) return kRefused;
     const bool alone = row_.blocks_per_multiprocessor > 1 && cells * ClusterSize() <= node_.multiprocessors;
     const double alone_part = row_.codes == HopperCodes::kShifted ? kAloneShifting : kAlone;
@@ -85,21 +94,33 @@ class HopperCodesKernel : public GemmKernel {
     const bool costly = node_.spec.has_residual || node_.spec.activation.curve != Activation::kLinear;
     const double end_ns = row_.tile_ns * (costly ? kCostlyEnd : 1);
     const double tiles_ns = CeilDivide(cells, Clusters()) * (product_ns + end_ns);
-    const double weight_ns = static_cast<double>(node_.spec.N) * node_.spec.K / kWeightBytes;
+    const double weight_ns = static_cast<double>(columns) * node_.spec.K / kWeightBytes;
     return row_.fixed_ns + std::max(tiles_ns, weight_ns) + EmptyRows(M) * kEmptyRow;
   }
 
-  void Launch(const GemmCall& call) const override {
+  // As many columns of Y as whole rounds of tiles make: 0 if there is not even one, or no rest.
+  int64_t InWholeRounds(int64_t M) const {
+    const int64_t rows = CeilDivide(M, row_.block_m), cells = Cells(M, node_.spec.N);
+    if (row_.pair || row_.splits > 1 || cells % Clusters() == 0) return 0;
+    return cells / Clusters() * Clusters() / rows * row_.block_n;
+  }
+
+  void Launch(const GemmCall& call) const override { Launch(call, 0, node_.spec.N); }
+  // Makes so many columns of Y, from `first` on.
+  void Launch(const GemmCall& call, int64_t first, int64_t columns) const {
     const GemmSpec& spec = node_.spec;
     CodesProblem argument = argument_;
     HopperProblem& problem = argument.problem;
-    const int rows = row_.pair ? row_.block_m / 2 : row_.block_m;
+    argument.first_column = static_cast<int32_t>(first);
+    argument.columns = static_cast<int32_t>(columns);
+    int rows = row_.pair ? row_.block_m / 2 : row_.block_m;
+    if (!row_.pair && spec.block == 0) problem.x_box = rows = BoxRows(call.M, row_.block_m);
     const int type = row_.type == ElementType::kFloat16 ? kMapFloat16 : kMapBfloat16;
     problem.x = node_.driver.EncodeMatrix(call.x, type, 2, call.M, spec.features, spec.features, rows,
                                           problem.box_columns, SwizzleOf(2 * problem.box_columns));
     const bool boxes = row_.splits == 1 && EndsInRegisters(spec, call.residual, row_.type);
     problem.SetOutput(node_, call, boxes, kBoxRows);
-    const int64_t cells = Cells(call.M);
+    const int64_t cells = Cells(call.M, columns);
     const int64_t clusters = row_.splits > 1 ? cells : std::min(cells, Clusters());
     void* arguments[] = {&argument};
     node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(clusters * ClusterSize()), ClusterSize(),
@@ -130,7 +151,7 @@ class HopperCodesKernel : public GemmKernel {
 
   // Rows beyond the last of X that a block loads with its last row tile.
   double EmptyRows(int64_t M) const {
-    if (row_.block_m > kFewRows) return 0;
+    if (node_.spec.block == 0 || row_.block_m > kFewRows) return 0;
     const int64_t steps = CeilDivide(CeilDivide(node_.spec.K, kStepK), row_.splits);
     return static_cast<double>((CeilDivide(M, row_.block_m) * row_.block_m - M) * steps);
   }
@@ -141,14 +162,51 @@ class HopperCodesKernel : public GemmKernel {
     const int64_t usable = ClusterSize() > 2 ? node_.multiprocessors * 9 / 10 : node_.multiprocessors;
     return std::max<int64_t>(1, usable * row_.blocks_per_multiprocessor / ClusterSize());
   }
-  int64_t Cells(int64_t M) const {
-    return CeilDivide(M, row_.block_m) * CeilDivide(node_.spec.N, row_.block_n * (row_.pair ? 2 : 1));
+  int64_t Cells(int64_t M, int64_t columns) const {
+    return CeilDivide(M, row_.block_m) * CeilDivide(columns, row_.block_n * (row_.pair ? 2 : 1));
   }
 
   const GemmNode& node_;
   const HopperCodesImage& row_;
   LazyKernel& kernel_;
   CodesProblem argument_;  // what does not change between runs
+};
+
+// As many columns of Y as make whole rounds of tiles, and then the rest by the kernel that is the fastest for
+// them.
+class RoundsKernel : public GemmKernel {
+ public:
+  using Rests = std::vector<std::unique_ptr<HopperCodesKernel>>;
+
+  RoundsKernel(const GemmNode& node, const HopperCodesImage& row, std::shared_ptr<const Rests> rests)
+      : N_(node.spec.N), whole_(node, row), rests_(std::move(rests)), name_(row.image.name + kRounds) {}
+
+  const char* Name() const override { return name_.c_str(); }
+
+  double Nanoseconds(int64_t M) const override {
+    const int64_t columns = whole_.InWholeRounds(M);
+    if (columns == 0) return kRefused;
+    return whole_.Nanoseconds(M, columns) + kNextKernel + Rest(M, columns).Nanoseconds(M, N_ - columns);
+  }
+
+  void Launch(const GemmCall& call) const override {
+    const int64_t columns = whole_.InWholeRounds(call.M);
+    whole_.Launch(call, 0, columns);
+    Rest(call.M, columns).Launch(call, columns, N_ - columns);
+  }
+
+ private:
+  const HopperCodesKernel& Rest(int64_t M, int64_t columns) const {
+    const auto less = [&](const auto& a, const auto& b) {
+      return a->Nanoseconds(M, N_ - columns) < b->Nanoseconds(M, N_ - columns);
+    };
+    return **std::min_element(rests_->begin(), rests_->end(), less);
+  }
+
+  int64_t N_;
+  HopperCodesKernel whole_;
+  std::shared_ptr<const Rests> rests_;
+  std::string name_;
 };
 
 }  // namespace
@@ -160,10 +218,18 @@ void HopperCodesKernels(const GemmNode& node, GemmKernels& kernels) {
   if (architecture != node.capability) return;  // machine code for sm_90a runs nowhere else
   const HopperCodes codes = CodesOf(spec);
   const int64_t steps = CeilDivide(spec.K, kStepK);
+  auto rests = std::make_shared<RoundsKernel::Rests>();
+  std::vector<const HopperCodesImage*> rows;
   for (const HopperCodesImage& row : kHopperCodesImages) {
     if (row.image.architecture != architecture || row.type != spec.x_type || row.codes != codes) continue;
-    if (row.splits > steps || !node.Admits(row.image.name)) continue;
-    kernels.push_back(std::make_unique<HopperCodesKernel>(node, row));
+    if (row.splits > steps) continue;
+    rests->push_back(std::make_unique<HopperCodesKernel>(node, row));
+    if (node.Admits(row.image.name)) kernels.push_back(std::make_unique<HopperCodesKernel>(node, row));
+    if (!row.pair && row.splits == 1) rows.push_back(&row);
+  }
+  for (const HopperCodesImage* row : rows) {
+    if (!node.Admits((row->image.name + kRounds).c_str())) continue;
+    kernels.push_back(std::make_unique<RoundsKernel>(node, *row, rests));
   }
 }
 

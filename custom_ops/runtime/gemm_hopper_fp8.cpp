@@ -55,7 +55,8 @@ class HopperFp8Kernel : public GemmKernel {
   void Launch(const GemmCall& call) const override {
     rounder_.Launch(call);
     Fp8Problem fp8{problem_, static_cast<const char*>(call.scratch) + rounder_.PowersAt(call.M)};
-    fp8.problem.x = Map(call.scratch, call.M, row_.block_m);
+    fp8.problem.x_box = BoxRows(call.M, row_.block_m);
+    fp8.problem.x = Map(call.scratch, call.M, fp8.problem.x_box);
     const ElementType y_type = node_.spec.y_type;
     const bool narrow = y_type != ElementType::kFloat;
     fp8.problem.SetOutput(node_, call, narrow && EndsInRegisters(node_.spec, call.residual, y_type));

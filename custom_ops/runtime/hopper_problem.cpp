@@ -1,11 +1,14 @@
 #include "hopper_problem.h"
 
+#include <algorithm>
+
 #include "gemm_arguments.h"
 
 namespace deftonnx {
 namespace {
 
-constexpr int kVector = 8;  // elements of Y that are stored together
+constexpr int kVector = 8;     // elements of Y that are stored together
+constexpr int kMostBoxes = 4;  // of a tile
 
 bool Aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
@@ -35,6 +38,12 @@ void HopperProblem::SetOutput(const PackedNode& node, const CudaDriver& driver, 
   if (!by_box) return;
   const int type = node.y_type == ElementType::kFloat16 ? kMapFloat16 : kMapBfloat16;
   y = driver.EncodeMatrix(to, type, 2, rows, node.N, node.N, box_rows, 64, SwizzleOf(128));
+}
+
+int BoxRows(int64_t M, int tile) {
+  if (M <= tile) return static_cast<int>(M);
+  const int last = static_cast<int>(M % tile);
+  return last == 0 ? tile : std::max(last, tile / kMostBoxes);
 }
 
 bool EndsInRegisters(const PackedNode& node, const void* residual, ElementType type) {

@@ -20,7 +20,7 @@ struct HopperProblem {
   float slope, offset, low, high;
   int32_t y_type;
   const void* kept;
-  int32_t K, features, block_shift, box_columns, pair, splits, group, by_box;
+  int32_t K, features, block_shift, box_columns, pair, splits, group, by_box, x_box;
 
   HopperProblem() = default;
   // With N and the activation of `node`; scale and bias in device memory.
@@ -36,7 +36,7 @@ struct HopperProblem {
                  bool boxes, int box_rows = 16);
 };
 static_assert(sizeof(HopperProblem) == 512 && offsetof(HopperProblem, kept) == 456 &&
-              offsetof(HopperProblem, by_box) == 492);
+              offsetof(HopperProblem, x_box) == 496);
 
 // The driver's enumerators for the elements of tensor maps.
 constexpr int kMapUint8 = 0, kMapFloat16 = 6, kMapBfloat16 = 9;
@@ -45,6 +45,10 @@ constexpr int kMapUint8 = 0, kMapFloat16 = 6, kMapBfloat16 = 9;
 inline int SwizzleOf(int row_bytes) {
   return row_bytes == 128 ? 3 : row_bytes == 64 ? 2 : row_bytes == 32 ? 1 : 0;
 }
+
+// Rows of the boxes in which X of M rows is loaded for tiles of `tile` rows, so that none reaches beyond X,
+// or not far: load_rows of kernels/hopper_loads.cuh.
+int BoxRows(int64_t M, int tile);
 
 // Whether a node's Y of type `type` can be finished in registers and leave in boxes: Finish of
 // kernels/hopper_epilogue.cuh.

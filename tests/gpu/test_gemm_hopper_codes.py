@@ -13,7 +13,7 @@ TILES = {
     "256x128": (256, 128), "256x128_columns": (256, 256), "192x128": (192, 128), "128x128": (128, 128),
     "128x64_halves": (128, 64), "64x64": (64, 64),
 }  # fmt: skip
-SPLITS = [(128, 128, 2), (64, 64, 2), (64, 64, 4)]
+SPLITS = [(256, 128, 2), (192, 128, 2), (128, 128, 2), (64, 64, 2), (64, 64, 4)]
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +58,13 @@ def test_shared_out_K(options, rows, columns, splits):
     for shape in [(1, 512, 8), (rows + 1, 520, columns + 5), (2 * rows, 4096, 4 * columns), (3, 1000, 1000)]:
         run(options, kernel, shape, exponent_bits=7, activation="gelu")
         run(options, kernel, shape, "bf16", with_residual=True)
+
+
+@pytest.mark.parametrize("prefix", X_TYPES)
+@pytest.mark.parametrize("tile", [name for name in TILES if "columns" not in name])
+def test_rounds_and_the_rest_by_another_kernel(options, tile, prefix):
+    for shape, how in (((300, 72, 8968), {"activation": "gelu"}), ((270, 1040, 8971), {"with_residual": True})):
+        run(options, f"{tile}_rounds", shape, prefix, **how)
 
 
 @pytest.mark.parametrize("kernel", ["256x128", "192x128", "128x64_halves", "64x64"])
