@@ -74,7 +74,7 @@ PARTS = {
     "format_accuracy": Part("format_accuracy.py", (), 190, timed=False, needs_data=True),
     "gemm_shapes": Part("gemm_speed.py", ("--part", "shapes"), 80),
     "gemm_gelu": Part("gemm_speed.py", ("--part", "gelu"), 50),
-    "gemm_codes": Part("gemm_speed.py", ("--part", "codes"), 75),
+    "gemm_codes": Part("gemm_speed.py", ("--part", "codes"), 85),
     "models": Part("models.py", ("--prepared",), 170, knows_limit=True),
     "conv_speed": Part("conv_speed.py", (), 90),
     "gemm_streaming": Part("gemm_speed.py", ("--part", "streaming"), 75),

@@ -31,7 +31,7 @@ constexpr int kFewRows = 64, kSomeRows = 128;
 // no more, and where one row of tiles is all, where something is lost at the start.
 constexpr double kWeightBytes = 2800, kSomeRowsBytes = 3250, kOnceBytes = 3800, kOnceStart = 1700;
 // Of the time of a K step, what a block has when it is alone on a multiprocessor made for two.
-constexpr double kAlone = 0.6;
+constexpr double kAlone = 0.65;
 
 bool Serves(const GemmSpec& spec) {
   const bool half = spec.format == Format::kHalf && spec.x_type == ElementType::kFloat16;

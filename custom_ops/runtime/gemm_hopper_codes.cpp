@@ -30,7 +30,7 @@ constexpr double kWeightBytes = 3000;  // a nanosecond, of W from device memory
 constexpr double kEmptyRow = 2.5;
 constexpr int kFewRows = 128;
 // What a kernel behind one for whole rounds takes to begin.
-constexpr double kNextKernel = 3000;
+constexpr double kNextKernel = 6000;
 const std::string kRounds = "_rounds";
 // Of the time of a K step, what a block has when it is alone on a multiprocessor made for two; unpacking by
 // shifts gains less by that.
