@@ -70,14 +70,9 @@ def attach_functions(
 
 
 def _guard(bodies: Sequence[onnx.FunctionProto], opset: int) -> onnx.FunctionProto:
-    """The body without an overload, for runtimes that do not know overloads: they refuse it.
-
-    ONNX Runtime lists every type for an input that no operator it knows reads, which takes twice as long as all else
-    that it does with a body when a session is made. So each is read.
-    """
+    """The body without an overload, for runtimes that do not know overloads: they refuse it."""
     longest = max(bodies, key=lambda function: len(function.input))
-    reads = [helper.make_node("Sign", [name], [f"{name}_sign"]) for name in longest.input]
-    nodes = [helper.make_node(GUARD, [], ["A"], domain=DOMAIN), *reads, output_cast()]
+    nodes = [helper.make_node(GUARD, [], ["A"], domain=DOMAIN), output_cast()]
     guard = make_function(longest.name, longest.input, nodes, longest.attribute, opset)
     guard.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return guard
@@ -86,11 +81,42 @@ def _guard(bodies: Sequence[onnx.FunctionProto], opset: int) -> onnx.FunctionPro
 def make_function(
     operator: str, inputs: Sequence[str], nodes: Nodes, attributes: Sequence[str], opset: int
 ) -> onnx.FunctionProto:
-    """The body `nodes`, from `inputs` to `Y`. Raises FormatError for an opset under 13."""
+    """The body `nodes`, from `inputs` to `Y`, without what it can do without: see _tidied.
+
+    ONNX Runtime lists every type for an input that no operator it knows reads, which takes it longer than anything else
+    that it does with a body when a session is made. So each is read.
+    Raises FormatError for an opset under 13.
+    """
     if opset < OLDEST_OPSET:
         raise FormatError(f"packed weights need ONNX opset {OLDEST_OPSET} or newer, the model has {opset}")
+    read = {name for node in nodes for name in node.input}
+    reads = [helper.make_node("Sign", [name], [f"{name}_sign"]) for name in inputs if name not in read]
     opsets = [helper.make_opsetid("", opset)]
-    return helper.make_function(DOMAIN, operator, inputs, ["Y"], nodes, opsets, attributes=list(attributes))
+    body = [*reads, *_tidied(nodes)]
+    return helper.make_function(DOMAIN, operator, inputs, ["Y"], body, opsets, attributes=list(attributes))
+
+
+def _tidied(nodes: Nodes) -> Nodes:
+    """`nodes` without Identity, and without constants that are there already: every node takes time when a session is
+    made. None of these makes an output of the body."""
+    same: dict[str, str] = {}
+    constants: dict[bytes, str] = {}
+    kept = []
+    for node in nodes:
+        names = [same.get(name, name) for name in node.input]
+        del node.input[:]
+        node.input.extend(names)
+        if node.op_type == "Identity":
+            same[node.output[0]] = node.input[0]
+            continue
+        if node.op_type == "Constant":
+            value = node.attribute[0].SerializeToString()
+            if value in constants:
+                same[node.output[0]] = constants[value]
+                continue
+            constants[value] = node.output[0]
+        kept.append(node)
+    return kept
 
 
 def decode_nodes(node: onnx.NodeProto, opset: int) -> Nodes:
