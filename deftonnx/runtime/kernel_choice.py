@@ -15,7 +15,9 @@ from deftonnx.errors import UnsupportedError
 from deftonnx.runtime.cuda import Device
 from deftonnx.runtime.failure import reason
 
-_DOMAIN = "ai.deftonnx"
+_DOMAIN = "ai.deftonnx.choice"
+_WITH_CHOICES = "deftonnx.choice_operators"
+"""What asks the library for the operators of that domain, which sessions of models need not enter."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def _answer(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = severity
     options.intra_op_num_threads = 1
+    options.add_session_config_entry(_WITH_CHOICES, "1")
     options.register_custom_ops_library(library)
     try:
         session = onnxruntime.InferenceSession(

@@ -14,6 +14,9 @@ from deftonnx.runtime import cuda
 from deftonnx.runtime.library import get_library_path, register
 from deftonnx.runtime.manifest import read_manifest
 
+_GPU_ALONE = "deftonnx.gpu_alone"
+"""What tells the library that its kernels for the CPU are not needed."""
+
 Providers = Sequence[str | tuple[str, dict[Any, Any]]]
 
 
@@ -38,7 +41,9 @@ class InferenceSession(onnxruntime.InferenceSession):
         if providers is None and not _chooses_providers(options):
             providers = default_providers()
         if serves(providers or ()):
-            register_if_built(options, _device_id(providers or (), provider_options))
+            device = _device_id(providers or (), provider_options)
+            # options of the caller's may make other sessions too
+            register_if_built(options, device, gpu_alone=sess_options is None)
         model = path_or_bytes.SerializeToString() if isinstance(path_or_bytes, onnx.ModelProto) else path_or_bytes
         super().__init__(model, options, providers, provider_options, **kwargs)
 
@@ -55,10 +60,11 @@ def serves(providers: Providers) -> bool:
     return cuda.PROVIDER in names and cuda.obstacle() is None
 
 
-def register_if_built(options: onnxruntime.SessionOptions, device_id: int = 0) -> bool:
+def register_if_built(options: onnxruntime.SessionOptions, device_id: int = 0, *, gpu_alone: bool = True) -> bool:
     """Register the library in `options` if this installation has it, with machine code for the GPU of that number.
 
-    Returns whether it was. Without such code the function bodies run.
+    Returns whether it was. Without such code the function bodies run. gpu_alone: all sessions of these options use the
+    CUDA provider; they are made sooner without the library's kernels for the CPU.
     """
     try:
         manifest = read_manifest(get_library_path())
@@ -67,6 +73,8 @@ def register_if_built(options: onnxruntime.SessionOptions, device_id: int = 0) -
     devices = cuda.devices()
     if device_id < len(devices) and manifest.code_for(devices[device_id].capability) is None:
         return False
+    if gpu_alone:
+        options.add_session_config_entry(_GPU_ALONE, "1")
     register(options)
     return True
 
