@@ -30,7 +30,7 @@ struct Operands {
 };
 
 Operands MakeOperands(const ConvNode& node) {
-  const HostWeight16 weight = RoundedWeight16(node);
+  const HostWeight16& weight = RoundedWeight16(node);
   std::vector<uint16_t> values(weight.values.size());
   const int64_t taps = node.spec.K, channels = node.spec.N;
   for (int64_t c = 0; c < channels; ++c) {

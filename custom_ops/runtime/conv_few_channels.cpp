@@ -86,8 +86,9 @@ Operands MakeOperands(const ConvNode& node) {
                     (two[0] < 0 ? 0 : 0xffffu) | (two[1] < 0 ? 0 : 0xffff0000u)};
     features[count++] = two;
   }
-  const HostWeight16 weight = RoundedWeight16(node);
+  const HostWeight16& weight = RoundedWeight16(node);
   std::vector<uint16_t> values;
+  values.reserve(operands.parts * operands.steps * kTiles / 2 * 32 * 8);
   for (int64_t part = 0; part < operands.parts; ++part) {
     for (int64_t step = 0; step < operands.steps; ++step) {
       for (int64_t two_tiles = 0; two_tiles < kTiles / 2; ++two_tiles) {

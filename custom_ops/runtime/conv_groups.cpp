@@ -15,6 +15,7 @@ int64_t GroupsTogether(const ConvSpec& spec, int64_t channels, int64_t outputs) 
 ConvNode WithGroupsTogether(const ConvNode& node, int64_t count) {
   ConvNode together = node;
   together.weight16 = nullptr;
+  together.rounded = {};
   together.packed = nullptr;  // has the groups apart
   const std::vector<float>& weight = node.Weight();
   ConvSpec& spec = together.spec;

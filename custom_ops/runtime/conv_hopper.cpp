@@ -106,7 +106,7 @@ std::shared_ptr<const Weight16> OrderedWeight16(const ConvNode& node, int64_t ch
     sorted = sorted && std::is_sorted(of, of + blocks);
   }
   if (sorted) return SharedWeight16(node);
-  const HostWeight16 rounded = RoundedWeight16(node);
+  const HostWeight16& rounded = RoundedWeight16(node);
   std::vector<uint16_t> values(rounded.values.size());
   for (int64_t n = 0; n < spec.N; ++n) {
     const int64_t* from = &features[n / spec.GroupOutputs() * blocks];
@@ -164,7 +164,9 @@ struct SharedOperands {
     weight = OrderedWeight16(node, channels, lists.features);
     blocks = DeviceBuffer(node.driver, lists.blocks);
     if (node.spec.block != 0) vectors = DeviceBuffer(node.driver, lists.vectors);
-    if (own != nullptr) own->unpacked = {};
+    if (own == nullptr) return;
+    own->unpacked = {};
+    own->rounded = {};
   }
 };
 

@@ -18,6 +18,15 @@ namespace deftonnx {
 
 struct Weight16;
 
+// W in 16 bits, which tensor cores multiply, and what is left of its scale. Where a row's values leave
+// float16's range, a power of two moves into its scale: what then still underflows is under 2^-38 of the
+// row's largest value. Values of more bits than X's type are rounded to it (half under bfloat16, deft16q). X
+// must be float16 or bfloat16.
+struct HostWeight16 {
+  std::vector<uint16_t> values;  // (N, K) of X's type
+  std::vector<float> scale;      // (N,)
+};
+
 // A DeftConv node on one device: what does not change between runs. Lives longer than its kernels.
 struct ConvNode {
   ConvSpec spec;
@@ -37,6 +46,7 @@ struct ConvNode {
 
   mutable std::shared_ptr<const Weight16> weight16 = nullptr;  // see SharedWeight16
   mutable std::vector<float> unpacked = {};                    // see Weight
+  mutable HostWeight16 rounded = {};                           // see RoundedWeight16
 
   // (N, K) values without the scale, on the host: unpacked when first asked for, while kernels are made.
   const std::vector<float>& Weight() const;
@@ -48,15 +58,8 @@ struct ConvNode {
   }
 };
 
-// W in 16 bits, which tensor cores multiply, and what is left of its scale. Where a row's values leave
-// float16's range, a power of two moves into its scale: what then still underflows is under 2^-38 of the
-// row's largest value. Values of more bits than X's type are rounded to it (half under bfloat16, deft16q). X
-// must be float16 or bfloat16.
-struct HostWeight16 {
-  std::vector<uint16_t> values;  // (N, K) of X's type
-  std::vector<float> scale;      // (N,)
-};
-HostWeight16 RoundedWeight16(const ConvNode& node);
+// Made once a node, while its kernels are made.
+const HostWeight16& RoundedWeight16(const ConvNode& node);
 
 // The same in device memory.
 struct Weight16 {

@@ -50,11 +50,13 @@ const std::vector<float>& ConvNode::Weight() const {
   return unpacked;
 }
 
-HostWeight16 RoundedWeight16(const ConvNode& node) {
+const HostWeight16& RoundedWeight16(const ConvNode& node) {
+  if (!node.rounded.values.empty()) return node.rounded;
   const ConvSpec& spec = node.spec;
   const bool half = spec.x_type == ElementType::kFloat16;
   const std::vector<float>& weight = node.Weight();
-  HostWeight16 rounded{std::vector<uint16_t>(weight.size()), node.scale};
+  HostWeight16& rounded = node.rounded;
+  rounded = {std::vector<uint16_t>(weight.size()), node.scale};
   for (int64_t n = 0; n < spec.N; ++n) {
     const float* row = &weight[n * spec.K];
     const float factor = half ? RowFactor(row, spec.K) : 1;
@@ -73,7 +75,7 @@ std::shared_ptr<const Weight16> SharedWeight16(const ConvNode& node) {
                                                               DeviceBuffer::Borrowed(node.packed_scale),
                                                               IsScaled(node.scale)});
   } else {
-    const HostWeight16 rounded = RoundedWeight16(node);
+    const HostWeight16& rounded = RoundedWeight16(node);
     auto [values, scale] = DeviceBuffer::Together(node.driver, rounded.values, rounded.scale);
     node.weight16 = std::make_shared<const Weight16>(
         Weight16{std::move(values), std::move(scale), IsScaled(rounded.scale)});

@@ -87,6 +87,7 @@ CudaConv::CudaConv(const Ort& ort, const OrtKernelInfo* info, ElementType x, Ele
     : ort_(ort), node_(ReadNode(ort, info, ReadConvSpec(ort, info, x, y))) {
   kernels_ = ConvKernelsFor(node_);
   node_.unpacked = {};
+  node_.rounded = {};
   if (kernels_.empty()) {
     const std::string wanted = node_.spec.kernel.empty() ? "" : " '" + node_.spec.kernel + "'";
     Refuse(node_.spec, "no kernel" + wanted + " for compute capability " + std::to_string(node_.capability) +
