@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "aligned.h"
 #include "error.h"
 #include "float16_weight.h"
 #include "float_bits.h"
@@ -121,28 +122,31 @@ Constants ReadConstants(const Ort& ort, const OrtKernelInfo* info, const GemmSpe
   return constants;
 }
 
-// Appends a tile's scale and bias, and its weights: the order of kernels/mlp.cu. Zeros beyond the layer.
-void AppendTile(std::vector<uint16_t>& stream, const GemmSpec& layer, const Constants& constants,
-                int64_t first) {
-  constexpr int kLanes = 32;
-  const auto append = [&](const std::vector<float>& values, int64_t n) {
-    uint16_t halves[2] = {};
-    if (n < layer.N) std::memcpy(halves, &values[n], sizeof halves);
-    stream.insert(stream.end(), halves, halves + 2);
-  };
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const int64_t n = first + lane % 4 * 2;
-    for (const auto* values : {&constants.scale, &constants.bias}) {
-      for (int j = 0; j < 2; ++j) append(*values, n + j);
+// Words of 16 bits that a tile takes: scale and bias, and the weights of every step.
+size_t TileWords(const GemmSpec& layer) {
+  return (1 + CeilDivide(layer.K, kStepInputs)) * kStepBytes / sizeof(uint16_t);
+}
+
+// Writes a tile's scale and bias, and its weights: the order of kernels/mlp.cu. Zeros beyond the layer.
+void WriteTile(uint16_t* to, const GemmSpec& layer, const Constants& constants, int64_t first) {
+  constexpr int kLanes = 32, kLaneWords = kStepBytes / sizeof(uint16_t) / kLanes;
+  for (int lane = 0; lane < kLanes; ++lane, to += kLaneWords) {
+    float values[4] = {};
+    for (int j = 0; j < 2; ++j) {
+      const int64_t n = first + lane % 4 * 2 + j;
+      if (n < layer.N) values[j] = constants.scale[n], values[2 + j] = constants.bias[n];
     }
+    std::memcpy(to, values, sizeof values);
   }
   for (int64_t k = 0; k < layer.K; k += kStepInputs) {
-    for (int lane = 0; lane < kLanes; ++lane) {
+    for (int lane = 0; lane < kLanes; ++lane, to += kLaneWords) {
       const int64_t n = first + lane / 4;
-      for (int j = 0; j < 8; ++j) {
-        const int64_t column = k + j / 2 * 8 + lane % 4 * 2 + j % 2;
-        const bool inside = n < layer.N && column < layer.K;
-        stream.push_back(inside ? constants.weight[n * layer.padded_K + column] : 0);
+      if (n >= layer.N) continue;
+      const uint16_t* row = &constants.weight[n * layer.padded_K];
+      for (int j = 0; j < kLaneWords; j += 2) {
+        const int64_t column = k + j * 4 + lane % 4 * 2;
+        if (column < layer.K) to[j] = row[column];
+        if (column + 1 < layer.K) to[j + 1] = row[column + 1];
       }
     }
   }
@@ -151,16 +155,21 @@ void AppendTile(std::vector<uint16_t>& stream, const GemmSpec& layer, const Cons
 // The weights of every warp of every block in turn; `starts`: where each begins, in steps, and the last ends.
 std::vector<uint16_t> MakeStream(const MlpSpec& spec, const std::vector<Constants>& constants,
                                  const MlpShape& shape, std::vector<int32_t>& starts) {
-  std::vector<uint16_t> stream;
-  const auto mark = [&] {
-    starts.push_back(static_cast<int32_t>(stream.size() * sizeof(stream[0]) / kStepBytes));
-  };
+  size_t words = 0;
+  for (const GemmSpec& layer : spec.layers) {
+    words += TileWords(layer) * Groups(layer, shape.cluster) * shape.cluster;
+  }
+  std::vector<uint16_t> stream(words);
+  size_t written = 0;
+  const auto mark = [&] { starts.push_back(static_cast<int32_t>(written * sizeof(stream[0]) / kStepBytes)); };
   for (int rank = 0; rank < shape.cluster; ++rank) {
     for (int warp = 0; warp < shape.warps; ++warp) {
       mark();
       for (size_t i = 0; i < spec.layers.size(); ++i) {
-        for (int group = warp; group < Groups(spec.layers[i], shape.cluster); group += shape.warps) {
-          AppendTile(stream, spec.layers[i], constants[i], (group * shape.cluster + rank) * kTile);
+        const GemmSpec& layer = spec.layers[i];
+        for (int group = warp; group < Groups(layer, shape.cluster); group += shape.warps) {
+          WriteTile(&stream[written], layer, constants[i], (group * shape.cluster + rank) * kTile);
+          written += TileWords(layer);
         }
       }
     }
@@ -191,7 +200,7 @@ const KernelImage& RoundingImage(const MlpSpec& spec, int architecture) {
 }  // namespace
 
 CudaMlp::CudaMlp(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y)
-    : spec_(ReadMlpSpec(ort, info, x, y)), driver_(CudaDriver::Get()) {
+    : ort_(ort), spec_(ReadMlpSpec(ort, info, x, y)), driver_(CudaDriver::Get()) {
   const CUdevice device = driver_.CurrentDevice();
   const int capability = driver_.ComputeCapability(device);
   multiprocessors_ = driver_.MultiprocessorCount(device);
@@ -209,7 +218,17 @@ CudaMlp::CudaMlp(const Ort& ort, const OrtKernelInfo* info, ElementType x, Eleme
   if (!std::all_of(spec_.layers.begin(), spec_.layers.end(), Fits)) kernels_.clear();
   if (kernels_.empty() && apart_ == nullptr)
     Refuse(spec_, "no kernel '" + spec_.kernel + "' for this GPU, these types and widths");
-  if (kernels_.empty()) return;
+  if (For(1) == nullptr) {  // nor would they serve more rows
+    kernels_.clear();
+    last_ = 0;
+  }
+  if (!kernels_.empty()) MakeConstants(ort, info);
+  scratch_ = ort.DeviceAllocator(info);  // last: nobody releases it if this throws
+}
+
+CudaMlp::~CudaMlp() { ort_.Release(scratch_); }
+
+void CudaMlp::MakeConstants(const Ort& ort, const OrtKernelInfo* info) {
   std::vector<Constants> constants;
   for (size_t i = 0; i < spec_.layers.size(); ++i) {
     constants.push_back(ReadConstants(ort, info, spec_.layers[i], MlpWeightInput(i)));
@@ -233,22 +252,31 @@ void CudaMlp::FindKernels(CUdevice device, int architecture) {
   }
 }
 
+// Fitted to measurements on an H200.
 double CudaMlp::Nanoseconds(const Candidate& candidate, int64_t M) const {
-  constexpr double kStart = 3000, kLayer = 1000;  // from the first load to the last store; of any layer
-  constexpr double kBytes = 32;                   // of weights that reach a multiprocessor in a nanosecond
-  constexpr double kAllBytes = 1300;              // that reach all of them
-  constexpr double kProducts = 260;  // that a multiprocessor makes in a nanosecond, of rows beyond the first
+  constexpr double kStart = 1900;    // from the launch to the first layer, and from the last one to the end
+  constexpr double kLayer = 1100;    // the way of a layer's output to the other blocks
+  constexpr double kBytes = 31;      // of weights that a multiprocessor multiplies by in a nanosecond
+  constexpr double kBytesOfX = 50;   // that it loads
+  constexpr double kMoreRows = 0.6;  // as much longer do twice the rows take
+  constexpr double kOfMachine = 0.875;  // of the multiprocessors make clusters: their groups leave a rest
+  constexpr double kCrowded = 1.3;      // as much longer do two blocks of a multiprocessor take
+  constexpr int kBlocks = 2;            // that fit, by their registers
   const int rows = candidate.row->rows;
-  const double clusters = CeilDivide(M, rows);
-  const double at_once = std::max(1, multiprocessors_ / shape_.cluster);
   double layers = 0;
   for (const GemmSpec& layer : spec_.layers) {
     const double weights = static_cast<double>(layer.padded_K) * Made(layer, shape_.cluster);
-    const double bytes = weights * sizeof(uint16_t);
-    const double alone = bytes / kBytes + weights * (rows - kernels_.front().row->rows) / kProducts;
-    layers += std::max(kLayer + alone / shape_.cluster, bytes * std::min(clusters, at_once) / kAllBytes);
+    layers += std::max(kLayer, weights * sizeof(uint16_t) / shape_.cluster / kBytes);
   }
-  return kStart + layers * std::ceil(clusters / at_once);
+  layers *= 1 + kMoreRows * (rows / kernels_.front().row->rows - 1);
+  const double X = static_cast<double>(spec_.layers.front().K) * rows * sizeof(uint16_t) / kBytesOfX;
+  const double clusters = CeilDivide(M, rows);
+  const double whole = shape_.cluster > 1 ? kOfMachine : 1;
+  const double at_once = std::max(1.0, std::floor(whole * multiprocessors_ / shape_.cluster));
+  const int blocks =
+      std::min(kBlocks, candidate.row->image.shared_bytes / static_cast<int>(candidate.shared_bytes));
+  const double crowded = clusters > at_once && blocks > 1 ? kCrowded : 1;
+  return kStart + (X + layers) * crowded * std::ceil(clusters / (at_once * blocks));
 }
 
 const CudaMlp::Candidate* CudaMlp::For(int64_t M) const {
@@ -268,18 +296,29 @@ const CudaMlp::Candidate* CudaMlp::For(int64_t M) const {
 
 void CudaMlp::Compute(const Ort& ort, OrtKernelContext* context) const {
   const MlpInputs inputs = ReadMlpInputs(spec_, ort, context);
-  void* y = ort.Output(context, 0, inputs.y_shape);
+  void* output = ort.Output(context, 0, inputs.y_shape);
   if (inputs.M == 0) return;
+  const Place place{driver_, scratch_, ort.ComputeStream(context)};
+  const AlignedInput x(place, inputs.x, inputs.M * spec_.layers.front().K * ElementBytes(spec_.x_type));
+  const AlignedOutput y(place, output, inputs.M * spec_.layers.back().N * ElementBytes(spec_.y_type));
   const Candidate* chosen = For(inputs.M);
-  if (chosen == nullptr) return apart_->Launch(inputs.M, inputs.x, y, ort.ComputeStream(context));
-  const int64_t blocks = CeilDivide(inputs.M, chosen->row->rows) * shape_.cluster;
+  if (chosen == nullptr) {
+    apart_->Launch(inputs.M, x.data(), y.data(), place.stream);
+  } else {
+    Launch(*chosen, inputs.M, x.data(), y.data(), place.stream);
+  }
+  y.Store();
+}
+
+void CudaMlp::Launch(const Candidate& chosen, int64_t M, const void* x, void* y, CUstream stream) const {
+  const int64_t blocks = CeilDivide(M, chosen.row->rows) * shape_.cluster;
   if (blocks > std::numeric_limits<int32_t>::max()) Refuse(spec_, "X has too many rows");
-  const MlpProblem problem{inputs.x,
+  const MlpProblem problem{x,
                            y,
                            layers_.data(),
                            stream_.data(),
                            starts_.data(),
-                           inputs.M,
+                           M,
                            static_cast<int32_t>(spec_.layers.front().K),
                            static_cast<int32_t>(spec_.layers.back().N),
                            static_cast<int32_t>(spec_.layers.size()),
@@ -289,9 +328,9 @@ void CudaMlp::Compute(const Ort& ort, OrtKernelContext* context) const {
                            TypeCode(spec_.y_type),
                            {shape_.width[0], shape_.width[1]}};
   void* arguments[] = {const_cast<MlpProblem*>(&problem)};
-  driver_.Launch(chosen->kernel->Get(), static_cast<unsigned>(blocks), shape_.cluster,
-                 chosen->row->image.threads, chosen->shared_bytes, ort.ComputeStream(context), arguments,
-                 CanStartEarly(chosen->row->image.architecture));
+  driver_.Launch(chosen.kernel->Get(), static_cast<unsigned>(blocks), shape_.cluster,
+                 chosen.row->image.threads, chosen.shared_bytes, stream, arguments,
+                 CanStartEarly(chosen.row->image.architecture));
 }
 
 }  // namespace deftonnx

@@ -33,6 +33,7 @@ class CudaMlp {
  public:
   CudaMlp(const Ort& ort, const OrtKernelInfo* info, ElementType x, ElementType y);
   CudaMlp(const CudaMlp&) = delete;
+  ~CudaMlp();
 
   // Launches on ONNX Runtime's stream, without synchronisation. Safe in several threads at once.
   void Compute(const Ort& ort, OrtKernelContext* context) const;
@@ -45,11 +46,14 @@ class CudaMlp {
   };
   // Those that shape_ leaves shared memory for.
   void FindKernels(CUdevice device, int architecture);
+  void MakeConstants(const Ort& ort, const OrtKernelInfo* info);
   // The estimated time of all layers in one launch, for M rows.
   double Nanoseconds(const Candidate& candidate, int64_t M) const;
   // The kernel of least time, or null where layer by layer takes less.
   const Candidate* For(int64_t M) const;
+  void Launch(const Candidate& chosen, int64_t M, const void* x, void* y, CUstream stream) const;
 
+  Ort ort_;
   MlpSpec spec_;
   const CudaDriver& driver_;
   int multiprocessors_;
@@ -58,6 +62,7 @@ class CudaMlp {
   DeviceBuffer stream_, layers_, starts_;
   std::unique_ptr<MlpLayers> apart_;
   mutable std::atomic<uint64_t> last_{0};  // M and index of the last choice: a node mostly sees one M
+  OrtAllocator* scratch_;
 };
 
 }  // namespace deftonnx

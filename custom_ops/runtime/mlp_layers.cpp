@@ -30,9 +30,12 @@ MlpLayers::MlpLayers(const Ort& ort, const OrtKernelInfo* info, const MlpSpec& s
 MlpLayers::~MlpLayers() { ort_.Release(scratch_); }
 
 double MlpLayers::Nanoseconds(int64_t M) const {
+  constexpr double kLaunch = 3000;    // of a layer at least: less in a CUDA graph, but more without
   constexpr double kRounding = 2000;  // of X in float32; many rows are not what this is close for
   double total = rounds_ ? kRounding : 0;
-  for (const Layer& layer : layers_) total += layer.choice.Nanoseconds(layer.choice.For(M), M);
+  for (const Layer& layer : layers_) {
+    total += std::max(kLaunch, layer.choice.Nanoseconds(layer.choice.For(M), M));
+  }
   return total;
 }
 

@@ -10,6 +10,7 @@ import pool_model
 import pytest
 from conv_model import conv_case, conv_model
 from gemm_model import gemm_model
+from mlp_model import Chain
 
 from deftonnx.formats import pack_weight
 from deftonnx.formats.conv_function import Window
@@ -54,6 +55,11 @@ def channels_last(name):
     return {"X": X}, model
 
 
+def mlp(rows, widths, **options):
+    chain = Chain(widths, np.float16, **options)
+    return {"X": chain.rows(rows)}, chain.model
+
+
 SAME = Window(kernel_shape=(3, 3), strides=(1, 1), pads=(1, 1, 1, 1), dilations=(1, 1), group=1)
 DEPTHWISE = Window(kernel_shape=(3, 3), strides=(1, 1), pads=(1, 1, 1, 1), dilations=(1, 1), group=64)
 CASES = {
@@ -75,6 +81,10 @@ CASES = {
     "normalise": lambda: pool("normalise"),
     "attention": lambda: attention((2, 33, 4, 64), "rows", "causal"),
     "attention_rotary": lambda: attention((2, 33, 4, 32), "no_bias", "decoder"),
+    "mlp": lambda: mlp(20, (48, 64, 24)),
+    "mlp_of_odd_widths": lambda: mlp(20, (33, 64, 7)),
+    "mlp_layer_by_layer": lambda: mlp(20, (48, 64, 24), compute="layers"),
+    "mlp_of_float32": lambda: mlp(20, (48, 64, 24), x_type=np.float32, y_type=np.float32),
     "channels_last": lambda: channels_last("eight_channels"),
     "few_channels_last": lambda: channels_last("three_channels"),
 }
