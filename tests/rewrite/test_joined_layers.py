@@ -166,3 +166,12 @@ def test_a_second_run_keeps_the_plan_of_the_first():
     assert entries["one"].joined == entries["two"].joined == first.model.graph.node[-1].name
     assert again.report.after.macs == 16 * 32 + 32 * 10  # a DeftConv counts nothing
     check(again, proto, feed)
+
+
+def test_a_model_in_float16_is_one_node():
+    proto = model(TOWER.replace("float[", "float16[").format(X=40, A=32, B=24, C=10))
+    result, feed = optimised(proto)
+    assert operators(result) == ["DeftMlp"]
+    attributes = attributes_of(result.model.graph.node[0])
+    assert attributes["element_type"] == attributes["output_type"] == onnx.TensorProto.FLOAT16
+    check(result, proto, feed, 1e-2)
