@@ -78,6 +78,7 @@ __device__ void store_16(uint32_t shared, const uint4& v) {
                : "memory");
 }
 
+#if __CUDA_ARCH__ >= 900
 // 16 bytes to `to` in another block of the cluster, asynchronously; completes on `barrier` there.
 __device__ void store_16_at(uint32_t to, const uint4& v, uint32_t barrier) {
   asm volatile(
@@ -85,6 +86,7 @@ __device__ void store_16_at(uint32_t to, const uint4& v, uint32_t barrier) {
       "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
       : "memory");
 }
+#endif
 
 // One lane's part of a warp's stream.
 struct Ring {
