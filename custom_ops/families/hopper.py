@@ -13,7 +13,7 @@ from images import Image, Row, Table, element_type
 
 TABLE = Table("gemm_hopper.h", "HopperImage", "kHopperImages")
 TUNING = Path(__file__).parents[1] / "tuning" / "sm90.json"
-_SOURCE, _TARGET, _ARCHITECTURE = "gemm_hopper.cu", "90a", 90
+_TARGET, _ARCHITECTURE = "90a", 90
 _PAIRS = {"none": 0, "rows": 1, "columns": 2}
 _ROW_BYTES = 128  # of a K step
 _UNIT_BYTES = 4096  # of a warp's part of the epilogue
@@ -40,7 +40,13 @@ class Hopper:
     tile_ns: float
     fixed_ns: float
     vectors: bool = False  # X comes by copies of threads: kernels/hopper_vectors.cuh
+    transposed: bool = False  # W is the left operand: kernels/conv_transposed.cu
     convolution: bool = False  # DeftConv's
+
+    @property
+    def source(self) -> str:
+        """The kernel's file."""
+        return "conv_transposed.cu" if self.transposed else "gemm_hopper.cu"
 
     @property
     def entry(self) -> str:
@@ -57,8 +63,8 @@ class Hopper:
 
     @property
     def _tile(self) -> str:
-        turns, vectors = "_turns" if self.turns else "", "_vectors" if self.vectors else ""
-        return f"{self.tile[0]}x{self.tile[1]}{turns}{vectors}"
+        ways = ("turns", "vectors", "transposed")
+        return f"{self.tile[0]}x{self.tile[1]}{''.join(f'_{way}' for way in ways if getattr(self, way))}"
 
     @property
     def _code(self) -> str:  # copies of vectors leave the fewer stages where K is shared out
@@ -67,7 +73,7 @@ class Hopper:
     @property
     def warpgroups(self) -> int:
         """Warpgroups that multiply."""
-        return self.tile[0] // 64
+        return self.tile[1] // 64 if self.transposed else self.tile[0] // 64
 
     @property
     def threads(self) -> int:
@@ -77,7 +83,8 @@ class Hopper:
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory, as laid out in kernels/hopper_work.cuh."""
-        return shared_bytes_of(self.tile, self.stages, self.warpgroups, _MOST_SPLITS.get(self._code, 1))
+        y_bytes = 2 * self.tile[0] * self.tile[1] if self.transposed else 0
+        return shared_bytes_of(self.tile, self.stages, self.warpgroups, _MOST_SPLITS.get(self._code, 1), y_bytes)
 
     @property
     def blocks_per_multiprocessor(self) -> int:
@@ -95,12 +102,12 @@ def blocks_of(shared_bytes: int) -> int:
     return 228 * 1024 // (shared_bytes + 1024)
 
 
-def shared_bytes_of(tile: tuple[int, int], stages: int, warpgroups: int, most_splits: int = 1) -> int:
-    """Dynamic shared memory of a block, as laid out in kernels/hopper_work.cuh."""
+def shared_bytes_of(tile: tuple[int, int], stages: int, warpgroups: int, most_splits: int = 1, y_bytes: int = 0) -> int:
+    """Dynamic shared memory of a block, as laid out in kernels/hopper_work.cuh; y_bytes: all of Y's tile, if kept."""
     stage = sum(tile) * _ROW_BYTES
     shares = 64 * tile[1] // most_splits * (most_splits - 1)
-    warp = max(_UNIT_BYTES, shares)
-    return stages * stage + 4 * warpgroups * warp + (2 * stages + 3) * _BARRIER_BYTES
+    own = y_bytes or 4 * warpgroups * max(_UNIT_BYTES, shares)
+    return stages * stage + own + (2 * stages + 3) * _BARRIER_BYTES
 
 
 def kernels(architectures: list[int] | None = None, convolution: bool = False) -> list[Hopper]:
@@ -124,12 +131,14 @@ def compiled(members: list[Hopper], cache: Path) -> list[Row]:
     """Rows of `members` with their machine code."""
     if not members:
         return []
-    code = compile_cuda.compile_cached(_SOURCE, _TARGET, cache)
-    return [_row(kernel, code) for kernel in members]
+    sources = sorted({kernel.source for kernel in members})
+    codes = {source: compile_cuda.compile_cached(source, _TARGET, cache) for source in sources}
+    return [_row(kernel, codes[kernel.source]) for kernel in members]
 
 
 def _row(kernel: Hopper, code: bytes) -> Row:
     image = Image(kernel.name, kernel.entry, _ARCHITECTURE, code, kernel.shared_bytes, kernel.threads)
-    sharing = (str(kernel.turns).lower(), _PAIRS[kernel.pair], kernel.splits, str(kernel.vectors).lower())
+    flags = [str(flag).lower() for flag in (kernel.turns, kernel.vectors, kernel.transposed)]
+    sharing = (flags[0], _PAIRS[kernel.pair], kernel.splits, *flags[1:])
     times = (kernel.step_ns, kernel.tile_ns, kernel.fixed_ns)
     return Row(image, (element_type(kernel.type), *kernel.tile, *sharing, kernel.blocks_per_multiprocessor, *times))

@@ -35,7 +35,7 @@ __device__ void load_windows(const Problem& p, const Windows& w, const Work<T>& 
   const int half = SHARED ? work.member * T::kRows / 2 : 0;
   const auto members = static_cast<uint16_t>(3 << work.first_rank);
   const WindowGrid& grid = w.grid;
-  const int pixels = grid.rows * grid.columns;
+  const unsigned pixels = grid.rows * grid.columns, columns = grid.columns, outputs = grid.outputs;
   const uint32_t place = memory + half * 2 * width + lane * T::kRows * 2 * width;
   const int first_block = work.first_step * boxes + lane;
   Ring<T::kStages> ring;
@@ -43,12 +43,16 @@ __device__ void load_windows(const Problem& p, const Windows& w, const Work<T>& 
     int m, n;
     work.place(cell, &m, &n);
     m += half;
-    const int image = m / pixels, pixel = m % pixels;
-    const int row = pixel / grid.columns * grid.row_stride + grid.row_start;
-    const int column = pixel % grid.columns * grid.column_stride + grid.column_start;
     // the second tile of a pair may lie behind the last group
-    const int2* mine = w.blocks + min(n, p.output.N - 1) / grid.outputs * w.block_count + first_block;
+    const unsigned feature = min(n, p.output.N - 1);
+    const unsigned group = feature < outputs ? 0 : feature / outputs;
+    const int2* mine = w.blocks + group * w.block_count + first_block;
     int2 next = lane < boxes ? *mine : int2{};
+    const unsigned image = m / pixels, pixel = m - image * pixels, line = pixel / columns;
+    const int row = static_cast<int>(line) * grid.row_stride + grid.row_start;
+    const int column = static_cast<int>(pixel - line * columns) * grid.column_stride + grid.column_start;
+    // only what the copy engine reads may come from the kernel ahead
+    if (cell == work.index) ptx::wait_dependencies();
 #pragma unroll 1
     for (int step = work.steps; step > 0; --step, ring.next()) {
       const int2 block = next;
@@ -73,7 +77,6 @@ __device__ void load_windows(const Problem& p, const Windows& w, const Work<T>& 
 
 template <class T>
 __device__ void load_x(const Problem& p, const Windows& windows, const Work<T>& work, uint32_t memory) {
-  ptx::wait_dependencies();
   if (work.pair == kPairColumns) {
     load_windows<T, true>(p, windows, work, memory);
   } else {

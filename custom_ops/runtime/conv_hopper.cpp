@@ -42,6 +42,12 @@ int64_t CopyChannels(const ConvSpec& spec) {
   return channels;
 }
 
+// Rows of the boxes that Y leaves in: kChunk of kernels/conv_transposed.cu, or a warp's of a tile.
+int BoxRows(const HopperImage& row) {
+  if (!row.transposed) return 16;
+  return row.block_m % 64 == 0 ? 64 : 32;
+}
+
 // What one copy of X brings, and the features of W that it is multiplied by.
 struct Copy {
   int64_t channel, row, column;  // of X; of the tap
@@ -143,6 +149,7 @@ bool Serves(const ConvSpec& spec, const HopperImage& row) {
   if (row.splits > CeilDivide(spec.K, kStep)) return false;
   const bool short_blocks = spec.block != 0 && CopyChannels(spec) < kStep;
   if (row.vectors && (!short_blocks || spec.Taps() > kMostTaps)) return false;
+  if (row.transposed && (CopyChannels(spec) < kStep || spec.has_residual)) return false;
   return spec.group == 1 || spec.GroupOutputs() % (row.block_n * (row.pair == kPairColumns ? 2 : 1)) == 0;
 }
 
@@ -214,7 +221,7 @@ class HopperConv : public ConvKernel {
     problem.x = row_.vectors ? problem_.w : ImageMap(call);  // threads need no map, but one is prefetched
     const bool boxes =
         row_.splits == 1 ? EndsInBoxes(s, row_.type) : EndsInRegisters(s, call.residual, row_.type);
-    problem.SetOutput(s, node_.driver, shape.Pixels(), call.y, call.residual, boxes);
+    problem.SetOutput(s, node_.driver, shape.Pixels(), call.y, call.residual, boxes, BoxRows(row_));
     const WindowGrid grid(s, shape);
     Windows windows{operands_->blocks.data(), narrow(operands_->features / operands_->channels), grid};
     Vectors vectors{call.x,

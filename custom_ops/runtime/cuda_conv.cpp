@@ -15,7 +15,7 @@ constexpr void (*kFamilies[])(const ConvNode&, ConvKernels&) = {HopperConvKernel
                                                                 FewChannelsConvKernels, DepthwiseConvKernels,
                                                                 DirectConvKernels,      CudnnConvKernels};
 constexpr double kClose = 3;  // estimates within this factor of the least are measured
-constexpr size_t kMostMeasured = 12;
+constexpr size_t kMostMeasured = 16;
 constexpr int kRepeats = 3;
 // Launches timed together, of kernels that take less than kShort milliseconds: those that start before the
 // one ahead of them has ended show it between launches only.

@@ -11,11 +11,12 @@ struct HopperImage {
   KernelImage image;
   ElementType type;  // of X and W
   int block_m, block_n;
-  bool turns;    // the two warpgroups of a block make tiles in turn, so that one stores while the other
-                 // multiplies
-  int pair;      // 0; 1: blocks of a cluster share W's tile; 2: X's
-  int splits;    // blocks that share out K of a tile
-  bool vectors;  // X comes by copies of threads, not of the copy engine: DeftConv's short kept blocks
+  bool turns;       // the two warpgroups of a block make tiles in turn, so that one stores while the other
+                    // multiplies
+  int pair;         // 0; 1: blocks of a cluster share W's tile; 2: X's
+  int splits;       // blocks that share out K of a tile
+  bool vectors;     // X comes by copies of threads, not of the copy engine: DeftConv's short kept blocks
+  bool transposed;  // W is the left operand: kernels/conv_transposed.cu
   int blocks_per_multiprocessor;
   // tuning: a K step of a tile on a full multiprocessor; the end of a tile; the rest of a launch
   float step_ns, tile_ns, fixed_ns;

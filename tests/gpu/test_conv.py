@@ -177,6 +177,35 @@ def test_weights_that_stay_in_shared_memory(options, row):
     run_case(options, 34, layer, row["dtype"], "deft16", compute=compute, batch=8, **how)
 
 
+# so many tiles that some blocks make several
+TRANSPOSED_LAYERS = {
+    "3x3": RESIDENT_LAYERS["3x3"],
+    "1x1": ((28, 39), 128, 584, Window.of((1, 1))),
+    "asymmetric": ((20, 31), 192, 136, Window.of((3, 3), strides=(1, 2), pads=(0, 1, 2, 0), dilations=(2, 1))),
+    "groups": ((28, 39), 128, 512, dataclasses.replace(SAME, group=2)),
+}
+TRANSPOSED_FACTORS = {
+    "kernel": ["192x128_transposed", "192x128_transposed_columns", "96x128_transposed", "96x128_transposed_columns"],
+    "layer": list(TRANSPOSED_LAYERS),
+    "dtype": HALVES,
+    "block": [0, 64],
+    "activation": ["none", "relu", "clip", "gelu", "silu", "leaky_relu"],
+}
+
+
+@pytest.mark.parametrize("row", pairwise(TRANSPOSED_FACTORS), ids=label)
+def test_weights_as_the_left_operand(options, row):
+    how = {"block": row["block"], "activation": row["activation"], "alpha": -0.2, "beta": 0.5}
+    layer, compute = TRANSPOSED_LAYERS[row["layer"]], f"hopper_{row['kernel']}"
+    run_case(options, 36, layer, row["dtype"], "deft16", compute=compute, batch=8, **how)
+
+
+@pytest.mark.parametrize("how", [{"block": 32}, {"residual": True}], ids=str)
+def test_weights_are_no_left_operand_of_short_blocks_or_with_a_residual(options, how):
+    with pytest.raises(Exception, match="no kernel 'fp16_hopper_192x128_transposed'"):
+        run_case(options, 37, LAYERS["3x3"], np.float16, "half", compute="hopper_192x128_transposed", **how)
+
+
 def test_half_of_a_filter_may_stay_where_all_does_not(options):
     layer = ((28, 29), 128, 136, SAME)
     how = {"compute": "hopper_resident_128x2", "activation": "clip", "alpha": -0.2, "beta": 0.5}
@@ -377,6 +406,7 @@ def test_vectors_of_more_taps(options, window):
     ("kernel", "block"),
     [
         *(("cudnn", 0), ("direct", 8), ("hopper_128x128_turns", 0), ("hopper_64x64_split2", 64)),
+        ("hopper_192x128_transposed", 64),
         *(("hopper_128x256_vectors", 8), ("hopper_128x128_turns_vectors", 8)),
     ],
 )
@@ -413,6 +443,8 @@ def binding_of(options, model, X, shape, **provider_options):
         (32, "auto"),
         *((8, f"fp16_hopper_{name}") for name in VECTORS),
         (0, "fp16_hopper_resident_128x2"),
+        (64, "fp16_hopper_192x128_transposed"),
+        (64, "fp16_hopper_96x128_transposed_columns"),
     ],
 )
 def test_graphs_and_repeats_give_the_same_bits(options, block, kernel):
