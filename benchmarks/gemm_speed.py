@@ -45,6 +45,7 @@ from gemm_sessions import (  # noqa: E402
 )
 
 from deftonnx.formats.gemm_function import PACKED  # noqa: E402
+from deftonnx.rewrite.joined_layers import WIDEST  # noqa: E402
 
 ROUNDS = 7
 MOST_NODES = 256  # in a run
@@ -251,11 +252,15 @@ def _sensible(kernel: Variant | FewRows | Stream, M: int) -> bool:
 
 
 def measure_chains(save: Save) -> list[dict[str, Any]]:
-    """32 layers that feed each other, as they are optimised, in sessions, with and without CUDA graphs."""
+    """32 layers that feed each other, as they are optimised, in sessions, with and without CUDA graphs.
+
+    Layers too large to be joined stay DeftGemm nodes: these are made here, as optimising large layers takes long.
+    """
     rows = []
     for M, K in CHAINS:
         layers = Layers(M, K, K, count=32, chained=True)
-        models = {name: optimised_model(layers, name) for name in ("half", "deft8:4")}
+        make = optimised_model if K <= WIDEST else packed_model
+        models = {name: make(layers, name) for name in ("half", "deft8:4")}
         nodes = {name: len(built.model.graph.node) for name, built in models.items()}
         for graph in (False, True):
             candidates = {
