@@ -1,14 +1,11 @@
 #include "hopper_problem.h"
 
-#include <algorithm>
-
 #include "gemm_arguments.h"
 
 namespace deftonnx {
 namespace {
 
-constexpr int kVector = 8;     // elements of Y that are stored together
-constexpr int kMostBoxes = 4;  // of a tile
+constexpr int kVector = 8;  // elements of Y that are stored together
 
 bool Aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
@@ -43,7 +40,8 @@ void HopperProblem::SetOutput(const PackedNode& node, const CudaDriver& driver, 
 int BoxRows(int64_t M, int tile) {
   if (M <= tile) return static_cast<int>(M);
   const int last = static_cast<int>(M % tile);
-  return last == 0 ? tile : std::max(last, tile / kMostBoxes);
+  if (last == 0) return tile;
+  return last >= tile / 2 ? tile / 2 : tile / 4;
 }
 
 bool EndsInRegisters(const PackedNode& node, const void* residual, ElementType type) {

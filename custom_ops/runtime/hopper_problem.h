@@ -46,8 +46,9 @@ inline int SwizzleOf(int row_bytes) {
   return row_bytes == 128 ? 3 : row_bytes == 64 ? 2 : row_bytes == 32 ? 1 : 0;
 }
 
-// Rows of the boxes in which X of M rows is loaded for tiles of `tile` rows, so that none reaches beyond X,
-// or not far: load_rows of kernels/hopper_loads.cuh.
+// Rows of the boxes in which X of M rows is loaded for tiles of `tile` rows: a part of a tile, so that no row
+// of a whole one is loaded twice, and so that none reaches beyond X, or not far: load_rows of
+// kernels/hopper_loads.cuh.
 int BoxRows(int64_t M, int tile);
 
 // Whether a node's Y of type `type` can be finished in registers and leave in boxes: Finish of
