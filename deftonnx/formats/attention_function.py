@@ -112,7 +112,8 @@ def _function(node: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
         make("Reshape", ["heads_last", "joined"], ["A"]),
         output_cast(),
     ]
-    return make_function(OPERATOR, _INPUTS[: len(node.input)], nodes, _ATTRIBUTES, opset)
+    inputs = _INPUTS[: len(node.input)]
+    return make_function(OPERATOR, inputs, nodes, _ATTRIBUTES, opset, set(inputs).difference(given))
 
 
 def _sizes() -> Nodes:

@@ -11,7 +11,7 @@ its nodes, and compute nonsense. So the last one, which no node asks for, is a g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -79,17 +79,22 @@ def _guard(bodies: Sequence[onnx.FunctionProto], opset: int) -> onnx.FunctionPro
 
 
 def make_function(
-    operator: str, inputs: Sequence[str], nodes: Nodes, attributes: Sequence[str], opset: int
+    operator: str,
+    inputs: Sequence[str],
+    nodes: Nodes,
+    attributes: Sequence[str],
+    opset: int,
+    left_out: Collection[str] = (),
 ) -> onnx.FunctionProto:
     """The body `nodes`, from `inputs` to `Y`, without what it can do without: see _tidied.
 
     ONNX Runtime lists every type for an input that no operator it knows reads, which takes it longer than anything else
-    that it does with a body when a session is made. So each is read.
+    that it does with a body when a session is made. So each is read, but those that the node leaves out.
     Raises FormatError for an opset under 13.
     """
     if opset < OLDEST_OPSET:
         raise FormatError(f"packed weights need ONNX opset {OLDEST_OPSET} or newer, the model has {opset}")
-    read = {name for node in nodes for name in node.input}
+    read = {name for node in nodes for name in node.input}.union(left_out)
     reads = [helper.make_node("Sign", [name], [f"{name}_sign"]) for name in inputs if name not in read]
     opsets = [helper.make_opsetid("", opset)]
     body = [*reads, *_tidied(nodes)]
