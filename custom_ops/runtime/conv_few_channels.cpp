@@ -151,8 +151,6 @@ Cut BestCut(const ConvSpec& spec, const ConvShape& shape, int64_t most_patch_byt
   return best;
 }
 
-bool Aligned(const void* x) { return reinterpret_cast<uintptr_t>(x) % 4 == 0; }
-
 class FewChannelsConv : public ConvKernel {
  public:
   FewChannelsConv(const ConvNode& node, const ConvFewChannelsImage& row)
@@ -207,7 +205,7 @@ class FewChannelsConv : public ConvKernel {
                                 narrow(cut.pitch),
                                 narrow(Shift(s)),
                                 s.columns.stride * s.channels % 2 != 0,
-                                shape.in_columns * s.channels % 2 == 0 && Aligned(call.x),
+                                shape.in_columns * s.channels % 2 == 0,
                                 narrow(cut.row_tiles),
                                 narrow(cut.column_tiles),
                                 narrow(tiles),

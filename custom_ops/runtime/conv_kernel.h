@@ -71,7 +71,7 @@ struct Weight16 {
 // Made once a node, while its kernels are made; W itself where it has the layout and type already.
 std::shared_ptr<const Weight16> SharedWeight16(const ConvNode& node);
 
-// One run of a node. Pointers are to device memory.
+// One run of a node. Pointers are to device memory, at multiples of 16 bytes: aligned.h.
 struct ConvCall {
   ConvShape shape;  // at least one pixel
   const void* x;

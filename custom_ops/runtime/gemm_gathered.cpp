@@ -66,7 +66,7 @@ class Gatherer {
 
   void Launch(const GemmCall& call) const {
     const GemmSpec& spec = node_.spec;
-    const size_t i = Widest(call.x);
+    const size_t i = Widest();
     const KernelImage& image = rows_[i]->image;
     const int64_t elements = rows_[i]->word_bytes / element_bytes_;  // of a word
     const int64_t vectors = row_bytes_ / kVectorBytes;
@@ -91,15 +91,11 @@ class Gatherer {
 
  private:
   // The kernel of the most bytes that are neighbours, and aligned, in every row of X.
-  size_t Widest(const void* x) const {
+  size_t Widest() const {
     const GemmSpec& spec = node_.spec;
-    const int64_t start = static_cast<int64_t>(reinterpret_cast<uintptr_t>(x) % kVectorBytes);
     for (size_t i = 0; i + 1 < rows_.size(); ++i) {
       const int64_t bytes = rows_[i]->word_bytes;
-      if (start % bytes == 0 && spec.features * element_bytes_ % bytes == 0 &&
-          spec.block * element_bytes_ % bytes == 0) {
-        return i;
-      }
+      if (spec.features * element_bytes_ % bytes == 0 && spec.block * element_bytes_ % bytes == 0) return i;
     }
     return rows_.size() - 1;
   }

@@ -45,6 +45,7 @@ struct CodesProblem {
   float sum_factor;
   int32_t first_column, columns;
 };
+
 bool Serves(const GemmSpec& spec) {
   if (spec.format != Format::kDeft8 || spec.x_type == ElementType::kFloat) return false;
   if (NeedsSumsApart(spec, spec.K)) return false;

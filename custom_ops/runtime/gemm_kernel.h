@@ -32,7 +32,7 @@ struct GemmNode {
   bool Admits(const char* kernel) const { return spec.kernel.empty() || spec.kernel == kernel; }
 };
 
-// One run of a node. Pointers are to device memory.
+// One run of a node. Pointers are to device memory, at multiples of 16 bytes: aligned.h.
 struct GemmCall {
   int64_t M;  // 1 to kMostRows
   const void* x;

@@ -7,8 +7,6 @@ namespace {
 
 constexpr int kVector = 8;  // elements of Y that are stored together
 
-bool Aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 }  // namespace
 
 HopperProblem::HopperProblem(const PackedNode& node, const void* scales, const void* biases)
@@ -30,7 +28,7 @@ void HopperProblem::SetOutput(const PackedNode& node, const CudaDriver& driver, 
   M = static_cast<int32_t>(rows);
   y_start = to;
   residual = added;
-  vectors = node.N % kVector == 0 && Aligned(to) && Aligned(added);
+  vectors = node.N % kVector == 0;
   by_box = vectors && boxes;
   if (!by_box) return;
   const int type = node.y_type == ElementType::kFloat16 ? kMapFloat16 : kMapBfloat16;

@@ -63,8 +63,7 @@ void RowRounder::Launch(const GemmCall& call) const {
   const int64_t vectors = spec.padded_K / kVector;
   int row_threads = kLeastRowThreads;
   while (row_threads < kMostRowThreads && row_threads * kHeld < vectors) row_threads *= 2;
-  const bool whole = spec.features % kVector == 0 && (spec.block == 0 || spec.block >= kVector) &&
-                     reinterpret_cast<uintptr_t>(call.x) % 16 == 0;
+  const bool whole = spec.features % kVector == 0 && (spec.block == 0 || spec.block >= kVector);
   char* const scratch = static_cast<char*>(call.scratch);
   Problem problem{call.x,
                   scratch,
