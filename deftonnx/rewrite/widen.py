@@ -11,7 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from deftonnx.layers.linear import is_standard, stored, unused_name
+from deftonnx.layers.linear import is_standard, stored, stored_as, unused_name
 from deftonnx.model import Array
 from deftonnx.rewrite.regions.kernels import CONTRIB, CONTRIBUTED
 
@@ -35,21 +35,25 @@ def widen(graph: gs.Graph) -> bool:
             node.attrs["value"] = gs.Constant(value.name, _widened(stored(value)))
     ends = {id(t) for t in (*graph.inputs, *graph.outputs)}
     for tensor in tensors:
+        if id(tensor) in ends:
+            continue
         if isinstance(tensor, gs.Constant):
             tensor.values = _widened(stored(tensor))
-        elif id(tensor) not in ends:
+        else:
             tensor.dtype = np.float32
     for tensor in graph.inputs:
         if tensor.dtype == np.float16:
             wide = _wide(tensor)
-            for user in list(tensor.outputs):
-                user.inputs = [wide if t is tensor else t for t in user.inputs]
+            _read_instead(tensor, wide)
             _cast(graph, tensor, wide, TensorProto.FLOAT)
     for tensor in graph.outputs:
-        if tensor.dtype == np.float16 and tensor.inputs:
+        if tensor.dtype != np.float16:
+            continue
+        if isinstance(tensor, gs.Constant):
+            _read_instead(tensor, stored_as(_wide(tensor).name, _widened(stored(tensor))))
+        elif tensor.inputs:
             wide = _wide(tensor)
-            for user in list(tensor.outputs):
-                user.inputs = [wide if t is tensor else t for t in user.inputs]
+            _read_instead(tensor, wide)
             maker = tensor.inputs[0]
             maker.outputs = [wide if t is tensor else t for t in maker.outputs]
             _cast(graph, wide, tensor, TensorProto.FLOAT16)
@@ -73,6 +77,11 @@ def _widened(values: Array) -> Array:
 
 def _wide(tensor: gs.Tensor) -> gs.Variable:
     return gs.Variable(unused_name(f"{tensor.name}/float32"), np.float32, tensor.shape)
+
+
+def _read_instead(tensor: gs.Tensor, wide: gs.Tensor) -> None:
+    for user in list(tensor.outputs):
+        user.inputs = [wide if t is tensor else t for t in user.inputs]
 
 
 def _cast(graph: gs.Graph, source: gs.Tensor, result: gs.Tensor, kind: int) -> None:

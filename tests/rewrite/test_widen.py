@@ -83,6 +83,20 @@ def test_constants_and_an_output_that_is_read():
     assert distance(result, given, feed) <= 2e-3
 
 
+def test_a_constant_that_is_an_output():
+    given = model(
+        "graph (float16[N,16] x) => (float16[N,16] y, float16[16] c) <float16[16,16] w, float16[16] c>"
+        " { a = MatMul (x, w) y = Mul (a, c) }",
+        w=np.eye(16),
+        c=np.linspace(-1, 1, 16),
+    )
+    feed = {"x": np.random.default_rng(0).standard_normal((5, 16)).astype(np.float16)}
+    result = deftonnx.optimize(given, calib_data=feed, **OPTIONS).model
+    for got, want in zip(outputs(result, feed), outputs(given, feed), strict=True):
+        assert got.dtype == want.dtype
+        np.testing.assert_allclose(got, want, rtol=2e-3)
+
+
 @pytest.mark.parametrize(
     "text",
     [
