@@ -34,6 +34,7 @@ from deftonnx.formats import get_format
 from deftonnx.formats.gemm_function import ANY_KERNEL, gemm_function
 from deftonnx.formats.gemm_function import OPERATOR as GEMM
 from deftonnx.formats.operator_function import DOMAIN, attach_functions, is_operator, make_function
+from deftonnx.formats.packed import FormatError
 
 OPERATOR = "DeftMlp"
 LEAST_LAYERS = 2
@@ -78,7 +79,11 @@ def mlp_attributes(layers: Sequence[Mapping[str, Any]], compute: str = ANY_KERNE
 
 
 def gemms_of(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the attributes of the DeftGemm nodes that a DeftMlp node with these `attributes` stands for."""
+    """Return the attributes of the DeftGemm nodes that a DeftMlp node with these `attributes` stands for.
+
+    Raises FormatError where one is missing, or not of as many layers as another.
+    """
+    _check(attributes)
     widths = attributes["widths"]
     types = [attributes[_ELEMENT_TYPE]] * (len(widths) - 2) + [attributes[_OUTPUT_TYPE]]
     names = zip(attributes["formats"].split(), attributes["activations"].split(), strict=True)
@@ -99,6 +104,18 @@ def gemms_of(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for (name, activation), (K, N, alpha, beta, output_type) in zip(names, numbers, strict=True)
     ]
+
+
+def _check(attributes: Mapping[str, Any]) -> None:
+    missing = next((name for name in _ATTRIBUTES if attributes.get(name) in (None, [])), None)
+    if missing is not None:
+        raise FormatError(f"a DeftMlp node lacks the attribute '{missing}'")
+    layers = len(attributes["widths"]) - 1
+    values = {name: attributes[name] for name in ("alphas", "betas")}
+    values |= {name: attributes[name].split() for name in ("formats", "activations")}
+    wrong = next((name for name, of_layers in values.items() if len(of_layers) != layers), None)
+    if wrong is not None:
+        raise FormatError(f"a DeftMlp node has {layers} layers by 'widths', {len(values[wrong])} by '{wrong}'")
 
 
 def layer_inputs(inputs: Sequence[Input]) -> list[Sequence[Input]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -34,7 +35,7 @@ def match_mlp(node: gs.Node) -> Refusal | None:
     layers = gemms_of(node.attrs)
     x = node.inputs[0]
     m_rule, rows = dimension_rule(x.shape[:-1] if x.shape else [None])
-    biased = [bool(bias.values.any()) for _, _, bias in layer_inputs(node.inputs)]
+    biased = [_is_biased(constants) for constants in layer_inputs(node.inputs)]
     weights = sum(layer["K"] * layer["N"] for layer in layers)
     name = " ".join(dict.fromkeys(layer["format"] for layer in layers))
     return PackedGemm(
@@ -45,7 +46,7 @@ def match_mlp(node: gs.Node) -> Refusal | None:
         m_rule=m_rule,
         K=layers[0]["K"],
         N=layers[-1]["N"],
-        parameters=weights + sum(layer["N"] for layer, has in zip(layers, biased, strict=True) if has),
+        parameters=weights + sum(layer["N"] for layer, has in zip(layers, biased, strict=False) if has),
         macs=rows * weights,
         bytes=constant_bytes(node),
     )
@@ -58,7 +59,7 @@ def match(node: gs.Node) -> Refusal | None:
     K, N, name = int(node.attrs["K"]), int(node.attrs["N"]), str(node.attrs["format"])
     x = node.inputs[0]
     m_rule, rows = dimension_rule(x.shape[:-1] if x.shape else [None])
-    biased = bool(node.inputs[3].values.any())
+    biased = _is_biased(node.inputs[1:])
     return PackedGemm(
         node.name,
         OPERATOR,
@@ -71,3 +72,9 @@ def match(node: gs.Node) -> Refusal | None:
         macs=rows * K * N,
         bytes=constant_bytes(node),
     )
+
+
+def _is_biased(constants: Sequence[gs.Tensor]) -> bool:
+    """Whether the bias behind W and its scale is there, and not all zeros."""
+    bias = next(iter(constants[2:]), None)
+    return isinstance(bias, gs.Constant) and bool(bias.values.any())

@@ -80,7 +80,7 @@ def _lacking(node: onnx.NodeProto) -> str | None:
         return None
     if len(node.input) < 2 or not node.output:
         return "inputs or an output"
-    there = {attribute.name: attribute.type for attribute in node.attribute}
+    there = {a.name: a.type for a in node.attribute if a.type != AttributeProto.INTS or a.ints}
     return next((f"the attribute '{name}'" for name, kind in kinds.items() if there.get(name) != kind), None)
 
 

@@ -223,6 +223,10 @@ def test_refusals(run, folder, arguments, words):
 )
 def test_a_damaged_node(run, folder, op_type, inputs, lacking):
     node = helper.make_node(op_type, inputs, ["y"], "packed", domain="ai.deftonnx")
+    if op_type == "DeftMlp":  # whose widths are there, but none
+        kinds = {"formats": "half", "activations": "none", "element_type": 10, "output_type": 10}
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in kinds.items())
+        node.attribute.append(helper.make_attribute("widths", [], attr_type=onnx.AttributeProto.INTS))
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy")
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.deftonnx", 1)]
     onnx.save(helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=opsets), folder / "bad.onnx")

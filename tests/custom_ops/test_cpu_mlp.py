@@ -17,6 +17,9 @@ from deftonnx.formats.activation import ACTIVATIONS as ALL_ACTIVATIONS
 from deftonnx.formats.gemm_function import OPERATOR, attach_gemm_functions
 from deftonnx.formats.mlp_function import attributes_of, gemms_of, layer_inputs
 from deftonnx.formats.operator_function import DOMAIN
+from deftonnx.formats.packed import FormatError
+from deftonnx.inspect import inspect
+from deftonnx.optimize import optimize
 
 ENDS = [(None, None), (np.float32, None), (None, np.float32), (np.float32, np.float32)]
 FORMATS = [name for name in GEMM_FORMAT_NAMES if name != "fp8"]
@@ -140,6 +143,31 @@ def good_model():
 def test_bad_attributes_are_refused(options, attribute, value, reason):
     model = with_attribute(good_model(), attribute, value)
     assert reason in refusal(model, options)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "reason"),
+    [
+        ("widths", None, "lacks the attribute 'widths'"),
+        ("betas", None, "lacks the attribute 'betas'"),
+        ("widths", [33, 20], "1 layers by 'widths', 2 by 'alphas'"),
+        ("formats", "half", "2 layers by 'widths', 1 by 'formats'"),
+    ],
+)
+def test_bad_attributes_are_told_without_the_library(attribute, value, reason):
+    model = with_attribute(good_model(), attribute, value)
+    for command in (inspect, optimize):
+        with pytest.raises(FormatError, match=reason):
+            command(model)
+
+
+def test_a_bias_that_is_an_input_counts_nothing():
+    model = good_model()
+    (layers,) = inspect(model)
+    tensor = next(t for t in model.graph.initializer if t.name == "bias0")
+    model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    model.graph.initializer.remove(tensor)
+    assert inspect(model)[0].parameters == layers.parameters - 20
 
 
 @pytest.mark.parametrize("name", ["zero", "W0", "W1_scale", "bias1"])
