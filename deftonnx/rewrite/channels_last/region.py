@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import dtype_to_onnx
 
 from deftonnx.formats.channels_last_function import OPERATOR, channels_last_attributes
 from deftonnx.formats.operator_function import DOMAIN
@@ -124,7 +125,7 @@ class Region:
         axes, channels = len(order) - 2, source.shape[1]
         if order == channels_last(axes) and isinstance(channels, int) and channels < ALIGNMENT:
             # a Transpose would move a value at a time
-            attributes = channels_last_attributes(axes)
+            attributes = channels_last_attributes(axes, dtype_to_onnx(result.dtype or np.dtype(np.float32)))
             self.graph.nodes.append(gs.Node(OPERATOR, name, attributes, [source], [result], domain=DOMAIN))
             return
         self.graph.nodes.append(gs.Node("Transpose", name, {"perm": order}, [source], [result]))
