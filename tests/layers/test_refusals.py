@@ -50,7 +50,7 @@ REFUSED = {
     ),
     "vector_weight": (head("float[N,6]", "float[a]"), "y = MatMul (x, w)", "float[6] w", "", "its weight is a vector"),
     "vector_input": (head("float[6]", "float[a]"), "y = MatMul (w, x)", "float[5,6] w", "", "its input is a vector"),
-    "einsum": (MATRIX, 'y = Einsum <equation = "ij,jk->ik"> (x, w)', "float[6,5] w", "", "Einsum"),
+    "einsum": (MATRIX, 'y = Einsum <equation = "ij,jk->i"> (x, w)', "float[6,5] w", "", "Einsum"),
     "lstm": (SEQUENCE, "y = LSTM <hidden_size = 2> (x, w, r)", "float[1,8,6] w, float[1,8,2] r", "", "recurrent"),
     "gru": (SEQUENCE, "y = GRU <hidden_size = 2> (x, w, r)", "float[1,6,6] w, float[1,6,2] r", "", "recurrent"),
     "rnn": (SEQUENCE, "y = RNN <hidden_size = 2> (x, w, r)", "float[1,2,6] w, float[1,2,2] r", "", "recurrent"),
