@@ -2,7 +2,7 @@
 
 Of the letters of "bhid,bhjd->bhij", b and h are in all terms, d is summed over, i is of the left operand and j of the
 right one: a product of (b, h, i, d) and (b, h, d, j). Transposes bring the operands and the result in that order where
-they are not.
+they are not. Einsum repeats what has one value of a summed letter, MatMul does not: that stays.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def products_of_einsums(graph: gs.Graph) -> bool:
     for node in [node for node in graph.nodes if node.op == "Einsum" and is_standard(node)]:
         terms = _terms(node)
         orders = None if terms is None else _orders(*terms)
-        if terms is None or orders is None:
+        if terms is None or orders is None or _repeats(node, orders[0][-1], *terms[:2]):
             continue
         a, b, y = node.inputs[0], node.inputs[1], node.outputs[0]
         left, right, result = orders
@@ -62,6 +62,13 @@ def _orders(a: str, b: str, result: str) -> tuple[str, str, str] | None:
     if {*result} != {*batch, *left, *right}:
         return None
     return batch + left + summed, batch + summed + right, batch + left + right
+
+
+def _repeats(node: gs.Node, summed: str, a: str, b: str) -> bool:
+    """Whether the operands are known to have different sizes of the letter `summed`."""
+    shapes = zip(node.inputs, (a, b), strict=True)
+    sizes = {t.shape[term.index(summed)] for t, term in shapes if t.shape is not None and len(t.shape) == len(term)}
+    return len({size for size in sizes if isinstance(size, int)}) > 1
 
 
 def _transposed(graph: gs.Graph, node: gs.Node, tensor: gs.Tensor, have: str, wanted: str) -> gs.Tensor:

@@ -158,8 +158,9 @@ def _is_large(constant: gs.Constant) -> bool:
 def normalise(graph: gs.Graph) -> bool:
     """Infer shapes, fold constants, fold BatchNormalization into the layer before it, drop what nobody reads."""
     before = [(n.op, n.name) for n in graph.nodes]
-    products_of_einsums(graph)
     infer_shapes(graph)
+    if products_of_einsums(graph):
+        infer_shapes(graph)
     with quiet():
         graph.fold_constants(size_threshold=FOLD_LIMIT, error_ok=True, recurse_subgraphs=False)
         graph.cleanup(remove_unused_graph_inputs=False)

@@ -76,6 +76,14 @@ def test_what_stays(equation):
     assert_same(run(result, feed), run(proto, feed))
 
 
+def test_a_single_value_that_is_summed_stays():
+    proto = model("""graph (float[N,3,1] x) => (float[N,3,8] y) <float[16,8] w> {
+        r = Relu (x) e = Einsum <equation = "bij,jk->bik"> (r, w) y = Relu (e) }""")
+    result, feed = normalised(proto), {"x": np.ones((2, 3, 1), np.float32)}
+    assert [node.op_type for node in result.graph.node] == ["Relu", "Einsum", "Relu"]
+    assert_same(run(result, feed), run(proto, feed))
+
+
 @pytest.mark.parametrize("equation", ["bid,dk->bik", "bid,kd->bik"])
 def test_weights_are_packed(equation):
     proto, feed = einsum(equation, constant=True)
