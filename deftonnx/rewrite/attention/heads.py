@@ -50,13 +50,14 @@ def find(tensor: gs.Tensor, runs: list[Run], transposed: bool) -> Heads | str:
     starts = [Chain(chain.start, chain.start, [])]
     if projection is not None:  # whose rows may be those of a sequence, or be it themselves, as the windows of Swin
         starts = [backwards(projection.x, scaling=False), Chain(projection.x, projection.x, [])]
-    outcomes = [_columns_in(runs, chain, behind, projection, before, transposed) for before in starts]
-    at = next((i for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)), 0)
-    found = outcomes[at]
-    if isinstance(found, str):
-        return found
     scale = chain.scale * (1.0 if behind is None else behind.scale)
-    return Heads(starts[at].start, projection, found, scale, turned)
+    refusals = []
+    for before in starts:
+        found = _columns_in(runs, chain, behind, projection, before, transposed)
+        if not isinstance(found, str):
+            return Heads(before.start, projection, found, scale, turned)
+        refusals.append(found)
+    return refusals[0]
 
 
 def _columns_in(
