@@ -266,9 +266,6 @@ def gemm_fp8() -> str:
     return "\n".join([table(head, lines), "", note])
 
 
-LAYERS_IN_A_CHAIN = 32
-
-
 def gemm_chains() -> str:
     """32 layers in a session."""
     content = load("gemm_chains")
@@ -277,7 +274,7 @@ def gemm_chains() -> str:
     lines = []
     for row in content["chains"]:
         half, eight, stock = (_us(row, name) for name in ("deft half", "deft deft8:4", "ort float16"))
-        nodes = str(row.get("deft_nodes", {}).get("half", LAYERS_IN_A_CHAIN))
+        nodes = str(row["deft_nodes"]["half"])
         line = [_shape(row), "yes" if row["cuda_graph"] else "no", nodes, *(_micro(t) for t in (half, eight, stock))]
         lines.append([*line, _times(_over(stock, half)), _times(_over(stock, eight))])
     note = "Microseconds a layer, median, of 32 layers with bias and ReLU that feed each other in a session. "
