@@ -141,17 +141,15 @@ struct Kernel {
 #endif
   }
 
-  // Until all of layer i's input is here.
+  // Until all of layer i's input is here; for the first one, until the other blocks can be sent to.
   __device__ void wait_input(int i) const {
-    if (i == 0) return;
 #if __CUDA_ARCH__ >= 900
     if (p.cluster > 1) {
-      if (i == 1) ptx::cluster_wait();  // the other blocks' barriers are ready
-      ptx::barrier_wait(full(i), (i - 1) / 2 & 1);
-      return;
+      if (i == 0) return ptx::cluster_wait();
+      return ptx::barrier_wait(full(i), (i - 1) / 2 & 1);
     }
 #endif
-    ptx::named_barrier_sync(1, 32 * p.warps);
+    if (i > 0) ptx::named_barrier_sync(1, 32 * p.warps);
   }
 
   // An element of X in 16 bits.
