@@ -17,7 +17,7 @@ Attributes
     formats, activations: a name for each layer, parted by spaces: ONNX Runtime's interface for operators has no lists
         of names.
     exponent_bits: of deft8:E, 0 for other formats; alphas, betas: of the activations; one for each layer.
-    compute: "auto", or the name of the one CUDA kernel to use.
+    compute: "auto"; the name of the one CUDA kernel to use; or "layers", which multiplies the layers one by one.
 
 The body is those of the layers' DeftGemm nodes, one behind the other.
 """
