@@ -32,14 +32,6 @@ struct Resident {
   int column_blocks;  // blocks that share out the rows of a column of tiles
 };
 
-// The types' codes as in Epilogue.
-template <class Element>
-constexpr int kTypeCode = 0;
-template <>
-constexpr int kTypeCode<__half> = 1;
-template <>
-constexpr int kTypeCode<__nv_bfloat16> = 2;
-
 // Where everything lies, and this block's tiles.
 template <int WARPGROUPS, int COLUMNS>
 struct Layout {

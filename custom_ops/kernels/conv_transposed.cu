@@ -95,17 +95,6 @@ struct Work<TransposedTile<PIXELS, STAGES>> {
 
 namespace {
 
-template <class Element>
-struct TypeCode;  // as in Epilogue
-template <>
-struct TypeCode<__half> {
-  static constexpr int value = 1;
-};
-template <>
-struct TypeCode<__nv_bfloat16> {
-  static constexpr int value = 2;
-};
-
 // A warpgroup that multiplies and ends 64 features of tiles.
 template <class Element, class T>
 class TransposedConsumer {
@@ -204,7 +193,7 @@ class TransposedConsumer {
   template <Finish FINISH>
   __device__ void store(const float (&sums)[T::kSums], const FeaturePair& features, int row,
                         int column) const {
-    constexpr int kType = TypeCode<Element>::value;
+    constexpr int kType = kTypeCode<Element>;
     const ColumnPair low = prepared<FINISH>(features.low), high = prepared<FINISH>(features.high);
     if (leads()) ptx::wait_stores_read<0>();  // those of the tile before
     warpgroup_sync(warpgroup_);

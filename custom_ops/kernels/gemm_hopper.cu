@@ -55,17 +55,6 @@ struct Operands {
   }
 };
 
-template <class Element>
-struct TypeCode;  // as in Epilogue
-template <>
-struct TypeCode<__half> {
-  static constexpr int value = 1;
-};
-template <>
-struct TypeCode<__nv_bfloat16> {
-  static constexpr int value = 2;
-};
-
 template <class Element, class T>
 class Consumer {
  public:
@@ -198,7 +187,7 @@ class Consumer {
 
   template <Finish FINISH>
   __device__ void store(const float (&sums)[T::kBlocks][T::kSums], int row, int column) const {
-    constexpr int kType = TypeCode<Element>::value;
+    constexpr int kType = kTypeCode<Element>;
     if constexpr (T::kBlocks == 2) {
       store_boxes<kType, FINISH>(p_.output, p_.y, sums[0], own_unit(), row, column, sums[1]);
     } else {
@@ -238,9 +227,9 @@ class Consumer {
       ptx::wait_copy_groups<1>();
       __syncwarp();
       if (first < p_.output.N) {
-        store_box_added<TypeCode<Element>::value, FINISH>(p_.output, p_.y, sums[block], piece,
-                                                          own_unit() + unit % 2 * (kUnitBytes / 2),
-                                                          own_row(row, block), first);
+        store_box_added<kTypeCode<Element>, FINISH>(p_.output, p_.y, sums[block], piece,
+                                                    own_unit() + unit % 2 * (kUnitBytes / 2),
+                                                    own_row(row, block), first);
       }
       ptx::wait_stores_read<0>();
       __syncwarp();
@@ -286,8 +275,7 @@ class Consumer {
   template <Finish FINISH, int COLUMNS>
   __device__ void store_at_once(const float (&sums)[COLUMNS / 2], const ReadColumns<COLUMNS>& columns,
                                 int row, int column) const {
-    store_rows<TypeCode<Element>::value, FINISH, COLUMNS>(p_.output, sums, 0, columns, own_unit(), row,
-                                                          column);
+    store_rows<kTypeCode<Element>, FINISH, COLUMNS>(p_.output, sums, 0, columns, own_unit(), row, column);
   }
 
   const Problem& p_;

@@ -102,17 +102,6 @@ struct E5Codes {
   }
 };
 
-template <class Element>
-struct TypeCode;  // as in Epilogue
-template <>
-struct TypeCode<__half> {
-  static constexpr int value = 1;
-};
-template <>
-struct TypeCode<__nv_bfloat16> {
-  static constexpr int value = 2;
-};
-
 template <class Element, class Codes, class T>
 class Consumer {
  public:
@@ -300,8 +289,8 @@ class Consumer {
 
   template <Finish FINISH, int COUNT>
   __device__ void store(const float (&sums)[COUNT], int row, int column) {
-    store_boxes_of_columns<TypeCode<Element>::value, FINISH>(p_.output, p_.y, sums, codes_.sum_factor,
-                                                             own_chunks(), buffer_, warpgroup_, row, column);
+    store_boxes_of_columns<kTypeCode<Element>, FINISH>(p_.output, p_.y, sums, codes_.sum_factor, own_chunks(),
+                                                       buffer_, warpgroup_, row, column);
   }
 
   __device__ uint32_t own_chunks() const { return own_memory<T>(memory_, 4 * warpgroup_); }

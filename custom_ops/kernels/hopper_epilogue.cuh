@@ -11,6 +11,14 @@
 
 namespace hopper {
 
+// The types' codes as in Epilogue.
+template <class Element>
+constexpr int kTypeCode = 0;
+template <>
+constexpr int kTypeCode<__half> = 1;
+template <>
+constexpr int kTypeCode<__nv_bfloat16> = 2;
+
 struct Output {
   const float* scale;    // (N,)
   const float* bias;     // (N,)
