@@ -41,14 +41,10 @@ std::vector<int64_t> AttributeReader::Integers(const char* name) const {
 }
 
 std::optional<std::vector<int64_t>> AttributeReader::OptionalIntegers(const char* name) const {
-  std::vector<int64_t> values;
-  try {
-    values = ort_.AttributeInts(info_, name);
-  } catch (const OrtError&) {
-    return std::nullopt;
-  }
+  const std::optional<std::vector<int64_t>> values = ort_.OptionalAttributeInts(info_, name);
   // ONNX Runtime reads attributes of other types so
-  if (values.empty()) Refuse(node_, std::string("attribute '") + name + "' is no list of integers");
+  if (values && values->empty())
+    Refuse(node_, std::string("attribute '") + name + "' is no list of integers");
   return values;
 }
 

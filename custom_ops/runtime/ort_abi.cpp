@@ -34,6 +34,7 @@ enum Slot : int {
   kInfoInputCount = 230,
   kInfoInputType = 234,
   kHasSessionConfigEntry = 237,
+  kGetSessionConfigEntry = 238,
   kInfoNodeName = 244,
   kInfoLogger = 245,
   kLogMessage = 247,
@@ -49,11 +50,15 @@ OrtStatus* Ort::CreateStatus(ErrorCode code, const std::string& message) const {
   return Call(kCreateStatus, static_cast<int>(code), message.c_str());
 }
 
+void Ort::ReleaseStatus(OrtStatus* status) const {
+  reinterpret_cast<void (*)(OrtStatus*)>(api_->slot[kReleaseStatus])(status);
+}
+
 void Ort::Check(OrtStatus* status) const {
   if (status == nullptr) return;
   std::string message =
       reinterpret_cast<const char* (*)(const OrtStatus*)>(api_->slot[kGetErrorMessage])(status);
-  reinterpret_cast<void (*)(OrtStatus*)>(api_->slot[kReleaseStatus])(status);
+  ReleaseStatus(status);
   throw OrtError(message);
 }
 
@@ -79,6 +84,15 @@ bool Ort::HasConfigEntry(const OrtSessionOptions* options, const char* key) cons
   return found != 0;
 }
 
+std::string Ort::ConfigEntry(const OrtSessionOptions* options, const char* key) const {
+  size_t size = 0;
+  Check(Call(kGetSessionConfigEntry, options, key, static_cast<char*>(nullptr), &size));
+  std::string value(size, '\0');
+  Check(Call(kGetSessionConfigEntry, options, key, value.data(), &size));
+  value.resize(size > 0 ? size - 1 : 0);  // without the final zero
+  return value;
+}
+
 void Ort::AddConfigEntry(OrtSessionOptions* options, const char* key, const char* value) const {
   Check(Call(kAddSessionConfigEntry, options, key, value));
 }
@@ -102,6 +116,15 @@ std::vector<int64_t> Ort::AttributeInts(const OrtKernelInfo* info, const char* n
   std::vector<int64_t> values(size);
   Check(Call(kAttributeInt64s, info, name, values.data(), &size));
   return values;
+}
+
+std::optional<std::vector<int64_t>> Ort::OptionalAttributeInts(const OrtKernelInfo* info,
+                                                               const char* name) const {
+  size_t size = 0;
+  OrtStatus* missing = Call(kAttributeInt64s, info, name, static_cast<int64_t*>(nullptr), &size);
+  if (missing == nullptr) return AttributeInts(info, name);
+  ReleaseStatus(missing);
+  return std::nullopt;
 }
 
 float Ort::AttributeFloat(const OrtKernelInfo* info, const char* name) const {

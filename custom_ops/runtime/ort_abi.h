@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -103,6 +104,7 @@ class Ort {
                           OrtCustomOpDomain** domain) const;
   OrtStatus* AddDomain(OrtSessionOptions* options, OrtCustomOpDomain* domain) const;
   bool HasConfigEntry(const OrtSessionOptions* options, const char* key) const;
+  std::string ConfigEntry(const OrtSessionOptions* options, const char* key) const;  // that there is
   void AddConfigEntry(OrtSessionOptions* options, const char* key, const char* value) const;
 
   // A warning in the session's log.
@@ -110,6 +112,9 @@ class Ort {
 
   int64_t AttributeInt(const OrtKernelInfo* info, const char* name) const;
   std::vector<int64_t> AttributeInts(const OrtKernelInfo* info, const char* name) const;
+  // Nothing where there is no such attribute: an exception would take longer than a node's other attributes.
+  std::optional<std::vector<int64_t>> OptionalAttributeInts(const OrtKernelInfo* info,
+                                                            const char* name) const;
   float AttributeFloat(const OrtKernelInfo* info, const char* name) const;
   std::vector<float> AttributeFloats(const OrtKernelInfo* info, const char* name) const;
   std::string AttributeString(const OrtKernelInfo* info, const char* name) const;
@@ -137,6 +142,7 @@ class Ort {
 
  private:
   void Check(OrtStatus* status) const;
+  void ReleaseStatus(OrtStatus* status) const;
   Tensor View(const OrtValue* value) const;
   template <class... Args>
   OrtStatus* Call(int slot, Args... args) const {
