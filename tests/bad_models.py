@@ -51,7 +51,7 @@ _ATTRIBUTES = [
     ("block", -8, "not a power of two"),
     ("block", 8192, "not a power of two up to 4096"),
     ("block", 16, "kept"),
-    ("output_type", 10, "output_type"),
+    ("output_type", 16, "output_type"),
     ("output_type", 7, "output_type"),
     ("alpha", None, "'alpha' is missing"),
     ("beta", "high", "'beta' is missing or of the wrong type"),

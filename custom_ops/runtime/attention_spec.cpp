@@ -54,9 +54,7 @@ AttentionSpec ReadAttentionSpec(const Ort& ort, const OrtKernelInfo* info, Eleme
   spec.causal = reader.Integer("causal") != 0;
   if (spec.heads % spec.kv_heads != 0) Refuse(spec, "num_heads is no multiple of num_kv_heads");
   if (spec.heads > kMost / 3 / spec.head_size) Refuse(spec, "num_heads and head_size are too large");
-  if (reader.Integer("output_type") != static_cast<int64_t>(type)) {
-    Refuse(spec, "output_type is not the type of X");
-  }
+  reader.CheckOutputType(type, type, "X");
   const std::string compute = reader.Text("compute");
   if (compute != "auto") spec.kernel = compute;
   return spec;

@@ -29,9 +29,7 @@ Spec ReadSpec(const Ort& ort, const OrtKernelInfo* info, ElementType type) {
   spec.image_axes = reader.Size("image_axes");
   if (spec.image_axes > 2)
     Refuse(spec, "image_axes = " + std::to_string(spec.image_axes) + ", known are 1 and 2");
-  if (reader.Integer("output_type") != static_cast<int64_t>(type)) {
-    Refuse(spec, "output_type is not the type of X");
-  }
+  reader.CheckOutputType(type, type, "X");
   return spec;
 }
 

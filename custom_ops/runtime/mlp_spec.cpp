@@ -28,9 +28,7 @@ void SetTypes(const AttributeReader& reader, MlpSpec& spec) {
   if (spec.type != ElementType::kFloat16 && spec.type != ElementType::kBfloat16) {
     Refuse(spec, "element_type is neither float16 nor bfloat16");
   }
-  if (reader.Integer("output_type") != static_cast<int64_t>(spec.y_type)) {
-    Refuse(spec, "output_type is not the type of Y, which is that of input zero");
-  }
+  reader.CheckOutputType(spec.x_type, spec.y_type, "Y, which is that of input zero");
   for (ElementType end : {spec.x_type, spec.y_type}) {
     if (end != spec.type && end != ElementType::kFloat) {
       Refuse(spec, "X and Y are of element_type or float32");
@@ -79,7 +77,7 @@ MlpSpec ReadMlpSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, El
     layer.x_type = spec.type;
     layer.y_type = i + 1 < count ? spec.type : spec.y_type;
     layer.weight_type = WeightType(ort, info, MlpWeightInput(i));
-    SetFormat(layer, formats[i]);
+    SetFormat(layer, formats[i], spec.x_type);
     if (layer.rounds_x) Refuse(layer, "format fp8 is none of DeftMlp's");
     if (layer.exponent_bits != exponent_bits[i]) {
       Refuse(layer, "exponent_bits = " + std::to_string(exponent_bits[i]) + " are not those of format '" +

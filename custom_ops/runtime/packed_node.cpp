@@ -83,7 +83,7 @@ void SetActivation(PackedNode& node, const std::string& name, float alpha, float
   node.activation = found->second;
 }
 
-void SetFormat(PackedNode& node, const std::string& name) {
+void SetFormat(PackedNode& node, const std::string& name, ElementType x) {
   static const std::map<std::string, std::pair<Format, ElementType>> table = {
       {"fp32", {Format::kFloat32, ElementType::kFloat}},
       {"half", {Format::kHalf, ElementType::kFloat16}},
@@ -95,6 +95,10 @@ void SetFormat(PackedNode& node, const std::string& name) {
   if (found != table.end()) {
     node.format = found->second.first;
     expected = found->second.second;
+    if (node.format == Format::kHalf && node.weight_type == ElementType::kFloat && x == ElementType::kFloat) {
+      node.format = Format::kFloat32;  // widened with the node: see CheckOutputType
+      expected = ElementType::kFloat;
+    }
   } else if (name.size() == 7 && name.rfind("deft8:", 0) == 0 && name[6] >= '1' && name[6] <= '7') {
     node.format = Format::kDeft8;
     node.exponent_bits = name[6] - '0';
@@ -113,7 +117,7 @@ void SetFormat(PackedNode& node, const std::string& name) {
 
 void NodeReader::ReadPacked() const {
   CheckLayout(node_, Integer("layout"));
-  SetFormat(node_, Text("format"));
+  SetFormat(node_, Text("format"), node_.x_type);
   SetSizes(node_, Size("K"), Size("N"));
   node_.block = Integer("block");
   if (node_.block < 0 || node_.block > 4096 || (node_.block & (node_.block - 1)) != 0) {
@@ -121,9 +125,7 @@ void NodeReader::ReadPacked() const {
   }
   while ((int64_t{1} << node_.block_shift) < node_.block) ++node_.block_shift;
   SetActivation(node_, Text("activation"), Real("alpha"), Real("beta"));
-  if (Integer("output_type") != static_cast<int64_t>(node_.y_type)) {
-    Refuse(node_, "output_type is not the type of Y, which is the residual's, or X's if there is none");
-  }
+  CheckOutputType(node_.x_type, node_.y_type, "Y, which is the residual's, or X's if there is none");
   const std::string compute = Text("compute");
   if (compute != "auto") node_.kernel = compute;
 }

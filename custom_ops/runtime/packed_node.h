@@ -49,8 +49,9 @@ struct PackedNode : OperatorNode {
 ElementType WeightType(const Ort& ort, const OrtKernelInfo* info, size_t index = kInputWeight);
 
 // Sets the node's format by its name and checks that weight_type, where it is known, is that of its codes.
-// Throws InvalidNode.
-void SetFormat(PackedNode& node, const std::string& name);
+// `x` is X's type: in a node that was widened to float32, see CheckOutputType, codes in float16 are float32
+// too. Throws InvalidNode.
+void SetFormat(PackedNode& node, const std::string& name, ElementType x);
 
 // Sets the node's activation by its name and numbers. Throws InvalidNode.
 void SetActivation(PackedNode& node, const std::string& name, float alpha, float beta);

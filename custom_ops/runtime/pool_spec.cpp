@@ -69,9 +69,7 @@ PoolSpec ReadPoolSpec(const Ort& ort, const OrtKernelInfo* info, ElementType typ
   spec.alpha = reader.Real("alpha"), spec.beta = reader.Real("beta"), spec.bias = reader.Real("bias");
   if (spec.kind == PoolKind::kNormalise) CheckNormalise(spec, window);
   if (spec.kind != PoolKind::kNormalise && spec.size != 1) Refuse(spec, "only a normalisation has a size");
-  if (reader.Integer("output_type") != static_cast<int64_t>(type)) {
-    Refuse(spec, "output_type is not the type of X");
-  }
+  reader.CheckOutputType(type, type, "X");
   return spec;
 }
 

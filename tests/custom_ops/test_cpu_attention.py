@@ -107,7 +107,7 @@ def test_an_empty_batch(options):
         ("head_size", None, "'head_size' is missing"),
         ("num_kv_heads", 3, "no multiple of num_kv_heads"),
         ("scale", None, "'scale' is missing"),
-        ("output_type", 10, "output_type"),
+        ("output_type", 16, "output_type"),
     ],
 )
 def test_bad_attributes_are_refused(options, attribute, value, reason):

@@ -36,7 +36,7 @@ def test_an_empty_batch(options):
         ("image_axes", 3, "known are 1 and 2"),
         ("image_axes", 0, "out of range"),
         ("image_axes", None, "'image_axes' is missing"),
-        ("output_type", 10, "output_type"),
+        ("output_type", 16, "output_type"),
     ],
 )
 def test_bad_attributes_are_refused(options, attribute, value, reason):

@@ -110,7 +110,7 @@ def test_threads_do_not_change_a_bit(library):
         ("pool", "2", "attribute 'pool' is no list of integers"),
         ("kernel_shape", [1 << 20, 1 << 20], "too many features"),
         ("activation", "softmax", "unknown activation"),
-        ("output_type", 10, "output_type"),
+        ("output_type", 16, "output_type"),
     ],
 )
 def test_bad_attributes_are_refused(options, attribute, value, reason):

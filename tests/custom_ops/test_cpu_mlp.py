@@ -136,7 +136,7 @@ def good_model():
         ("betas", None, "'betas'"),
         ("element_type", 1, "neither float16 nor bfloat16"),
         ("element_type", 16, "X and Y are of element_type or float32"),
-        ("output_type", 10, "output_type"),
+        ("output_type", 16, "output_type"),
         ("compute", None, "'compute' is missing"),
     ],
 )

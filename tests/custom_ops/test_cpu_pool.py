@@ -58,7 +58,7 @@ def test_an_empty_batch_and_a_value_that_is_not_a_number(options):
         ("strides", [2], "do not match the 2 axes"),
         ("pads", [3, 1, 1, 1], "pads must be smaller than the window"),
         ("size", 3, "only a normalisation has a size"),
-        ("output_type", 10, "output_type"),
+        ("output_type", 16, "output_type"),
         ("alpha", None, "'alpha' is missing"),
     ],
 )
