@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import time
@@ -43,6 +44,8 @@ from deftonnx.settings import AUTOMATIC, FASTEST, Settings
 from deftonnx.transformers import fuse_transformers
 
 Progress = Callable[[str, int, int], None]
+LENGTHS = (128, 16, 1024, 16384)
+"""Of a made-up sample where the model leaves lengths free, until it runs: sequences and images, shorter ones, sound."""
 
 
 @dataclass
@@ -261,11 +264,11 @@ def _feeds(
     what the model makes of it."""
     if data is not None:
         return readers.batches(data, inputs, settings.calib_samples, settings.seed, BATCH), None
-    try:
-        feeds = readers.random_data(inputs, 1, settings.seed, _rows(origin)).feeds
-        return feeds, evaluation.run(session, feeds)
-    except DeftError:
-        return [], None
+    for length in LENGTHS if readers.has_free_lengths(inputs) else (None,):
+        with contextlib.suppress(DeftError):
+            feeds = readers.random_data(inputs, 1, settings.seed, _rows(origin), length).feeds
+            return feeds, evaluation.run(session, feeds)
+    return [], None
 
 
 def _warnings(settings: Settings, source: Any, ran: bool, done: assemble.Assembled, decided: bool) -> list[str]:

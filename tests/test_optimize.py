@@ -147,3 +147,33 @@ def test_one_string_is_no_sequence_of_exclusions(option: str) -> None:
     proto = model(f"graph (float[N,8] x) => (float[N,8] y) {TWO_LAYERS} y = Relu (c) }}")
     with pytest.raises(UsageError, match=f"{option} 'Conv' is one string"):
         deftonnx.optimize(proto, **{option: "Conv"})
+
+
+@pytest.mark.parametrize(("least", "free"), [(3, "length"), (40, "length"), (200, "length"), (20000, None)])
+def test_free_lengths_are_made_up(least: int, free: str | None) -> None:
+    """A model without data is run and compared all the same; a convolution needs inputs of some length."""
+    text = f"""graph (float[N,8,length] x) => (float[N,4,out] y) <float[8,8,1] w1, float[4,8,1] w2, float[8,1,{least}] w3> {{
+        a = Conv (x, w1) b = Conv <group = 8> (a, w3) r = Relu (b) y = Conv (r, w2) }}"""
+    result = deftonnx.optimize(model(text, w3=np.ones((8, 1, least)) / least), measure=False)
+    assert any("was not run" in warning for warning in result.report.warnings) == (free is None)
+    assert list(result.model.graph.input[0].type.tensor_type.shape.dim)[2].dim_param == "length"
+
+
+@pytest.mark.parametrize("amplified", [300, 1])
+def test_what_rounds_otherwise_is_left_where_that_costs_much(monkeypatch: pytest.MonkeyPatch, amplified: int) -> None:
+    """Where rounding shows, another result of what is done last is no error: it is left out."""
+    text = """graph (float[N,16] x) => (float[N,8] y) <float[16,16] w1, float[16,8] w2, float k> {
+        a = MatMul (x, w1) r = Relu (a) b = MatMul (r, w2) c = Mul (b, k) y = Sin (c) }"""
+    proto = model(text, k=np.array(float(amplified)))
+    x = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
+
+    def differing(graph: gs.Graph) -> None:
+        next(node for node in graph.nodes if node.op == "Sin").op = "Cos"
+
+    monkeypatch.setattr(assemble, "pack_attention", differing)
+    wanted = {"preset": "dense16", "decide_by": "nothing", "measure": False, "calib_data": x}
+    if amplified == 1:
+        with pytest.raises(DeftError, match="internal check failed"):
+            deftonnx.optimize(proto, **wanted)
+    else:
+        assert "Sin" in {node.op_type for node in deftonnx.optimize(proto, **wanted).model.graph.node}

@@ -78,9 +78,16 @@ def read(source: Any, inputs: list[gs.Variable], what: str = "the calibration da
     return dataset
 
 
-def random_data(inputs: list[gs.Variable], samples: int, seed: int, rows: Mapping[str, int] | None = None) -> Dataset:
+def random_data(
+    inputs: list[gs.Variable],
+    samples: int,
+    seed: int,
+    rows: Mapping[str, int] | None = None,
+    length: int | None = None,
+) -> Dataset:
     """Standard normal floats, ones and, for inputs that pick rows of tables, row numbers: a last resort that knows
     nothing of the real inputs. `rows`: how many there are, by the name of the input. (A mask of zeros would hide all.)
+    `length` is that of all free dimensions but the first; without it there must be none.
 
     Samples fill whole batches where the model fixes its batch. Inputs whose first dimensions are fixed to different
     numbers have no axis of samples: then every sample is a feed of its own.
@@ -88,23 +95,40 @@ def random_data(inputs: list[gs.Variable], samples: int, seed: int, rows: Mappin
     first = {t.shape[0] for t in inputs if t.shape and isinstance(t.shape[0], int) and t.shape[0] > 0}
     rng = np.random.default_rng(seed)
     if len(first) > 1:
-        return Dataset([_random_feed(inputs, 1, rng, True, rows or {}) for _ in range(samples)], None, "random data")
+        feeds = [_random_feed(inputs, 1, rng, True, rows or {}, length) for _ in range(samples)]
+        return Dataset(feeds, None, "random data")
     batch = next(iter(first), 1)
-    return Dataset([_random_feed(inputs, -(-samples // batch) * batch, rng, False, rows or {})], None, "random data")
+    feed = _random_feed(inputs, -(-samples // batch) * batch, rng, False, rows or {}, length)
+    return Dataset([feed], None, "random data")
+
+
+def has_free_lengths(inputs: list[gs.Variable]) -> bool:
+    """Whether an input of known rank leaves a dimension but its first free."""
+    return any(t.shape is not None and any(map(_is_free, t.shape[1:])) for t in inputs)
+
+
+def _is_free(size: int | str | None) -> bool:
+    return not isinstance(size, int) or size < 0
 
 
 def _random_feed(
-    inputs: list[gs.Variable], samples: int, rng: np.random.Generator, whole: bool, rows: Mapping[str, int]
+    inputs: list[gs.Variable],
+    samples: int,
+    rng: np.random.Generator,
+    whole: bool,
+    rows: Mapping[str, int],
+    length: int | None,
 ) -> Feed:
     """`samples` rows of every input, or all of those of fixed length where a feed is a `whole`."""
     feed = {}
     for t in inputs:
-        if t.shape is None or any(not isinstance(d, int) or d < 0 for d in t.shape[1:]):
+        if t.shape is None or (length is None and any(map(_is_free, t.shape[1:]))):
             raise UsageError(f"random calibration data needs fixed shapes, but input '{t.name}' has {t.shape}")
         if t.dtype is None or _array_type(t).kind not in "fiub":
             raise UsageError(f"random calibration data cannot be made for input '{t.name}', which holds no numbers")
         fixed = whole and t.shape and isinstance(t.shape[0], int)
-        shape = (t.shape[0] if fixed else samples, *t.shape[1:]) if t.shape else ()
+        others = [length if _is_free(size) else size for size in t.shape[1:]]
+        shape: tuple[Any, ...] = (t.shape[0] if fixed else samples, *others) if t.shape else ()
         dtype = _array_type(t)
         if dtype.kind == "f":
             values = np.asarray(rng.standard_normal(shape))
