@@ -167,7 +167,9 @@ def normalise(graph: gs.Graph) -> bool:
     _fold_sizes(graph)
     drop_idle(graph)
     name_constant_outputs(graph)
-    fold_reshape(graph)
+    if fold_reshape(graph):  # more sizes are known by its targets
+        infer_shapes(graph)
+        _fold_sizes(graph)
     fold_transpose(graph)
     keep_rows_apart(graph)
     fold_batch_norm(graph)
@@ -231,18 +233,21 @@ def skeleton(graph: gs.Graph) -> onnx.ModelProto:
 
 
 def _stand_in(graph: gs.Graph) -> None:
-    """Let Identity stand in for what onnx does not know, so that shapes are inferred through it."""
-    for node in list(graph.nodes):
+    """Let Identity stand in for what onnx does not know, so that shapes are inferred through it, in order."""
+    nodes: list[gs.Node] = []
+    for node in graph.nodes:
+        nodes.append(node)
         if (node.domain, node.op) in SHAPED_LIKE_INPUT:
             outputs = [t for t in node.outputs if t.name]
             node.op, node.domain, node.attrs = "Identity", None, {}
             node.inputs, node.outputs = node.inputs[:1], outputs[:1]
-            graph.nodes += [gs.Node("Identity", t.name, inputs=node.inputs[:1], outputs=[t]) for t in outputs[1:]]
+            nodes += [gs.Node("Identity", t.name, inputs=node.inputs[:1], outputs=[t]) for t in outputs[1:]]
         elif is_attention(node.domain, node.op):  # whose body's shapes onnx cannot follow
             bounds = ([0], [node.attrs["num_heads"] * node.attrs["head_size"]], [-1])
             parts = [gs.Constant(f"{node.name}/{i}", np.array(bound)) for i, bound in enumerate(bounds)]
             node.op, node.domain, node.attrs = "Slice", None, {}
             node.inputs = [node.inputs[0], *parts]
+    graph.nodes = nodes
 
 
 def drop_idle(graph: gs.Graph) -> None:

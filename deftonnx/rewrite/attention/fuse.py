@@ -8,7 +8,7 @@ and values that heads share, it is DeftAttention behind one product of all three
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,7 @@ def _fuse(softmax: gs.Node, known: _Found) -> str | None:
         if isinstance(part, str):
             return part
     query, key, value = (part for part in parts if isinstance(part, heads.Heads))
+    key, value = (_for_all(part, len(query.columns)) for part in (key, value))
     if not query.columns.shape == key.columns.shape == value.columns.shape or value.scale != 1:
         return "its heads differ in size"
     H, D = query.columns.shape
@@ -128,6 +129,11 @@ def _fuse(softmax: gs.Node, known: _Found) -> str | None:
     graph.nodes.append(node)
     output.connect(graph, result, target, found.context, (H, D))
     return None
+
+
+def _for_all(part: heads.Heads, count: int) -> heads.Heads:
+    """`part` with a single head repeated for `count` queries, as the product of matrices does."""
+    return replace(part, columns=part.columns.repeat(count, axis=0)) if len(part.columns) == 1 else part
 
 
 def _sharing(key: heads.Heads, value: heads.Heads) -> int:
@@ -171,13 +177,16 @@ def _fuse_shared(
     target = output.find(found.context, (H, D), shapes, known.reserved)
     if target is None and len(shapes[0][found.context.name]) != output.AXES:
         return "its heads have no axis of their own"
+    features = D if turned is None else turned.turned(known.runs[0])
+    order = rotary.order(features, D)
+    parts = replace(query, columns=query.columns[:, order]), replace(key, columns=key.columns[:, order]), value
     inputs = [_project_all(graph, parts, group, f"{softmax.name}/qkv")]
     if bias is not None or turned is not None:
         inputs.append(gs.Variable.empty() if bias is None else bias)
     if turned is not None:
         angles = turned.angles()
         if angles not in known.tables:
-            known.tables[angles] = rotary.table(graph, turned, D)
+            known.tables[angles] = rotary.table(graph, turned, features, D)
         inputs.append(known.tables[angles])
     result = gs.Variable(unused_name(f"{softmax.name}/attention"), np.float32, _shape(inputs[0], H * D))
     scale = found.scale * query.scale * key.scale
