@@ -177,3 +177,16 @@ def test_what_rounds_otherwise_is_left_where_that_costs_much(monkeypatch: pytest
             deftonnx.optimize(proto, **wanted)
     else:
         assert "Sin" in {node.op_type for node in deftonnx.optimize(proto, **wanted).model.graph.node}
+
+
+def test_sizes_that_an_earlier_layer_makes() -> None:
+    """Layer by layer: the target of Resize is made of a vector whose length is known in the whole graph only."""
+    text = """graph (float[N,8,h,w] x) => (float[N,4,H,W] y)
+        <float[8,8,1,1] w1, float[8,8,1,1] w2, float[4,8,1,1] w3, int64[1] zero, int64[1] two, int64[2] image> {
+        a = Conv (x, w1) s = Shape (a) b = Conv (a, w2) head = Slice (s, zero, two)
+        sizes = Concat <axis = 0> (head, image) r = Resize <mode = "nearest"> (b, , , sizes) y = Conv (r, w3) }"""
+    proto = model(text, zero=np.zeros(1, np.int64), two=np.array([2]), image=np.array([6, 6]))
+    x = np.random.default_rng(0).standard_normal((6, 8, 3, 3)).astype(np.float32)
+    result = deftonnx.optimize(proto, calib_data=x, density=0.5, granularity="channel", keep_last=False, measure=False)
+    assert any(row.kept < row.K for row in result.report.layers)
+    assert run(result.model, {"x": x})[0].shape == (6, 4, 6, 6)

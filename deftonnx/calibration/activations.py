@@ -88,12 +88,13 @@ def _last_uses(graph: gs.Graph) -> dict[str, int]:
 
 def extract(graph: gs.Graph, nodes: list[gs.Node], sample: Feed, outputs: list[str]) -> Model:
     """The model of some of a graph's nodes, its inputs typed like `sample`."""
-    constants = {t.name: t for node in nodes for t in reads(node) if isinstance(t, gs.Constant)}
+    tensors = {t.name: t for node in nodes for t in reads(node)}
+    constants = {name: t for name, t in tensors.items() if isinstance(t, gs.Constant)}
     part = onnx.helper.make_graph(
         [OnnxExporter.export_node(node) for node in nodes],
         "part",
         [
-            onnx.helper.make_tensor_value_info(name, dtype_to_onnx(a.dtype), [None] * a.ndim)
+            onnx.helper.make_tensor_value_info(name, dtype_to_onnx(a.dtype), _shape(tensors[name], a))
             for name, a in sample.items()
         ],
         [onnx.helper.make_empty_tensor_value_info(name) for name in outputs],
@@ -104,6 +105,12 @@ def extract(graph: gs.Graph, nodes: list[gs.Node], sample: Feed, outputs: list[s
     model = onnx.helper.make_model(part, opset_imports=opsets, functions=functions, ir_version=10)
     attach_functions(model, graph.opset)  # the bodies that the nodes of this part need
     return apart(model)
+
+
+def _shape(tensor: gs.Tensor, value: Array) -> list[int | None]:
+    """All free, but for the length of what may be sizes: without it ONNX Runtime infers wrong ones from a Slice."""
+    sizes = value.dtype == np.int64 and value.ndim == 1 and tensor.shape is not None
+    return [tensor.shape[0]] if sizes and isinstance(tensor.shape[0], int) else [None] * value.ndim
 
 
 def _session(model: Model) -> ort.InferenceSession:

@@ -18,12 +18,13 @@ def fold_reshape(graph: gs.Graph) -> bool:
     """Make the targets constant; the nodes that computed them are left to a clean-up. True if anything changed."""
     changed = False
     for node in graph.nodes:
-        if node.op != "Reshape" or not is_standard(node) or len(node.inputs) < 2 or node.attrs.get("allowzero", 0):
+        if node.op != "Reshape" or not is_standard(node) or len(node.inputs) < 2:
             continue
         target = None if isinstance(node.inputs[1], gs.Constant) else _entries(node.inputs[1], node.inputs[0])
         if target is None or target.count(-1) > 1:
             continue
         node.inputs[1] = gs.Constant(unused_name(f"{node.name}/target"), np.array(target, dtype=np.int64))
+        node.attrs.pop("allowzero", None)  # a zero stands for a size of the input
         changed = True
     if changed:
         graph.cleanup(remove_unused_graph_inputs=False)

@@ -24,12 +24,14 @@ OPERATOR = "SkipLayerNormalization"
 SIMPLIFIED = "SkipSimplifiedLayerNormalization"
 _KEPT, _RESIDUAL = 4, 5
 _RANKS = (2, 3)
+_WITH_HEADS = 4
 
 
 def fuse_skip_norms(graph: gs.Graph) -> bool:
     """Rewrite in place where shapes are known; True if anything changed."""
     found = [(norm, gemm) for norm in graph.nodes if (gemm := _normalised(norm)) is not None]
-    simple = [(norm, _product_before(norm.x)) for norm in root_mean_squares(graph) if _is_served(norm.x)]
+    roots = [norm for norm in root_mean_squares(graph) if _is_served(norm.x) or _has_heads(norm.x)]
+    simple = [(norm, _product_before(norm.x)) for norm in roots]
     taken: set[int] = set()
     reserved = Reserved(graph)
     for norm, gemm in found:
@@ -85,21 +87,41 @@ def _is_served(x: gs.Tensor) -> bool:
     return x.shape is not None and len(x.shape) in _RANKS and x.dtype == np.float32 and isinstance(x.shape[-1], int)
 
 
+def _has_heads(x: gs.Tensor) -> bool:
+    """True for (batch, length, heads, head size), whose heads are rows as others."""
+    return x.shape is not None and len(x.shape) == _WITH_HEADS and all(isinstance(size, int) for size in x.shape[2:])
+
+
 def _rewrite_simplified(graph: gs.Graph, norm: RootMeanSquare, gemm: gs.Node | None, reserved: Reserved) -> None:
     """The norm with the residual of `gemm`, or where that is None, without one."""
     for node in norm.nodes:
         node.inputs.clear()
         node.outputs.clear()
+    y = norm.y
     if gemm is None:
         total: list[gs.Variable] = []
-        first, second, epsilon = norm.x, norm.x, 4 * norm.epsilon
+        x = norm.x
+        if _has_heads(x):
+            heads, size = x.shape[2:]
+            x = _reshaped(graph, x, [0, -1, size], gs.Variable(unused_name(f"{x.name}/rows"), x.dtype))
+            y = gs.Variable(unused_name(f"{y.name}/rows"), y.dtype, x.shape)
+            _reshaped(graph, y, [0, -1, heads, size], norm.y)
+        first, second, epsilon = x, x, 4 * norm.epsilon
     else:
         first, second, total = _without_residual(gemm, None, reserved)
         epsilon = norm.epsilon
     name = unused_name(f"{norm.y.name}/root_mean_square")
     scale = gs.Constant(f"{name}/scale", norm.scale)
-    inputs, outputs = [first, second, scale], [norm.y, *total]
+    inputs, outputs = [first, second, scale], [y, *total]
     graph.nodes.append(gs.Node(SIMPLIFIED, name, {"epsilon": epsilon}, inputs, outputs, domain=CONTRIB))
+
+
+def _reshaped(graph: gs.Graph, x: gs.Tensor, target: list[int], y: gs.Variable) -> gs.Variable:
+    if y.shape is None:
+        y.shape = [x.shape[0], None, *target[2:]]
+    constant = gs.Constant(unused_name(f"{y.name}/target"), np.array(target))
+    graph.nodes.append(gs.Node("Reshape", unused_name(f"{y.name}/reshape"), {}, [x, constant], [y]))
+    return y
 
 
 def _without_residual(

@@ -169,14 +169,14 @@ def test_conditions_on_whole_samples_are_no_bias():
 def test_what_turns_the_other_way_is_no_rotary_embedding():
     proto = decoder(rotated="qr = Concat <axis=-1> (qa, qn)")
     result, reasons = fused(proto, feed_of())
-    assert reasons == ["how its heads are laid out cannot be told"]
+    assert reasons == ["its heads are not rows of one sequence"]
     assert not attentions(result)
 
 
 def test_angles_of_their_own_for_each_feature_are_no_rotary_embedding():
     proto, feed = decoder(), feed_of(halves=False)
     result, reasons = fused(proto, feed)
-    assert reasons == ["how its heads are laid out cannot be told"]
+    assert reasons == ["its heads are not rows of one sequence"]
     assert distance(result, proto, feed) <= 1e-6
 
 
@@ -231,3 +231,96 @@ def test_eliminated_features(granularity):
     assert any(row.granularity for row in result.report.layers)
     feed = feeds(name, batch=2, length=6, seed=3)
     assert np.isfinite(outputs(result.model, feed)[0]).all()
+
+
+def changed(*replacements, **values):
+    """The decoder without a mask where its text has other parts; `values` of new constants."""
+    text = DECODER.format(
+        mask=MASKS["causal"][0], rotated="qr = Concat <axis=-1> (qn, qa)", angles="cc = Identity (c) ss = Identity (s)"
+    )
+    for old, new in replacements:
+        assert old in text
+        text = text.replace(old, new)
+    numbers = {name: np.array(value) for name, value in NUMBERS.items()}
+    return model(text, **numbers, **{name: np.array(value) for name, value in values.items()})
+
+
+def partly(part, turned):
+    """Only the first half of the features of `part`, which are the tensor `turned`, are turned."""
+    return [
+        (
+            f"{part}a = Slice ({turned}, i0, i8, last, i1)",
+            f"{part}t = Slice ({turned}, i0, i8, last, i1) {part}a = Slice ({part}t, i0, i4, last, i1)",
+        ),
+        (
+            f"{part}b = Slice ({turned}, i8, end, last, i1)",
+            f"{part}o = Slice ({turned}, i8, end, last, i1) {part}b = Slice ({part}t, i4, i8, last, i1)",
+        ),
+        (f"{part}c = Mul ({turned}, cosines)", f"{part}c = Mul ({part}t, cosines)"),
+    ]
+
+
+PARTLY = [
+    *partly("q", "q2"),
+    *partly("k", "k2"),
+    ("q = Add (qc, qs)", "qd = Add (qc, qs) q = Concat <axis=-1> (qd, qo)"),
+    ("k3 = Add (ks, kc)", "kd = Add (ks, kc) k3 = Concat <axis=-1> (kd, ko)"),
+    ("float[N,S,16] c, float[N,S,16] s", "float[N,S,8] c, float[N,S,8] s"),
+    ("int64[1] i8", "int64[1] i4, int64[1] i8"),
+]
+
+
+def half_turned(feed):
+    """`feed` with angles for the first half of the features."""
+    for name in ("c", "s"):
+        feed[name] = np.concatenate([feed[name][..., :4]] * 2, axis=-1)
+    return feed
+
+
+def check_fused(proto, feeds, num_kv_heads=2):
+    result = deftonnx.optimize(proto, calib_data=feeds[0], preset="dense16", measure=False)
+    assert [x["num_kv_heads"] for x, _ in attentions(result.model)] == [num_kv_heads]
+    for feed in feeds:
+        assert distance(result.model, proto, feed) <= TOLERANCE
+    return result.model
+
+
+def test_rotary_embeddings_of_some_features():
+    check_fused(changed(*PARTLY, i4=[4]), [half_turned(feed_of()), half_turned(feed_of(2, 5))])
+
+
+def test_some_features_in_another_order_are_none():
+    wrong = ("k3 = Add (ks, kc)", "kd = Add (ks, kc) k3 = Concat <axis=-1> (ko, kd)")
+    proto = changed(*(wrong if old == wrong[0] else (old, new) for old, new in PARTLY), i4=[4])
+    feed = half_turned(feed_of())
+    result, reasons = fused(proto, feed)
+    assert reasons == ["its heads are not rows of one sequence"]
+    assert distance(result, proto, feed) <= 1e-6
+
+
+def test_one_key_for_all_queries():
+    one = [
+        ("float[24,32] wk, float[24,32] wv", "float[24,16] wk, float[24,16] wv"),
+        ("k4 = Unsqueeze (k3, i2) v4 = Unsqueeze (v2, i2) k5 = Expand (k4, shared) v5 = Expand (v4, shared)", ""),
+        ("k6 = Reshape (k5, flat) v = Reshape (v5, flat)", "k6 = Identity (k3) v = Identity (v2)"),
+    ]
+    check_fused(changed(*one), [feed_of(), feed_of(2, 5)], num_kv_heads=1)
+
+
+def norm(part):
+    """x / √(mean(x²) + epsilon) · scale of each head of `part`."""
+    x = f"{part}x"
+    steps = [
+        f"{part}p = Mul ({x}, {x}) {part}m = ReduceMean <axes=[-1]> ({part}p) {part}e = Add ({part}m, small)",
+        f"{part}w = Sqrt ({part}e) {part}y = Div ({x}, {part}w) {part}1 = Mul ({part}y, g{part})",
+    ]
+    return f"{part}1 = Reshape ({part}0, sh)", f"{x} = Reshape ({part}0, sh) {' '.join(steps)}"
+
+
+def test_norms_of_queries_and_keys():
+    scales = {f"g{part}": RNG.uniform(0.5, 1.5, 16).astype(np.float32) for part in "qk"}
+    given = ("float one", "float[16] gq, float[16] gk, float small, float one")
+    proto = changed(norm("q"), norm("k"), given, small=1e-6, **scales)
+    found = ops(check_fused(proto, [feed_of(), feed_of(2, 5)]))
+    assert found.count("SkipSimplifiedLayerNormalization") == 2
+    assert {"Sqrt", "ReduceMean"}.isdisjoint(found)

@@ -28,6 +28,8 @@ from deftonnx.rewrite.reserved import Reserved
 
 CONTRIB = "com.microsoft"
 OPERATOR = "MultiHeadAttention"
+_AXES_JOINED = 3
+"""Of (batch, length, features)."""
 
 
 @dataclass
@@ -158,8 +160,9 @@ def _fuse_shared(
         return "its queries, keys and values do not have the same rotary embeddings"
     if turned is not None and key.rotary is not None and turned.angles() != key.rotary.angles():
         return "its queries and keys have other rotary embeddings"
-    if any(part.projection is None or part.source is not query.source for part in parts):
-        return "its queries, keys and values are not made of one tensor by products"
+    joint = all(part.projection is not None and part.source is query.source for part in parts)
+    if any(len({s[part.source.name][:2] for part in parts}) > 1 for s in shapes):
+        return "its queries, keys and values are not those of one sequence"
     if known.portable:
         return "--portable forbids rotary embeddings and shared keys in one operator"
     if graph.opset < OLDEST_OPSET:
@@ -179,8 +182,12 @@ def _fuse_shared(
         return "its heads have no axis of their own"
     features = D if turned is None else turned.turned(known.runs[0])
     order = rotary.order(features, D)
-    parts = replace(query, columns=query.columns[:, order]), replace(key, columns=key.columns[:, order]), value
-    inputs = [_project_all(graph, parts, group, f"{softmax.name}/qkv")]
+    wanted = (query.columns[:, order], key.columns[::group, order], value.columns[::group])
+    packed = [replace(part, columns=columns) for part, columns in zip(parts, wanted, strict=True)]
+    result = (_project_all if joint else _project_each)(graph, packed, f"{softmax.name}/qkv")
+    if result is None:
+        return "its features are not in the order of its heads"
+    inputs = [result]
     if bias is not None or turned is not None:
         inputs.append(gs.Variable.empty() if bias is None else bias)
     if turned is not None:
@@ -197,11 +204,22 @@ def _fuse_shared(
     return None
 
 
-def _project_all(graph: gs.Graph, parts: tuple[heads.Heads, ...], group: int, name: str) -> gs.Variable:
-    """(batch, length, features of queries, keys and values), shared heads once."""
+def _project_each(graph: gs.Graph, parts: list[heads.Heads], name: str) -> gs.Variable | None:
+    """(batch, length, features of queries, keys and values), each made on its own, as norms of queries and keys need;
+    None where one cannot be."""
+    inputs = [_project(graph, part, f"{name}/{i}") for i, part in enumerate(parts)]
+    if any(tensor is None for tensor in inputs):
+        return None
+    result = gs.Variable(unused_name(name), np.float32, _shape(parts[-1].source, sum(p.columns.size for p in parts)))
+    graph.nodes.append(gs.Node("Concat", result.name, {"axis": -1}, inputs, [result]))
+    return result
+
+
+def _project_all(graph: gs.Graph, parts: list[heads.Heads], name: str) -> gs.Variable:
+    """(batch, length, features of queries, keys and values) by one product of one tensor."""
     weights, biases = [], []
-    for part, every in zip(parts, (1, group, group), strict=True):
-        projection, columns = part.projection, part.columns[::every].reshape(-1)
+    for part in parts:
+        projection, columns = part.projection, part.columns.reshape(-1)
         assert projection is not None
         weights.append(projection.weight[:, columns])
         biases.append(np.zeros(len(columns), np.float32) if projection.bias is None else projection.bias[columns])
@@ -213,11 +231,15 @@ def _project_all(graph: gs.Graph, parts: tuple[heads.Heads, ...], group: int, na
 
 
 def _project(graph: gs.Graph, part: heads.Heads, name: str) -> gs.Tensor | None:
-    """(batch, length, H · D) with the columns of `part` in order; None where it is not made by a projection."""
+    """(batch, length, H · D) with the columns of `part` in order; None where it is not made by a projection, and not
+    that already."""
     columns, projection = part.columns.reshape(-1), part.projection
     if projection is None:
-        whole = part.source.shape is not None and part.source.shape[-1] == len(columns)
-        return part.source if whole and np.array_equal(columns, np.arange(len(columns))) else None
+        shape = part.source.shape or []
+        whole = all(isinstance(size, int) for size in shape[2:]) and np.prod(shape[2:]) == len(columns)
+        if not whole or not np.array_equal(columns, np.arange(len(columns))):
+            return None
+        return part.source if len(shape) == _AXES_JOINED else _joined(graph, part.source, name)
     if projection.x is part.source and np.array_equal(columns, np.arange(projection.weight.shape[1])):
         return projection.y
     shape = _shape(part.source, len(columns))
@@ -225,6 +247,14 @@ def _project(graph: gs.Graph, part: heads.Heads, name: str) -> gs.Tensor | None:
     bias = None if projection.bias is None else projection.bias[columns]
     result = gs.Variable(unused_name(name), np.float32, shape)
     add_projection(graph, part.source, weight, bias, result, name)
+    return result
+
+
+def _joined(graph: gs.Graph, source: gs.Tensor, name: str) -> gs.Variable:
+    """`source` (batch, length, …) with all axes behind the length as one."""
+    result = gs.Variable(unused_name(name), np.float32, _shape(source, int(np.prod(source.shape[2:]))))
+    target = gs.Constant(f"{result.name}/target", np.array([0, 0, -1]))
+    graph.nodes.append(gs.Node("Reshape", result.name, {}, [source, target], [result]))
     return result
 
 
@@ -247,4 +277,4 @@ def add_projection(
 
 
 def _shape(like: gs.Tensor, features: int) -> list[Any] | None:
-    return None if like.shape is None else [*list(like.shape)[:-1], features]
+    return None if like.shape is None else [*list(like.shape)[:2], features]

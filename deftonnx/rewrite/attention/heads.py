@@ -28,7 +28,8 @@ class Projection:
 @dataclass
 class Heads:
     """(batch, heads, length, head size) read as rows of `source` (batch, length, …): head h, feature d is column
-    `columns[h, d]` of its `projection`, or of `source` itself where there is none; turned by `rotary`, if any."""
+    `columns[h, d]` of its `projection`, or of `source` itself where there is none, all axes behind the length taken
+    together; turned by `rotary`, if any."""
 
     source: gs.Tensor
     projection: Projection | None
@@ -106,11 +107,12 @@ def _columns(
 ) -> Array | str:
     """The columns (H, D) in one run, from the `positions` in `start` that the heads hold."""
     source = shapes.get(before.start.name)
-    if positions is None or source is None or len(source) != 3 or positions.ndim not in (3, 4):
+    ranks = (3, 4) if projection is None else (3,)
+    if positions is None or source is None or len(source) not in ranks or positions.ndim not in (3, 4):
         return "how its heads are laid out cannot be told"
     positions = np.swapaxes(positions, -1, -2) if transposed else positions
-    features = shapes[start.name][-1]
     batch, length = source[:2]
+    features = int(np.prod(source[2:])) if projection is None else shapes[start.name][-1]
     S, D = positions.shape[-2:]
     if length != S or positions.size % (batch * S * D):
         return "its heads are not rows of one sequence"

@@ -139,7 +139,7 @@ def _is_layout(node: gs.Node) -> bool:
         return False
     if node.op in RESHAPING or node.op in ("Expand", "Transpose", "Split"):
         return True
-    return node.op in ("Gather", "Slice") and all(isinstance(t, gs.Constant) for t in node.inputs[1:] if t.name)
+    return node.op in ("Gather", "GatherND", "Slice") and all(isinstance(t, gs.Constant) for t in node.inputs[1:] if t.name)
 
 
 def _move(node: gs.Node, result: gs.Tensor, value: Array, shapes: Shapes) -> Array | None:
@@ -152,6 +152,9 @@ def _move(node: gs.Node, result: gs.Tensor, value: Array, shapes: Shapes) -> Arr
         return value.transpose(node.attrs.get("perm"))
     if node.op == "Gather":
         return value.take(node.inputs[1].values, axis=node.attrs.get("axis", 0))
+    if node.op == "GatherND":
+        indices = node.inputs[1].values
+        return None if node.attrs.get("batch_dims", 0) else value[tuple(np.moveaxis(indices, -1, 0))]
     if node.op == "Split":
         return _split(node, result, value, shapes)
     return _slice(node, value) if node.op == "Slice" else value  # a product with a number
