@@ -147,7 +147,7 @@ def assemble(
     if formats and settings.format != FP8:
         fill_features(graph)
     if rounded := {choice.layer.name for choice in formats if choice.format == FP8}:
-        verify(expected, finish(graph, origin, {}), probe, rounding(settings))
+        verify(expected, finish(graph, origin, {}), probe, rounding(settings), narrowed=settings.io_types != "keep")
         round_activations(graph, rounded)
         expected = evaluation.outputs(finish(graph, origin, {}), probe)
     _complete(rows, layers, choices, formats)
@@ -390,21 +390,25 @@ def verify(
     feeds: list[readers.Feed],
     limit: float = 0.0,
     message: str = DIFFERENT_RESULT,
+    narrowed: bool = False,
 ) -> None:
     """Raise DeftError unless `final` computes what is `expected` of it on `feeds`, to rounding or to `limit`, with
-    floats of the same shapes; `message` of the error tells how it differs."""
+    floats of the same shapes; `message` of the error tells how it differs. `narrowed`: floats may have another type."""
     if not feeds:
         return
     got = evaluation.outputs(final, feeds)
     for name, want in expected.items():
+        have = got[name]
+        if have.dtype != want.dtype and not (narrowed and have.dtype.kind == want.dtype.kind == "f"):
+            raise _failed(name, message, f"in type, {have.dtype} instead of {want.dtype}")
         if want.dtype.kind != "f":  # and of a shape that may depend on rounding
             continue
-        if got[name].shape != want.shape:
-            raise _failed(name, message, f"in shape, {got[name].shape} instead of {want.shape}")
+        if have.shape != want.shape:
+            raise _failed(name, message, f"in shape, {have.shape} instead of {want.shape}")
         allowed = max(TOLERANCE.get(want.dtype, DEFAULT_TOLERANCE), limit)
-        have, wanted = evaluation.without_agreed(got[name].astype(np.float64), want.astype(np.float64))
+        ours, wanted = evaluation.without_agreed(have.astype(np.float64), want.astype(np.float64))
         with np.errstate(invalid="ignore"):
-            difference, norm = float(np.linalg.norm(have - wanted)), float(np.linalg.norm(wanted))
+            difference, norm = float(np.linalg.norm(ours - wanted)), float(np.linalg.norm(wanted))
         if not difference <= allowed * norm + ABSOLUTE_TOLERANCE * np.sqrt(want.size):
             if not np.isfinite(want).all():
                 raise UnsupportedError(

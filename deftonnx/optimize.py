@@ -113,7 +113,7 @@ def optimize(
     if settings.precision != "keep" and not settings.portable:
         graph = _widened(loaded, graph, given, probe)
     if settings.io_types == "bfloat16" and outdated is not None:
-        raise UnsupportedError(f"--io-types bfloat16 needs opset {OLDEST_OPSET}: {outdated}")
+        raise UnsupportedError(f"--io-types bfloat16 needs opset {OLDEST_OPSET}, but {outdated}")
     del session, loaded  # and their weights: the model is read again where it is timed, or run on data
     scored = scored_data(eval_data, graph.inputs, feeds, has_data)
 
@@ -172,14 +172,15 @@ def optimize(
         left_unpacked=done.unpacked,
         left_in_float32=unfused + done.in_float32,
         left_apart=done.apart,
-        warnings=([] if outdated is None else [outdated])
+        warnings=([] if outdated is None else [f"nothing is packed: {outdated}"])
         + idle_exclusions(found, settings)
         + _warnings(settings, calib_data, bool(feeds), done, plan is not None or judge is not None),
     )
     if feeds:
         timed = first_samples(feeds[0], graph.inputs, 1) if measure and settings.target != "cuda" else None
         new = evaluation.session(final, runs_often=timed is not None or len(scored[0]) > 1)
-        assemble.verify(done.expected, new, probe, assemble.rounding(settings, done.formats))
+        limit, narrowed = assemble.rounding(settings, done.formats), settings.io_types != "keep"
+        assemble.verify(done.expected, new, probe, limit, narrowed=narrowed)
         reference = made if eval_data is None else None
         measure_into(report, lambda: _loaded(model), new, scored, reference, metric, timed)
         del new
@@ -207,8 +208,8 @@ def _upgraded(model: Model, given: evaluation.Outputs, probe: list[readers.Feed]
         assemble.verify(given, newer, probe, assemble.rounding_within(model.shell), "the converted model differs {}")
         return newer, None
     except DeftError as error:
-        opset = standard_opset(model.shell)
-        return model, f"the model stays at opset {opset}, at which nothing is packed: {error}"
+        reason = str(error).removeprefix("internal check failed: ")
+        return model, f"the model stays at opset {standard_opset(model.shell)} ({reason})"
 
 
 def _widened(model: Model, graph: gs.Graph, given: evaluation.Outputs, probe: list[readers.Feed]) -> gs.Graph:

@@ -33,6 +33,17 @@ def convolutional() -> onnx.ModelProto:
         [fc] h = Gemm (f, w, b) r = Relu (h) [head] z = MatMul (r, t) }""")
 
 
+def with_a_branch(opset: int) -> onnx.ModelProto:
+    """A layer, and an If whose branches read it."""
+    return model(
+        """graph (float[N,16] x, bool b) => (float[N,16] y) <float[16,16] w> {
+            a = MatMul (x, w)
+            y = If (b) <then_branch = g () => (float[N,16] t) { t = Relu (a) },
+                        else_branch = h () => (float[N,16] e) { e = Neg (a) }> }""",
+        opset=opset,
+    )
+
+
 def images(count: int = 60) -> np.ndarray[Any, Any]:
     """Inputs of `convolutional`."""
     return np.random.default_rng(4).standard_normal((count, 16, 6, 6)).astype(np.float32)

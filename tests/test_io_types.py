@@ -10,7 +10,7 @@ import pytest
 from models import distance, model
 from onnx import TensorProto
 from small_files import inputs, small_model
-from small_networks import samples, transformer
+from small_networks import samples, transformer, with_a_branch
 
 import deftonnx
 from deftonnx import evaluation
@@ -183,15 +183,8 @@ def test_old_opset() -> None:
     newer = narrowed(proto, "bfloat16").model
     assert border_types(newer) == [TensorProto.BFLOAT16] * 2
     assert standard_opset(newer) == 13
-    proto = model(
-        """graph (float[N,16] x, bool b) => (float[N,16] y) <float[16,16] w> {
-            a = MatMul (x, w)
-            y = If (b) <then_branch = g () => (float[N,16] t) { t = Relu (a) },
-                        else_branch = h () => (float[N,16] e) { e = Neg (a) }>
-        }""",
-        opset=12,
-    )
-    with pytest.raises(UnsupportedError, match="--io-types bfloat16 needs opset 13: the model stays at opset 12"):
+    proto = with_a_branch(12)
+    with pytest.raises(UnsupportedError, match="--io-types bfloat16 needs opset 13, but the model stays at opset 12"):
         narrowed(proto, "bfloat16")
 
 

@@ -9,6 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 from models import model, run
+from small_files import small_model
 
 import deftonnx
 from deftonnx import assemble, evaluation
@@ -190,3 +191,23 @@ def test_sizes_that_an_earlier_layer_makes() -> None:
     result = deftonnx.optimize(proto, calib_data=x, density=0.5, granularity="channel", keep_last=False, measure=False)
     assert any(row.kept < row.K for row in result.report.layers)
     assert run(result.model, {"x": x})[0].shape == (6, 4, 6, 6)
+
+
+def test_outputs_of_another_type_are_refused() -> None:
+    text = "graph (float[N,8] x) => (float[N,8] y) <float[8,8] w> { a = MatMul (x, w) y = Cast <to = 1> (a) }"
+    proto = model(text)
+    feeds = [{"x": np.ones((2, 8), np.float32)}]
+    expected = evaluation.run(evaluation.session(proto), feeds)
+    proto.graph.node[-1].attribute[0].i = onnx.TensorProto.DOUBLE
+    proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    with pytest.raises(DeftError, match="'y' of the result differs from its plan in type, float64 instead of float32"):
+        assemble.verify(expected, proto, feeds)
+    assemble.verify(expected, proto, feeds, narrowed=True)
+
+
+def test_inspecting_a_packed_layer_without_its_sizes() -> None:
+    packed = deftonnx.optimize(small_model(), format="deft16", measure=False).model
+    node = next(node for node in packed.graph.node if node.op_type == "DeftGemm")
+    node.attribute.remove(next(a for a in node.attribute if a.name == "K"))
+    (left,) = (layer for layer in deftonnx.inspect(packed) if layer.name == node.name)
+    assert left.reason == "attribute 'K' is missing"

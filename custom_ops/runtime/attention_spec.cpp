@@ -31,8 +31,7 @@ void ReadBias(const AttentionSpec& spec, const Tensor& bias, AttentionCall* call
 void ReadRotary(const AttentionSpec& spec, const Tensor& rotary, AttentionCall* call) {
   const std::vector<int64_t>& shape = rotary.shape;
   const bool same = !shape.empty() && shape[0] == call->length;
-  if (spec.head_size % 2 != 0 || shape.size() != 2 || shape[1] != spec.head_size ||
-      (!same && shape[0] != call->batch * call->length)) {
+  if (shape.size() != 2 || shape[1] != spec.head_size || (!same && shape[0] != call->batch * call->length)) {
     Refuse(spec, "rotary has shape " + ShapeText(shape) + ", expected " +
                      ShapeText({call->batch * call->length, spec.head_size}) + " or that of one sequence");
   }
@@ -55,6 +54,10 @@ AttentionSpec ReadAttentionSpec(const Ort& ort, const OrtKernelInfo* info, Eleme
   if (spec.heads % spec.kv_heads != 0) Refuse(spec, "num_heads is no multiple of num_kv_heads");
   if (spec.heads > kMost / 3 / spec.head_size) Refuse(spec, "num_heads and head_size are too large");
   reader.CheckOutputType(type, type, "X");
+  spec.has_rotary = ort.HasInput(info, kInputRotary);
+  if (spec.has_rotary && spec.head_size % 2 != 0) {
+    Refuse(spec, "head_size is not even, as rotary embeddings need it");
+  }
   const std::string compute = reader.Text("compute");
   if (compute != "auto") spec.kernel = compute;
   return spec;

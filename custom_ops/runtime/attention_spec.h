@@ -13,6 +13,7 @@ struct AttentionSpec : OperatorNode {
   int64_t heads, kv_heads, head_size;
   float scale;
   bool causal;
+  bool has_rotary;
   ElementType type;
   std::string kernel;  // the one kernel to use, or empty: choose by shape
 };

@@ -37,7 +37,7 @@ CudaAttention::CudaAttention(const Ort& ort, const OrtKernelInfo* info, ElementT
   multiprocessors_ = driver_.MultiprocessorCount(device);
   starts_early_ = CanStartEarly(architecture);
   if (spec_.head_size % kVector != 0) Refuse(spec_, "head_size is no multiple of 8");
-  if (ort.InputCount(info) > kInputRotary && spec_.head_size % (2 * kVector) != 0) {
+  if (spec_.has_rotary && spec_.head_size % (2 * kVector) != 0) {
     Refuse(spec_, "head_size is no multiple of 16, as rotary embeddings need it");
   }
   for (const AttentionImage& row : kAttentionImages) {

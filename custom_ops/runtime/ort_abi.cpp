@@ -171,6 +171,16 @@ size_t Ort::InputCount(const OrtKernelInfo* info) const {
   return count;
 }
 
+bool Ort::HasInput(const OrtKernelInfo* info, size_t index) const {
+  if (index >= InputCount(info)) return false;
+  try {
+    InputShape(info, index);
+    return true;
+  } catch (const OrtError&) {  // it has no type
+    return false;
+  }
+}
+
 std::vector<int64_t> Ort::InputShape(const OrtKernelInfo* info, size_t index) const {
   OrtTypeInfo* type = nullptr;
   Check(Call(kInfoInputType, info, index, &type));

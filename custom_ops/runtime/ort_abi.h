@@ -122,6 +122,8 @@ class Ort {
   // The same for all nodes of a session, while it lives, and for no node of another.
   const void* SessionOf(const OrtKernelInfo* info) const;
   size_t InputCount(const OrtKernelInfo* info) const;
+  // False for an optional input that is left out, also where its place is kept by an empty name.
+  bool HasInput(const OrtKernelInfo* info, size_t index) const;
   // As far as it is known when the session is made: -1 for an axis that is not, no axes if none is.
   std::vector<int64_t> InputShape(const OrtKernelInfo* info, size_t index) const;
   // Empty if input `index` is not an initializer. Its data is where the execution provider put it.

@@ -56,6 +56,8 @@ def match(node: gs.Node) -> Refusal | None:
     """The refusal of a DeftGemm, with its sizes; that of a node of this name in another domain has none."""
     if node.domain != DOMAIN:
         return Refusal(node.name, node.op, f"an operator of the domain '{node.domain}'")
+    if missing := [name for name in ("K", "N", "format") if name not in node.attrs]:
+        return Refusal(node.name, node.op, f"attribute '{missing[0]}' is missing")
     K, N, name = int(node.attrs["K"]), int(node.attrs["N"]), str(node.attrs["format"])
     x = node.inputs[0]
     m_rule, rows = dimension_rule(x.shape[:-1] if x.shape else [None])

@@ -126,6 +126,14 @@ def test_wrong_inputs_are_errors_not_crashes(options):
             run(model, (X, values, wrong), options)
 
 
+def test_places_of_inputs_that_are_left_out(options):
+    inputs, model, Y = case((2, 5, 2, 7), "no_bias", np.float32)
+    model.graph.node[0].input.extend(["", ""])
+    np.testing.assert_allclose(run(model, inputs, options), Y, rtol=1e-4, atol=1e-5)
+    model.graph.node[0].input[2] = "X"
+    assert "head_size is not even" in refusal(model, options)
+
+
 def test_too_little_memory_is_an_error_not_a_crash(library, tmp_path):
     _, model, _ = case((4, 2, 1, 8), "no_bias", np.float32)
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from generator import Builder
 from models import distance, model, packed_products, run
+from small_networks import with_a_branch
 
 import deftonnx
 from deftonnx.model import apart
@@ -103,14 +104,7 @@ def test_nothing_to_pack(options):
 
 
 def test_models_that_are_left():
-    old = model(
-        """graph (float[N,16] x, bool flag) => (float[N,16] y) <float[16,16] w> {
-            a = MatMul (x, w)
-            y = If (flag) <then_branch = g () => (float[N,16] t) { t = Relu (a) },
-                           else_branch = h () => (float[N,16] e) { e = Neg (a) }>
-        }""",
-        opset=11,
-    )
+    old = with_a_branch(11)
     result = deftonnx.optimize(old, format="half", measure=False)
     assert standard_opset(result.model) == 11
     assert any("stays at opset 11" in warning and "control flow" in warning for warning in result.report.warnings)

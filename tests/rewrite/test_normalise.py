@@ -9,7 +9,7 @@ from models import NEWEST_OPSET, assert_same, feed_for, model, operators, prepar
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from deftonnx.layers import find_layers
-from deftonnx.rewrite.normalise import export_model, import_model, normalise
+from deftonnx.rewrite.normalise import export_model, import_model, infer_shapes, normalise
 
 
 def normalised(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -527,3 +527,11 @@ def test_casts_to_the_same_type(source, target, kept):
     )
     normalise(graph)
     assert [node.op for node in graph.nodes].count("Cast") == kept
+
+
+def test_types_behind_the_sum_that_a_norm_writes() -> None:
+    text = """graph (float[N,4,8] x) => (float[N,4,8] y) <float[8] g, float[8] b> {
+        n, , , s = com.microsoft.SkipLayerNormalization (x, x, g, b) a = Add (s, n) y = Relu (a) }"""
+    graph = import_model(model(text))
+    infer_shapes(graph)
+    assert (graph.tensors()["a"].dtype, graph.tensors()["a"].shape[1:]) == (np.float32, [4, 8])

@@ -139,7 +139,9 @@ def _is_layout(node: gs.Node) -> bool:
         return False
     if node.op in RESHAPING or node.op in ("Expand", "Transpose", "Split"):
         return True
-    return node.op in ("Gather", "GatherND", "Slice") and all(isinstance(t, gs.Constant) for t in node.inputs[1:] if t.name)
+    return node.op in ("Gather", "GatherND", "Slice") and all(
+        isinstance(t, gs.Constant) for t in node.inputs[1:] if t.name
+    )
 
 
 def _move(node: gs.Node, result: gs.Tensor, value: Array, shapes: Shapes) -> Array | None:

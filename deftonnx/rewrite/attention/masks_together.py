@@ -5,7 +5,6 @@ The sum is made once for all layers that add the same two, and attention takes i
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from deftonnx.layers.linear import is_standard, unused_name
@@ -27,7 +26,7 @@ def add_masks_together(graph: gs.Graph) -> bool:
         key = tuple(sorted((id(bias), id(mask))))
         if key not in sums:
             name = unused_name(f"{inner.name}/masks")
-            sums[key] = gs.Variable(name, np.float32)
+            sums[key] = gs.Variable(name, bias.dtype)
             graph.nodes.append(gs.Node("Add", name, {}, [bias, mask], [sums[key]]))
         outer.inputs = [scores, sums[key]]
     if sums:

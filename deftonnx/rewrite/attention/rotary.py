@@ -21,7 +21,7 @@ _HALVES = 2
 
 @dataclass
 class Rotary:
-    """`y` is `x` (batch, heads, length, head size) turned; `cosines` and `sines` have 1 or batch samples and 1 head, and
+    """`y` is `x` (batch, heads, length, head size) turned; `cosines` and `sines` have 1 or batch samples, 1 head, and
     as many features as are turned. `parts` are the halves of those in `x`, and the others, if any."""
 
     x: gs.Tensor
@@ -114,7 +114,10 @@ def table(graph: gs.Graph, rotary: Rotary, turned: int, size: int) -> gs.Variabl
         if turned < size:
             whole = gs.Variable(f"{half.name}/whole", np.float32)
             pads = np.array([0] * (2 * _AXES - 1) + [(size - turned) // 2])
-            constants = [gs.Constant(f"{whole.name}/pads", pads), gs.Constant(f"{whole.name}/still", np.array(still, np.float32))]
+            constants = [
+                gs.Constant(f"{whole.name}/pads", pads),
+                gs.Constant(f"{whole.name}/still", np.array(still, np.float32)),
+            ]
             graph.nodes.append(gs.Node("Pad", whole.name, {}, [half, *constants], [whole]))
             half = whole
         parts.append(half)
