@@ -254,15 +254,54 @@ WINDOWS = """g (float[N,6,6,12] x) => (float[N,6,6,12] y)
     y = Add (x, e) }"""
 
 
-def test_windows_of_an_image_with_a_bias_by_position():
+def windows(*replacements, **values):
+    """The model of windows where its text has other parts, with `values` of other constants."""
     text = WINDOWS.replace("float c,", "float c, int64 i0, int64 i1, int64 i2,")
+    for old, new in replacements:
+        assert old in text
+        text = text.replace(old, new)
     shapes = {"cut": [-1, 2, 3, 2, 3, 12], "rows": [-1, 9, 12], "sh": [-1, 9, 3, 3, 4], "joint": [-1, 9, 12]}
     shapes |= {"back": [-1, 2, 2, 3, 3, 12], "image": [-1, 6, 6, 12]}
     numbers = {name: np.array(value) for name, value in (shapes | {"i0": 0, "i1": 1, "i2": 2, "c": 0.5}).items()}
-    proto = model(text, **numbers)
+    return model(text, **numbers, **values)
+
+
+def check_windows(proto):
     feed = {"x": RNG.standard_normal((3, 6, 6, 12)).astype(np.float32)}
     result, reasons = fused(proto, feed)
-    assert not reasons
-    assert ops(result).count("MultiHeadAttention") == 1
     for other in (feed, {"x": RNG.standard_normal((1, 6, 6, 12)).astype(np.float32)}):
         assert distance(result, proto, other) <= 1e-5
+    return ops(result).count("MultiHeadAttention"), reasons
+
+
+def test_windows_of_an_image_with_a_bias_by_position():
+    assert check_windows(windows()) == (1, [])
+
+
+MASKED = (
+    "masked = Reshape (s, apart) hidden = Add (masked, masks) s5 = Reshape (hidden, again) p = Softmax <axis=-1> (s5)"
+)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "apart", "reasons"),
+    [
+        ((1, 4, 1, 9, 9), [-1, 4, 3, 9, 9], []),
+        ((4, 1, 9, 9), [-1, 4, 3, 9, 9], []),
+        ((4, 3, 9, 9), [-1, 4, 3, 9, 9], []),
+        ((2, 1, 9, 9), [-1, 2, 3, 9, 9], []),
+        ((1, 1, 1, 9, 9), [-1, 4, 3, 9, 9], ["the masks of its windows are not the same for all images"]),
+        ((3, 1, 9, 9), [-1, 3, 4, 9, 9], ["the masks of its windows are not the same for all images"]),
+    ],
+)
+def test_windows_with_masks_of_their_own(shape, apart, reasons, biased):
+    """As where windows are shifted: some windows hold parts of the image that are apart."""
+    declared = ("float c,", f"float c, float[{','.join(map(str, shape))}] masks, int64[5] apart, int64[4] again,")
+    changes = [declared, ("p = Softmax <axis=-1> (s)", MASKED)]
+    changes += (
+        [] if biased else [("s0 = MatMul (q, k) s = Add (s0, bias)", "s = MatMul (q, k)"), ("float[1,3,9,9] bias,", "")]
+    )
+    hidden = np.where(RNG.random(shape) < 0.4, -100, 0).astype(np.float32)
+    proto = windows(*changes, masks=hidden, apart=np.array(apart), again=np.array([-1, 3, 9, 9]))
+    assert check_windows(proto) == (int(not reasons), reasons)

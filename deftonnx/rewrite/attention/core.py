@@ -15,7 +15,8 @@ _LONGEST = 6
 
 @dataclass
 class Core:
-    """`a` is (…, S, D), `b` (…, D, T), `v` (…, T, D) and `context` (…, S, D)."""
+    """`a` is (…, S, D), `b` (…, D, T), `v` (…, T, D) and `context` (…, S, D). `windows`, if any, are masks of the windows
+    of an image, which are the samples: added to the scores as `apart` (images, windows, heads, S, T)."""
 
     softmax: gs.Node
     a: gs.Tensor
@@ -24,6 +25,8 @@ class Core:
     context: gs.Tensor
     scale: float
     mask: gs.Tensor | None
+    windows: gs.Constant | None = None
+    apart: gs.Tensor | None = None
 
 
 def match(softmax: gs.Node) -> Core | str:
@@ -37,6 +40,9 @@ def match(softmax: gs.Node) -> Core | str:
         return "its Softmax does not weigh the rows of a product"
     product = weights.outputs[0]
     scale, mask = 1.0, None
+    windows = _windows_on(scores)
+    if windows is not None:
+        scores = windows[0].inputs[0].inputs[0]
     for _ in range(_LONGEST):
         if len(scores.outputs) != 1 or not scores.inputs:
             return "its scores are read elsewhere"
@@ -45,7 +51,8 @@ def match(softmax: gs.Node) -> Core | str:
             if any(isinstance(t, gs.Constant) for t in (*node.inputs, product.inputs[1])):
                 return "one of its factors is constant"
             a, b = node.inputs
-            return Core(softmax, a, b, product.inputs[1], product.outputs[0], scale, mask)
+            apart, added = windows or (None, None)
+            return Core(softmax, a, b, product.inputs[1], product.outputs[0], scale, mask, added, apart)
         numbers = [scalar(t) for t in node.inputs]
         if node.op in ("Mul", "Div") and len(numbers) == 2 and (node.op == "Mul" or numbers[0] is None):
             number = next((x for x in numbers if x is not None), None)
@@ -65,6 +72,26 @@ def match(softmax: gs.Node) -> Core | str:
         else:
             return f"its scores come from {node.op}"
     return "its scores are no product"
+
+
+def _windows_on(scores: gs.Tensor) -> tuple[gs.Tensor, gs.Constant] | None:
+    """Scores with an axis for the windows of an image, and the constant added to them there, where `scores` are these
+    as they were before: both as they are reshaped."""
+    total = _alone(_alone(scores, "Reshape"), "Add")
+    if total is None:
+        return None
+    node = total.inputs[0]
+    constants = [t for t in node.inputs if isinstance(t, gs.Constant)]
+    apart = next((t for t in node.inputs if not isinstance(t, gs.Constant)), None)
+    return None if len(constants) != 1 or _alone(apart, "Reshape") is None else (apart, constants[0])
+
+
+def _alone(tensor: gs.Tensor | None, op: str) -> gs.Tensor | None:
+    """The first input of the `op` that makes `tensor`, or `tensor` if that is an Add, where nothing else reads it."""
+    node = tensor.inputs[0] if tensor is not None and len(tensor.inputs) == 1 else None
+    if tensor is None or node is None or node.op != op or not is_standard(node) or len(tensor.outputs) != 1:
+        return None
+    return tensor if op == "Add" else node.inputs[0]
 
 
 def leads_to_product(tensor: gs.Tensor) -> bool:

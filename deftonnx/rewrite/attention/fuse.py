@@ -24,6 +24,7 @@ from deftonnx.rewrite.attention import core, heads, output, rotary
 from deftonnx.rewrite.attention.layout import Run, backwards
 from deftonnx.rewrite.attention.mask import as_bias, without_causal
 from deftonnx.rewrite.attention.mask import watched as watched_of
+from deftonnx.rewrite.attention.windows import of_windows
 from deftonnx.rewrite.reserved import Reserved
 
 CONTRIB = "com.microsoft"
@@ -105,11 +106,18 @@ def _fuse(softmax: gs.Node, known: _Found) -> str | None:
         return "its heads differ in size"
     H, D = query.columns.shape
     if query.rotary is not None or key.rotary is not None or _sharing(key, value) > 1:
+        if found.windows is not None:
+            return "its windows have masks of their own"
         return _fuse_shared(softmax, found, (query, key, value), known)
     if value.rotary is not None:
         return "its values have rotary embeddings"
     bias = None
-    if found.mask is not None:
+    if found.windows is not None:
+        mask = of_windows(graph, found, query.source, H, shapes, known.biases)
+        if isinstance(mask, str):
+            return mask
+        bias = mask
+    elif found.mask is not None:
         mask = as_bias(graph, found.mask, (found.a, found.b), query.source, H, shapes, known.biases)
         if isinstance(mask, str):
             return mask
