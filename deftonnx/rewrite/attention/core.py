@@ -15,8 +15,8 @@ _LONGEST = 6
 
 @dataclass
 class Core:
-    """`a` is (…, S, D), `b` (…, D, T), `v` (…, T, D) and `context` (…, S, D). `windows`, if any, are masks of the windows
-    of an image, which are the samples: added to the scores as `apart` (images, windows, heads, S, T)."""
+    """`a` is (…, S, D), `b` (…, D, T), `v` (…, T, D) and `context` (…, S, D). `windows`, if any, are masks of the
+    windows of an image, which are the samples: added to the scores as `apart` (images, windows, heads, S, T)."""
 
     softmax: gs.Node
     a: gs.Tensor

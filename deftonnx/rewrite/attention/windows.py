@@ -1,7 +1,7 @@
 """Masks of the windows of an image, as shifted windows (Swin) have them, in the shape that MultiHeadAttention takes.
 
-Windows are samples there, so that an image's masks come again for every image. They are added to a bias that all windows
-share while they are constant.
+Windows are samples there, so that an image's masks come again for every image. They are added to a bias that all
+windows share while they are constant.
 """
 
 from __future__ import annotations
