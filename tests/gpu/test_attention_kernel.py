@@ -77,3 +77,13 @@ def test_head_sizes_that_no_kernel_serves_are_refused(options, size, reason):
     inputs, model, _ = case((2, 5, 2, size), "no_bias", np.float16)
     with pytest.raises(Exception, match=reason):
         run(model, inputs, options, CUDA)
+
+
+def test_a_place_without_rotary_embeddings_asks_for_nothing(options):
+    inputs, model, expected = case((2, 5, 2, 24), "no_bias", np.float16)
+    model.graph.node[0].input.extend(["", ""])
+    Y = run(model, inputs, options, CUDA).astype(np.float64)
+    assert np.linalg.norm(Y - expected) <= LIMIT["float16"] * np.linalg.norm(expected)
+    model.graph.node[0].input[2] = "X"
+    with pytest.raises(Exception, match="head_size is no multiple of 16"):
+        run(model, inputs, options, CUDA)
