@@ -46,6 +46,8 @@ from deftonnx.transformers import fuse_transformers
 Progress = Callable[[str, int, int], None]
 LENGTHS = (128, 16, 1024, 16384)
 """Of a made-up sample where the model leaves lengths free, until it runs: sequences and images, shorter ones, sound."""
+MOST_POSITIONS = 1 << 17
+"""In a made-up sample: an image of three axes takes shorter ones."""
 
 
 @dataclass
@@ -265,7 +267,8 @@ def _feeds(
     what the model makes of it."""
     if data is not None:
         return readers.batches(data, inputs, settings.calib_samples, settings.seed, BATCH), None
-    for length in LENGTHS if readers.has_free_lengths(inputs) else (None,):
+    free = readers.free_lengths(inputs)
+    for length in [n for n in LENGTHS if n**free <= MOST_POSITIONS] if free else [None]:
         with contextlib.suppress(DeftError):
             feeds = readers.random_data(inputs, 1, settings.seed, _rows(origin), length).feeds
             return feeds, evaluation.run(session, feeds)

@@ -160,6 +160,17 @@ def test_free_lengths_are_made_up(least: int, free: str | None) -> None:
     assert list(result.model.graph.input[0].type.tensor_type.shape.dim)[2].dim_param == "length"
 
 
+def test_many_free_lengths_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    made = optimize_module.readers.random_data
+    monkeypatch.setattr(optimize_module.readers, "random_data", lambda *a: tried.append(a[-1]) or made(*a))
+    for axes, lengths in (("a", [128]), ("a,b", [128]), ("a,b,c", [16]), ("3,3", [None])):
+        tried.clear()
+        text = f"graph (float[N,8,{axes}] x) => (float[N,8,{axes}] y) <float[8,8,{','.join('1' for _ in axes.split(','))}] w> {{"
+        deftonnx.optimize(model(text + " y = Conv (x, w) }"), measure=False)
+        assert tried == lengths
+
+
 @pytest.mark.parametrize("amplified", [300, 1])
 def test_what_rounds_otherwise_is_left_where_that_costs_much(monkeypatch: pytest.MonkeyPatch, amplified: int) -> None:
     """Where rounding shows, another result of what is done last is no error: it is left out."""

@@ -102,9 +102,9 @@ def random_data(
     return Dataset([feed], None, "random data")
 
 
-def has_free_lengths(inputs: list[gs.Variable]) -> bool:
-    """Whether an input of known rank leaves a dimension but its first free."""
-    return any(t.shape is not None and any(map(_is_free, t.shape[1:])) for t in inputs)
+def free_lengths(inputs: list[gs.Variable]) -> int:
+    """How many dimensions but its first an input of known rank leaves free, at most."""
+    return max((sum(map(_is_free, t.shape[1:])) for t in inputs if t.shape is not None), default=0)
 
 
 def _is_free(size: int | str | None) -> bool:
