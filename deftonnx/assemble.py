@@ -40,6 +40,7 @@ from deftonnx.rewrite.fuse import fuse
 from deftonnx.rewrite.joined_layers import Joined, join_layers
 from deftonnx.rewrite.narrow import chains, narrow
 from deftonnx.rewrite.normalise import export_model, import_model, infer_shapes
+from deftonnx.rewrite.order import sort_nodes
 from deftonnx.rewrite.pack import decode, pack, pack_weights, round_activations
 from deftonnx.rewrite.packed_conv import encode
 from deftonnx.rewrite.pool_inside import pool_inside
@@ -125,7 +126,7 @@ def assemble(
     walked = _walked(layers, settings)
     rows = {x.name: _row(x, kept[x.name], x.name in in_kernel | walked, sizes[x.name]) for x in layers}
     eliminate(graph, [layer for layer in layers if layer.name not in in_kernel], walked)
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    sort_nodes(graph.cleanup(remove_unused_graph_inputs=False))
     if formats:
         if smaller:
             verify(expected, finish(graph, origin, {}), probe)

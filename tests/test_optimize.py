@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from models import model, run
 from small_files import small_model
+from small_networks import with_a_branch
 
 import deftonnx
 from deftonnx import assemble, evaluation
@@ -222,3 +223,14 @@ def test_inspecting_a_packed_layer_without_its_sizes() -> None:
     node.attribute.remove(next(a for a in node.attribute if a.name == "K"))
     (left,) = (layer for layer in deftonnx.inspect(packed) if layer.name == node.name)
     assert left.reason == "attribute 'K' is missing"
+
+
+def test_branches_beside_local_functions() -> None:
+    """What a first run writes has both."""
+    once = deftonnx.optimize(with_a_branch(17), format="half", measure=False).model
+    assert once.functions
+    assert {node.op_type for node in once.graph.node} >= {"DeftGemm", "If"}
+    again = deftonnx.optimize(once, format="half", measure=False).model
+    feed = {"x": np.ones((2, 16), np.float32), "b": np.array(True)}
+    np.testing.assert_array_equal(run(again, feed)[0], run(once, feed)[0])
+    assert any(layer.op == "DeftGemm" for layer in deftonnx.inspect(again))

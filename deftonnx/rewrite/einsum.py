@@ -11,6 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from deftonnx.layers.linear import is_standard, stored, stored_as, unused_name
+from deftonnx.rewrite.order import sort_nodes
 
 
 def products_of_einsums(graph: gs.Graph) -> bool:
@@ -33,7 +34,7 @@ def products_of_einsums(graph: gs.Graph) -> bool:
             graph.nodes.append(gs.Node("Transpose", unused_name(f"{node.name}/order"), {"perm": perm}, [product], [y]))
         changed = True
     if changed:
-        graph.toposort()
+        sort_nodes(graph)
     return changed
 
 

@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from deftonnx.layers.linear import is_standard, unused_name
+from deftonnx.rewrite.order import sort_nodes
 
 Array = np.ndarray[Any, Any]
 MOST = 4096
@@ -29,7 +30,7 @@ def fold_sizes(graph: gs.Graph) -> bool:
 
     The nodes that computed it are left to a clean-up. Shapes that are known by a new constant alone are not seen yet.
     """
-    graph.toposort()
+    sort_nodes(graph)
     known: dict[int, Array] = {}  # by tensor: float64, NaN where it depends on an unknown size
     changed = False
     for node in graph.nodes:

@@ -18,6 +18,7 @@ from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.layers import Refusal
 from deftonnx.layers.linear import is_standard, unused_name
 from deftonnx.rewrite.activations import Activation, function_of, recognise
+from deftonnx.rewrite.order import sort_nodes
 from deftonnx.rewrite.reserved import Reserved
 from deftonnx.rewrite.scalar_function import Polynomial, ScalarFunctions
 
@@ -69,7 +70,7 @@ def fuse(graph: gs.Graph) -> bool:
             _rewrite(node, found)
             changed = True
     if changed:
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        sort_nodes(graph.cleanup(remove_unused_graph_inputs=False))
     return changed
 
 

@@ -20,6 +20,7 @@ from deftonnx.formats.operator_function import DOMAIN
 from deftonnx.layers import Refusal
 from deftonnx.layers.linear import is_standard, stored_as, unused_name
 from deftonnx.rewrite.fuse import is_deft_gemm
+from deftonnx.rewrite.order import sort_nodes
 from deftonnx.rewrite.output_types import has_residual
 from deftonnx.rewrite.reserved import Reserved
 
@@ -55,7 +56,7 @@ def join_layers(graph: gs.Graph, refused: Callable[[list[gs.Node]], str | None])
                 continue
             done.append(_join(graph, part, reserved))
     if done:
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        sort_nodes(graph.cleanup(remove_unused_graph_inputs=False))
     return done, refusals
 
 

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from deftonnx.layers.linear import is_standard, unused_name
 from deftonnx.rewrite.fold_reshape import MADE_UP
+from deftonnx.rewrite.order import sort_nodes
 from deftonnx.rewrite.reserved import Reserved
 
 
@@ -37,7 +38,7 @@ def keep_rows_apart(graph: gs.Graph) -> bool:
         graph.nodes.remove(node)
         changed = True
     if changed:
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        sort_nodes(graph.cleanup(remove_unused_graph_inputs=False))
     return changed
 
 

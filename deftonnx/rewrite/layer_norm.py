@@ -18,6 +18,7 @@ from deftonnx.formats.layer_norm_function import OPERATOR, STANDARD_OPSET
 from deftonnx.formats.operator_function import DOMAIN
 from deftonnx.layers.linear import Array, is_standard, unused_name
 from deftonnx.rewrite.absorb.parameters import integers
+from deftonnx.rewrite.order import sort_nodes
 from deftonnx.rewrite.reserved import Reserved
 
 _OLDEST_FUNCTION = 13
@@ -51,7 +52,7 @@ def fuse_layer_norms(graph: gs.Graph) -> bool:
         graph.nodes.append(gs.Node(OPERATOR, name, attributes, inputs, [norm.y], domain=domain))
     if found:
         _import_domain(graph)
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        sort_nodes(graph.cleanup(remove_unused_graph_inputs=False))
     return bool(found)
 
 

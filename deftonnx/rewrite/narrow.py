@@ -19,6 +19,7 @@ from onnx import TensorProto
 from deftonnx.layers import Refusal
 from deftonnx.layers.linear import is_standard, unused_name
 from deftonnx.rewrite.fuse import is_deft_gemm
+from deftonnx.rewrite.order import sort_nodes
 from deftonnx.rewrite.output_types import tell_output_types
 from deftonnx.rewrite.reserved import Reserved
 
@@ -99,7 +100,7 @@ def narrow(graph: gs.Graph, asked: str, ranges: dict[str, float]) -> list[Refusa
         elif border.inputs:
             _cast_output(graph, border, asked)
     tell_output_types(graph)
-    graph.toposort()
+    sort_nodes(graph)
     return refusals
 
 

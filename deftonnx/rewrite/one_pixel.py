@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 
 from deftonnx.layers.linear import is_standard, unused_name
 from deftonnx.rewrite.absorb.elementwise import UNARY
+from deftonnx.rewrite.order import sort_nodes
 from deftonnx.rewrite.reserved import Reserved
 
 _BINARY = {"Add", "Div", "Mul", "Sub"}
@@ -32,7 +33,7 @@ def products_of_pixels(graph: gs.Graph, wanted: Callable[[gs.Node], bool] = lamb
             node.inputs = inputs
             node.outputs = [_given_back(graph, node.outputs[0], flat)]
     if flat:
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        sort_nodes(graph.cleanup(remove_unused_graph_inputs=False))
     return bool(flat)
 
 

@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from deftonnx.formats.conv_function import SQUARES, is_conv
 from deftonnx.formats.pool_function import MAX, is_pool
+from deftonnx.rewrite.order import sort_nodes
 from deftonnx.rewrite.output_types import has_residual
 from deftonnx.rewrite.reserved import Reserved
 
@@ -45,7 +46,7 @@ def pool_inside(graph: gs.Graph) -> bool:
         node.outputs.clear()
         changed = True
     if changed:
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        sort_nodes(graph.cleanup(remove_unused_graph_inputs=False))
     return changed
 
 

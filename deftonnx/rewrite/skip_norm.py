@@ -16,6 +16,7 @@ from deftonnx.formats.layer_norm_function import OPERATOR as LAYER_NORM
 from deftonnx.formats.operator_function import DOMAIN
 from deftonnx.layers.linear import is_standard, unused_name
 from deftonnx.rewrite.fuse import is_deft_gemm
+from deftonnx.rewrite.order import sort_nodes
 from deftonnx.rewrite.reserved import Reserved
 from deftonnx.rewrite.root_mean_square import RootMeanSquare, root_mean_squares
 
@@ -46,7 +47,7 @@ def fuse_skip_norms(graph: gs.Graph) -> bool:
         domains = list(graph.import_domains or [])
         if all(domain.domain != CONTRIB for domain in domains):
             graph.import_domains = [*domains, onnx.helper.make_opsetid(CONTRIB, 1)]
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        sort_nodes(graph.cleanup(remove_unused_graph_inputs=False))
     return bool(found or simple)
 
 

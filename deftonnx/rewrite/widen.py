@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from deftonnx.layers.linear import is_standard, stored, stored_as, unused_name
 from deftonnx.model import Array
+from deftonnx.rewrite.order import sort_nodes
 from deftonnx.rewrite.regions.kernels import CONTRIB, CONTRIBUTED
 
 _NUMBERS = np.array([np.sqrt(2), np.sqrt(0.5), np.sqrt(2 / np.pi), 0.044715], np.float32)
@@ -57,7 +58,7 @@ def widen(graph: gs.Graph) -> bool:
             maker = tensor.inputs[0]
             maker.outputs = [wide if t is tensor else t for t in maker.outputs]
             _cast(graph, wide, tensor, TensorProto.FLOAT16)
-    graph.toposort()
+    sort_nodes(graph)
     return True
 
 

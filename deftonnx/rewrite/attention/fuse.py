@@ -25,6 +25,7 @@ from deftonnx.rewrite.attention.layout import Run, backwards
 from deftonnx.rewrite.attention.mask import as_bias, without_causal
 from deftonnx.rewrite.attention.mask import watched as watched_of
 from deftonnx.rewrite.attention.windows import of_windows
+from deftonnx.rewrite.order import sort_nodes
 from deftonnx.rewrite.reserved import Reserved
 
 CONTRIB = "com.microsoft"
@@ -83,7 +84,7 @@ def fuse_attention(
             if any(node.domain == name for node in graph.nodes) and all(d.domain != name for d in domains):
                 graph.import_domains = [*domains, onnx.helper.make_opsetid(name, 1)]
     if fused or refusals:  # a refusal may come late
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        sort_nodes(graph.cleanup(remove_unused_graph_inputs=False))
     return fused, refusals
 
 

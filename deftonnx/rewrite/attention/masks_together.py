@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from deftonnx.layers.linear import is_standard, unused_name
 from deftonnx.rewrite.attention.core import leads_to_product
+from deftonnx.rewrite.order import sort_nodes
 from deftonnx.rewrite.reserved import Reserved
 
 
@@ -30,7 +31,7 @@ def add_masks_together(graph: gs.Graph) -> bool:
             graph.nodes.append(gs.Node("Add", name, {}, [bias, mask], [sums[key]]))
         outer.inputs = [scores, sums[key]]
     if sums:
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        sort_nodes(graph.cleanup(remove_unused_graph_inputs=False))
     return bool(sums)
 
 

@@ -17,6 +17,7 @@ from deftonnx.formats.operator_function import DOMAIN
 from deftonnx.layers.linear import stored, stored_as, unused_name
 from deftonnx.rewrite.attention.fuse import CONTRIB
 from deftonnx.rewrite.fuse import is_deft_gemm
+from deftonnx.rewrite.order import sort_nodes
 from deftonnx.rewrite.output_types import has_residual
 
 _WEIGHT, _SCALE, _BIAS, _KEPT = 1, 2, 3, 4
@@ -33,7 +34,7 @@ def pack_attention(graph: gs.Graph) -> int:
     for node, gemms in found:
         _rewrite(graph, node, gemms, joined)
     if found:
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        sort_nodes(graph.cleanup(remove_unused_graph_inputs=False))
     return len(found)
 
 

@@ -15,6 +15,7 @@ from deftonnx.rewrite.channels_last.normalisation import written_out
 from deftonnx.rewrite.channels_last.pooling import POOLS, scale
 from deftonnx.rewrite.channels_last.region import Region
 from deftonnx.rewrite.channels_last.scaling import as_convolution, is_scaling
+from deftonnx.rewrite.order import sort_nodes
 from deftonnx.rewrite.reserved import Reserved
 
 _MOVES = MOVES | POOLS | LEAVING
@@ -46,7 +47,7 @@ def to_channels_last(
         elif is_standard(node) and _can_move(region, node):
             _MOVES[node.op](region, node)
     if made:
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        sort_nodes(graph.cleanup(remove_unused_graph_inputs=False))
     return made
 
 
@@ -71,4 +72,4 @@ def _activate_before_pooling(graph: gs.Graph) -> None:
         active = gs.Variable(unused_name(f"{x.name}/active"), x.dtype, x.shape)
         user.inputs = [x, *user.inputs[1:]]
         pool.inputs, pool.outputs, user.outputs = [active], user.outputs, [active]
-    graph.toposort()
+    sort_nodes(graph)

@@ -8,6 +8,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import dtype_to_onnx
 
 from deftonnx.layers.linear import is_standard
 from deftonnx.rewrite.fuse import is_deft_gemm
+from deftonnx.rewrite.order import sort_nodes
 from deftonnx.rewrite.output_types import has_residual, tell_output_types
 from deftonnx.rewrite.regions.convert import TYPES
 from deftonnx.rewrite.reserved import Reserved
@@ -31,7 +32,7 @@ def join_casts(graph: gs.Graph) -> bool:
         done = _pass(cast, reserved) if _is_idle(cast) else _write_at_once(cast, reserved)
         changed = changed or done
     if changed:
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        sort_nodes(graph.cleanup(remove_unused_graph_inputs=False))
         tell_output_types(graph)
     return changed
 

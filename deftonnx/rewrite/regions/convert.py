@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.layers.linear import stored_as, unused_name
+from deftonnx.rewrite.order import sort_nodes
 from deftonnx.rewrite.output_types import has_residual, tell_output_type
 from deftonnx.rewrite.regions.assign import (
     HALF_LIMIT,
@@ -42,7 +43,7 @@ def convert(graph: gs.Graph, assignment: Assignment) -> bool:
         return False
     _Conversion(graph, assignment).run()
     _keep_apart(graph)
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    sort_nodes(graph.cleanup(remove_unused_graph_inputs=False))
     return True
 
 
