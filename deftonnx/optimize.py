@@ -46,8 +46,8 @@ from deftonnx.transformers import fuse_transformers
 Progress = Callable[[str, int, int], None]
 LENGTHS = (128, 16, 1024, 16384)
 """Of a made-up sample where the model leaves lengths free, until it runs: sequences and images, shorter ones, sound."""
-MOST_POSITIONS = 1 << 17
-"""In a made-up sample: an image of three axes takes shorter ones."""
+MOST_VALUES, MOST_TOKENS = 1 << 17, 128
+"""Of an input in a made-up sample. Attention takes the square of the tokens: a model that fails with these is left."""
 
 
 @dataclass
@@ -267,12 +267,24 @@ def _feeds(
     what the model makes of it."""
     if data is not None:
         return readers.batches(data, inputs, settings.calib_samples, settings.seed, BATCH), None
-    free = readers.free_lengths(inputs)
-    for length in [n for n in LENGTHS if n**free <= MOST_POSITIONS] if free else [None]:
+    for length in _lengths(inputs):
         with contextlib.suppress(DeftError):
             feeds = readers.random_data(inputs, 1, settings.seed, _rows(origin), length).feeds
             return feeds, evaluation.run(session, feeds)
     return [], None
+
+
+def _lengths(inputs: list[gs.Variable]) -> list[int | None]:
+    """What free lengths to try in a made-up sample; None where there are none."""
+    if not readers.has_free_lengths(inputs):
+        return [None]
+    tokens = any(t.dtype is not None and readers.is_of_integers(t) for t in inputs)
+    return [
+        length
+        for length in LENGTHS
+        if all(readers.values_in_sample(t, length) <= MOST_VALUES for t in inputs)
+        and (length <= MOST_TOKENS or not tokens)
+    ]
 
 
 def _warnings(settings: Settings, source: Any, ran: bool, done: assemble.Assembled, decided: bool) -> list[str]:

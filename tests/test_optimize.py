@@ -161,15 +161,27 @@ def test_free_lengths_are_made_up(least: int, free: str | None) -> None:
     assert list(result.model.graph.input[0].type.tensor_type.shape.dim)[2].dim_param == "length"
 
 
-def test_many_free_lengths_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_made_up_samples_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
-    made = optimize_module.readers.random_data
-    monkeypatch.setattr(optimize_module.readers, "random_data", lambda *a: tried.append(a[-1]) or made(*a))
-    for axes, lengths in (("a", [128]), ("a,b", [128]), ("a,b,c", [16]), ("3,3", [None])):
+
+    def made(*arguments):
+        tried.append(arguments[-1])
+        raise DeftError("it does not run")
+
+    monkeypatch.setattr(optimize_module.readers, "random_data", made)
+    kernels = {"a": "1", "a,b": "1,1", "a,b,c": "1,1,1", "3,3": "1,1"}
+    lengths = [[128, 16, 1024, 16384], [128, 16], [16], [None]]
+    for (axes, kernel), wanted in zip(kernels.items(), lengths, strict=True):
         tried.clear()
-        text = f"graph (float[N,8,{axes}] x) => (float[N,8,{axes}] y) <float[8,8,{','.join('1' for _ in axes.split(','))}] w> {{"
-        deftonnx.optimize(model(text + " y = Conv (x, w) }"), measure=False)
-        assert tried == lengths
+        text = f"graph (float[N,8,{axes}] x) => (float[N,8,{axes}] y) <float[8,8,{kernel}] w> {{ y = Conv (x, w) }}"
+        deftonnx.optimize(model(text), measure=False)
+        assert tried == wanted
+    tried.clear()
+    text = (
+        "graph (int64[N,a] x) => (float[N,a,8] y) <float[9,8] t, float[8,8] w> { e = Gather (t, x) y = MatMul (e, w) }"
+    )
+    deftonnx.optimize(model(text), measure=False)
+    assert tried == [128, 16]
 
 
 @pytest.mark.parametrize("amplified", [300, 1])

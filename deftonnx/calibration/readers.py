@@ -102,9 +102,19 @@ def random_data(
     return Dataset([feed], None, "random data")
 
 
-def free_lengths(inputs: list[gs.Variable]) -> int:
-    """How many dimensions but its first an input of known rank leaves free, at most."""
-    return max((sum(map(_is_free, t.shape[1:])) for t in inputs if t.shape is not None), default=0)
+def has_free_lengths(inputs: list[gs.Variable]) -> bool:
+    """Whether an input of known rank leaves a dimension but its first free."""
+    return any(t.shape is not None and any(map(_is_free, t.shape[1:])) for t in inputs)
+
+
+def values_in_sample(tensor: gs.Variable, length: int) -> int:
+    """How many numbers a sample of an input has whose free dimensions are that long."""
+    return int(np.prod([length if _is_free(size) else size for size in (tensor.shape or [])[1:]], dtype=np.int64))
+
+
+def is_of_integers(tensor: gs.Variable) -> bool:
+    """Whether an input takes integers."""
+    return not isinstance(tensor.dtype, int) and np.dtype(tensor.dtype).kind in "iu"
 
 
 def _is_free(size: int | str | None) -> bool:
