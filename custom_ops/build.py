@@ -4,23 +4,27 @@
 
 Needs Triton, nvcc (NVCC, or the package nvidia-cuda-nvcc) and a C++17 compiler (CXX, or c++), but no GPU: see
 kernel_tools.py.
-Compiled kernels are kept by content in custom_ops/build/cache, so that a second build takes seconds.
+What is compiled is kept by content in custom_ops/build/cache, so that a second build takes seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import runpy
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+import compile_cpp  # noqa: E402
 from families import FAMILIES  # noqa: E402
 from images import write_tables  # noqa: E402
 
@@ -29,22 +33,24 @@ PACKAGE = HERE.parent / "deftonnx"
 LIBRARY = PACKAGE / "runtime" / "libdeftonnx_ops.so"
 
 
-def link(sources: list[Path], output: Path, strict: bool = False) -> None:
-    """Compile the C++ runtime with the kernel table and link the library; `strict`: warnings are errors.
+def link(code: Path, table: Path, output: Path, strict: bool = False, each: Callable[..., Any] = map) -> None:
+    """Compile the C++ runtime with the kernels' code and table, and link the library.
 
-    Raises CalledProcessError.
+    strict: warnings are errors; each: maps, perhaps side by side. Raises CalledProcessError.
     """
-    runtime = HERE / "runtime"
+    runtime = compile_cpp.RUNTIME
+    sources = [*sorted(runtime.glob("*.cpp")), table]
+    cache = BUILD / "cache"
+    header = compile_cpp.precompile_headers(cache, strict)
+    objects = each(functools.partial(compile_cpp.compile_cached, cache=cache, header=header, strict=strict), sources)
     pending = output.with_suffix(f".{os.getpid()}")
     output.parent.mkdir(parents=True, exist_ok=True)
     command = [
-        *(os.environ.get("CXX", "c++"), "-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra"),
-        *(["-Werror"] if strict else []),
-        *("-fvisibility=hidden", f"-Wl,--version-script={runtime / 'exports.map'}", "-Wl,-z,defs"),
+        *(compile_cpp.compiler(), "-shared", f"-Wl,--version-script={runtime / 'exports.map'}", "-Wl,-z,defs"),
         # closed with the last session, it would lose what a process loads once: machine code, cuDNN's plans
         "-Wl,-z,nodelete",
-        *("-static-libstdc++", "-static-libgcc", f"-I{runtime}", "-o", str(pending)),
-        *map(str, [*sorted(runtime.glob("*.cpp")), *sources]),
+        *("-static-libstdc++", "-static-libgcc", "-o", str(pending)),
+        *map(str, [*objects, code]),
         "-ldl",
         "-lpthread",
     ]
@@ -63,7 +69,7 @@ def build(architectures: list[int] | None, jobs: int, output: Path, strict: bool
     with ProcessPoolExecutor(jobs) as pool:
         each = pool.map if jobs > 1 else map
         tables = {family.TABLE: family.rows(architectures, BUILD / "cache", each) for family in FAMILIES}
-    link(write_tables(tables, BUILD / "table", package_version()), output, strict)
+        link(*write_tables(tables, BUILD / "table", package_version()), output, strict, each)
     processor = sum(os.times()[:4])
     print(
         f"{output}: {sum(map(len, tables.values()))} kernels, {output.stat().st_size / 2**20:.1f} MiB, "

@@ -37,12 +37,12 @@ def find_nvcc() -> str:
     raise FileNotFoundError("no CUDA compiler: install nvidia-cuda-nvcc, or set NVCC")
 
 
-def _sources(path: Path) -> list[Path]:
-    """`path` and the files of its folder that it includes, each once, in a fixed order."""
+def with_includes(path: Path, folder: Path) -> list[Path]:
+    """`path` and the files of `folder` that it includes, each once, in a fixed order."""
     found = [path]
     for file in found:
         for name in re.findall(r'^#include "(.+)"', file.read_text(), re.MULTILINE):
-            included = file.parent / name
+            included = folder / name
             if included not in found:
                 found.append(included)
     return found
@@ -75,7 +75,7 @@ def compile_cached(source: str, target: str, cache: Path) -> bytes:
     """
     nvcc = find_nvcc()
     digest = hashlib.sha256(f"{source} {target} {_OPTIONS} {_version(nvcc)}".encode())
-    for path in _sources(KERNELS / source):
+    for path in with_includes(KERNELS / source, KERNELS):
         digest.update(path.read_bytes())
     code = cache / f"{digest.hexdigest()[:32]}.cubin"
     if not code.exists():

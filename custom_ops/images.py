@@ -48,21 +48,16 @@ def element_type(name: str) -> str:
     return f"static_cast<ElementType>({ONNX_TYPE[name]})"
 
 
-def write_tables(tables: Mapping[Table, Sequence[Row]], folder: Path, version: str) -> list[Path]:
-    """Write the tables and their machine code into `folder`; returns the files to link."""
+def write_tables(tables: Mapping[Table, Sequence[Row]], folder: Path, version: str) -> tuple[Path, Path]:
+    """Write the machine code and the tables into `folder`; returns the files, in assembler and in C++."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").write_text(json.dumps(_manifest(tables, version)))
     # kernels of one source share their machine code
     codes = dict.fromkeys(row.image.code for rows in tables.values() for row in rows)
     index = {code: i for i, code in enumerate(codes)}
-    sources = [_write_code(index, folder), folder / "fingerprint.cpp"]
-    sources[-1].write_text(
-        f'#include "measured_times.h"\nconst char* const deftonnx::kLibraryFingerprint = "{_fingerprint(tables)}";\n'
-    )
-    for table, rows in tables.items():
-        sources.append(folder / f"{table.name}.cpp")
-        sources[-1].write_text(_table_source(table, rows, index))
-    return sources
+    path = folder / "tables.cpp"
+    path.write_text(_tables_source(tables, index))
+    return _write_code(index, folder), path
 
 
 def _manifest(tables: Mapping[Table, Sequence[Row]], version: str) -> dict[str, object]:
@@ -97,18 +92,23 @@ def _write_code(index: Mapping[bytes, int], folder: Path) -> Path:
     return path
 
 
-def _table_source(table: Table, rows: Sequence[Row], index: Mapping[bytes, int]) -> str:
-    used = sorted({index[row.image.code] for row in rows})
-    declarations = "".join(f"extern const unsigned char cubin_{i}[];\n" for i in used)
-    lines = "".join(f"    {_row_source(row, index[row.image.code])},\n" for row in rows)
-    array = f"static const {table.struct} kRows[] = {{\n{lines}}};\n" if rows else ""
+def _tables_source(tables: Mapping[Table, Sequence[Row]], index: Mapping[bytes, int]) -> str:
+    """All in one file: most of what compiling one takes is its headers."""
+    headers = "".join(f'#include "{header}"\n' for header in ("measured_times.h", *(table.header for table in tables)))
+    declarations = "".join(f"extern const unsigned char cubin_{i}[];\n" for i in index.values())
     return (
-        f'#include "{table.header}"\n'
-        f'extern "C" {{\n{declarations}}}\n'
-        f"namespace deftonnx {{\n{array}"
-        f"const ImageTable<{table.struct}> {table.name} = {{{'kRows' if rows else 'nullptr'}, {len(rows)}}};\n"
+        f'{headers}extern "C" {{\n{declarations}}}\n'
+        f'const char* const deftonnx::kLibraryFingerprint = "{_fingerprint(tables)}";\n'
+        f"namespace deftonnx {{\n{''.join(_table_source(table, rows, index) for table, rows in tables.items())}"
         "}  // namespace deftonnx\n"
     )
+
+
+def _table_source(table: Table, rows: Sequence[Row], index: Mapping[bytes, int]) -> str:
+    lines = "".join(f"    {_row_source(row, index[row.image.code])},\n" for row in rows)
+    name = f"{table.name}Rows"
+    array = f"static const {table.struct} {name}[] = {{\n{lines}}};\n" if rows else ""
+    return f"{array}const ImageTable<{table.struct}> {table.name} = {{{name if rows else 'nullptr'}, {len(rows)}}};\n"
 
 
 def _row_source(row: Row, code: int) -> str:

@@ -34,5 +34,5 @@ def operator_library(tmp_path_factory: pytest.TempPathFactory) -> str:
 
         folder = tmp_path_factory.mktemp("library")
         output = folder / "libdeftonnx_ops.so"
-        build.link(build.write_tables({f.TABLE: [] for f in build.FAMILIES}, folder / "table", "0"), output)
+        build.link(*build.write_tables({f.TABLE: [] for f in build.FAMILIES}, folder / "table", "0"), output)
         return str(output)
