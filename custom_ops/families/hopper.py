@@ -18,11 +18,10 @@ _PAIRS = {"none": 0, "rows": 1, "columns": 2}
 _ROW_BYTES = 128  # of a K step
 _UNIT_BYTES = 4096  # of a warp's part of the epilogue
 _MOST_SPLITS = {
-    "128x64": 2,
-    "64x128": 4,
-    "64x64": 8,
-    "128x256_vectors_split": 2,
-}  # blocks that share out K, as the kernels say
+    "hopper": {"128x64": 2, "64x128": 2, "64x64": 4},
+    "conv": {"64x128": 4, "64x64": 8, "128x256_vectors_split": 2},
+}
+"""Blocks that share out K, as the kernels say."""
 _BARRIER_BYTES = 8
 
 
@@ -51,7 +50,7 @@ class Hopper:
     @property
     def entry(self) -> str:
         """The function's name in the machine code."""
-        return f"{'conv' if self.convolution else 'hopper'}_{self.type}_{self._code}"
+        return f"{self._prefix}_{self.type}_{self._code}"
 
     @property
     def name(self) -> str:
@@ -65,6 +64,10 @@ class Hopper:
     def _tile(self) -> str:
         ways = ("turns", "vectors", "transposed")
         return f"{self.tile[0]}x{self.tile[1]}{''.join(f'_{way}' for way in ways if getattr(self, way))}"
+
+    @property
+    def _prefix(self) -> str:
+        return "conv" if self.convolution else "hopper"
 
     @property
     def _code(self) -> str:  # copies of vectors leave the fewer stages where K is shared out
@@ -84,7 +87,8 @@ class Hopper:
     def shared_bytes(self) -> int:
         """Dynamic shared memory, as laid out in kernels/hopper_work.cuh."""
         y_bytes = 2 * self.tile[0] * self.tile[1] if self.transposed else 0
-        return shared_bytes_of(self.tile, self.stages, self.warpgroups, _MOST_SPLITS.get(self._code, 1), y_bytes)
+        most_splits = _MOST_SPLITS[self._prefix].get(self._code, 1)
+        return shared_bytes_of(self.tile, self.stages, self.warpgroups, most_splits, y_bytes)
 
     @property
     def blocks_per_multiprocessor(self) -> int:

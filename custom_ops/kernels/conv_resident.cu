@@ -267,8 +267,12 @@ class ResidentConsumer {
 #pragma unroll
     for (int first = 0; first < COLUMNS; first += kColumns) {
       const int column = layout_.column + first;
-      finish_unit<kColumns>(p_.output, sums, first / 2, own_rows(place_.slot), row, column,
-                            LaneColumns<kColumns>(p_.output, column));
+      if (column >= p_.output.N) break;
+      const LaneColumns columns(p_.output, column, kColumns);
+      __syncwarp();
+      store_unit<kColumns>(own_rows(place_.slot), sums, first / 2);
+      __syncwarp();
+      finish_unit<16 / part_rows(kColumns)>(p_.output, own_rows(place_.slot), row, column, columns, kColumns);
     }
     ptx::fence_async_proxy();
     __syncwarp();

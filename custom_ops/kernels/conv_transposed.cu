@@ -172,13 +172,7 @@ class TransposedConsumer {
 
   __device__ void finish(float (&sums)[T::kSums], const FeaturePair& features, int row, int column) const {
     if (!p_.by_box) {
-#pragma unroll
-      for (int chunk = 0; chunk < T::kRows / T::kChunk; ++chunk) {
-        float part[T::kChunk / 2];
-#pragma unroll
-        for (int i = 0; i < T::kChunk / 2; ++i) part[i] = sums[chunk * (T::kChunk / 2) + i];
-        finish_columns(p_.output, part, 1.0f, own_chunks(), warpgroup_, row + chunk * T::kChunk, column);
-      }
+      finish_columns(p_.output, sums, 1.0f, own_chunks(), warpgroup_, row, column);
       return;
     }
     switch (finish_of(p_.output.epilogue)) {

@@ -100,16 +100,14 @@ class Consumer {
       if constexpr (T::kMostSplits >= 8) {
         if (p_.splits == 8) return finish_share<8>(sums[0], row + 16 * warp_, column);
       }
-      if constexpr (kEndsAtOnce) {
-        if (at_once) {
-          finish_rows(sums[0], columns, own_row(row, 0), column);
-          continue;
-        }
-      }
-      if (adds) {
+      if (!p_.by_box) {
+        finish_apart(sums, row, column);
+      } else if (adds) {
         finish_added(sums, row, column);
+      } else if constexpr (kEndsAtOnce) {
+        finish_rows(sums[0], columns, own_row(row, 0), column);
       } else {
-        finish(sums, row, column);
+        finish(sums, own_row(row, 0), column);
       }
     }
     if (p_.by_box) ptx::wait_stores_read<0>();
@@ -167,16 +165,8 @@ class Consumer {
     }
   }
 
-  // Ends this warp's rows of a tile.
+  // Ends this warp's rows of a tile, from `row` on.
   __device__ void finish(const float (&sums)[T::kBlocks][T::kSums], int row, int column) const {
-    if (!p_.by_box) {
-#pragma unroll
-      for (int block = 0; block < T::kBlocks; ++block) {
-        finish_units<T::kParts>(p_.output, sums[block], own_unit(), own_row(row, block), column);
-      }
-      return;
-    }
-    row = own_row(row, 0);
     switch (finish_of(p_.output.epilogue)) {
       case Finish::kFloor: store<Finish::kFloor>(sums, row, column); break;
       case Finish::kLine: store<Finish::kLine>(sums, row, column); break;
@@ -237,6 +227,18 @@ class Consumer {
     }
   }
 
+  // Whatever the epilogue.
+  __device__ void finish_apart(const float (&sums)[T::kBlocks][T::kSums], int row, int column) const {
+    finish_units<T::kBlocks * T::kPieces, T::kParts>(
+        p_.output, own_unit(),
+        [&](int unit) {
+          store_unit<kUnitColumns>(own_unit(), sums[unit / T::kPieces],
+                                   unit % T::kPieces * (kUnitColumns / 2));
+        },
+        [&](int unit) { return own_row(row, unit / T::kPieces); },
+        [&](int unit) { return column + unit % T::kPieces * kUnitColumns; });
+  }
+
   // A share is neighbouring columns.
   template <int COUNT>
   __device__ void finish_share(const float (&sums)[T::kSums], int row, int column) const {
@@ -253,9 +255,13 @@ class Consumer {
         return;
       }
     }
-    const LaneColumns<kColumns> columns(p_.output, column);
+    const LaneColumns columns(p_.output, column, kColumns);
     add_shares<COUNT>(work_, sums, memory_, total);
-    finish_unit(p_.output, total, 0, own_unit(), row, column, columns);
+    if (column >= p_.output.N) return;
+    __syncwarp();  // all lanes have read what was there before
+    store_unit<kColumns>(own_unit(), total, 0);
+    __syncwarp();
+    finish_unit<16 / part_rows(kColumns)>(p_.output, own_unit(), row, column, columns, kColumns);
   }
 
   // Ends 16 rows of COLUMNS columns at once.
@@ -332,8 +338,8 @@ __device__ void gemm(const Problem& p, const Load& load) {
   KERNEL(hopper_##type##_128x192_turns, Element, 1, 2, 192, 4, 1, true) \
   KERNEL(hopper_##type##_128x128_turns, Element, 1, 2, 128, 6, 1, true) \
   KERNEL(hopper_##type##_128x64, Element, 1, 2, 64, 7, 2)               \
-  KERNEL(hopper_##type##_64x128, Element, 1, 1, 128, 8, 4)              \
-  KERNEL(hopper_##type##_64x64, Element, 2, 1, 64, 6, 8)
+  KERNEL(hopper_##type##_64x128, Element, 1, 1, 128, 8, 2)              \
+  KERNEL(hopper_##type##_64x64, Element, 2, 1, 64, 6, 4)
 
 KERNELS(fp16, __half)
 KERNELS(bf16, __nv_bfloat16)

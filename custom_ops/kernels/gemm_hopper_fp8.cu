@@ -128,7 +128,10 @@ class Fp8Consumer {
   // Ends 16 rows of a tile.
   __device__ void finish(const float (&sums)[T::kSums], int row, int column) const {
     if (!p_.by_box) {
-      finish_units(p_.output, sums, own_unit(), row, column);
+      finish_units<T::kPieces>(
+          p_.output, own_unit(),
+          [&](int unit) { store_unit<kUnitColumns>(own_unit(), sums, unit * (kUnitColumns / 2)); },
+          [&](int) { return row; }, [&](int unit) { return column + unit * kUnitColumns; });
     } else if (p_.output.epilogue.y_type == 1) {
       store<1>(sums, row, column);
     } else {

@@ -32,13 +32,12 @@ struct Output {
 constexpr int kUnitColumns = 64;
 constexpr int kUnitBytes = 16 * kUnitColumns * 4;
 
-// Byte offset of an even column of a row of a unit, COLUMNS wide. Chunks of 16 bytes are exchanged so that
-// neither the rows of a fragment nor the lanes of a row meet in a bank.
-template <int COLUMNS>
-__device__ inline uint32_t unit_offset(int row, int column) {
-  int chunk = (column >> 2) ^ (row & (COLUMNS / 4 - 1) & 7);
+// Byte offset of an even column of a row of a unit, `width` columns wide: 64, 32, 16 or 8. Chunks of 16 bytes
+// are exchanged so that neither the rows of a fragment nor the lanes of a row meet in a bank.
+__device__ inline uint32_t unit_offset(int width, int row, int column) {
+  int chunk = (column >> 2) ^ (row & (width / 4 - 1) & 7);
   chunk ^= chunk >> 3 & 1;
-  return (row * COLUMNS + chunk * 4 + (column & 3)) * 4;
+  return (row * width + chunk * 4 + (column & 3)) * 4;
 }
 
 // Writes this warp's sums of COLUMNS columns, from d[first] on, as a unit.
@@ -46,14 +45,10 @@ template <int COLUMNS, int COUNT>
 __device__ inline void store_unit(uint32_t shared, const float (&d)[COUNT], int first) {
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
 #pragma unroll
-  for (int start = 0; start < COUNT; start += COLUMNS / 2) {  // registers have no run-time index
-    if (start != first) continue;
-#pragma unroll
-    for (int j = 0; j < COLUMNS / 8; ++j) {
-      const float* four = d + start + 4 * j;
-      ptx::store_shared(shared + unit_offset<COLUMNS>(g, 8 * j + 2 * q), four[0], four[1]);
-      ptx::store_shared(shared + unit_offset<COLUMNS>(g + 8, 8 * j + 2 * q), four[2], four[3]);
-    }
+  for (int j = 0; j < COLUMNS / 8; ++j) {
+    const float* four = d + first + 4 * j;
+    ptx::store_shared(shared + unit_offset(COLUMNS, g, 8 * j + 2 * q), four[0], four[1]);
+    ptx::store_shared(shared + unit_offset(COLUMNS, g + 8, 8 * j + 2 * q), four[2], four[3]);
   }
 }
 
@@ -120,13 +115,13 @@ __device__ inline void store_vector(void* base, size_t at, int type, const float
   }
 }
 
-// Scale and bias of the 8 columns that a lane ends, of a unit of COLUMNS columns that starts at `column`.
-template <int COLUMNS>
+// Scale and bias of the 8 columns that a lane ends, of a unit that starts at `column`.
 struct LaneColumns {
   int first;  // of the lane's columns
   float4 scale[2] = {}, bias[2] = {};
 
-  __device__ LaneColumns(const Output& o, int column) : first(column + 8 * (threadIdx.x % (COLUMNS / 8))) {
+  __device__ LaneColumns(const Output& o, int column, int width = kUnitColumns)
+      : first(column + 8 * (threadIdx.x % (width / 8))) {
     if (!o.vectors || first >= o.N) return;
     const auto* scales = reinterpret_cast<const float4*>(o.scale + first);
     const auto* biases = reinterpret_cast<const float4*>(o.bias + first);
@@ -135,28 +130,27 @@ struct LaneColumns {
   }
 };
 
-// Rows of a unit of COLUMNS columns that a warp ends at a time: a part.
-template <int COLUMNS>
-constexpr int kPartRows = COLUMNS < 16 ? 16 : 256 / COLUMNS;
+// Rows of a unit that a warp ends at a time: a part.
+__host__ __device__ constexpr int part_rows(int width) { return width < 16 ? 16 : 256 / width; }
 
 // Ends PARTS parts of a unit from its row `first` on, 8 columns of a row a lane: the unit's sums lie in
 // `shared`, and its rows begin at unit_row of Y. Needs output.vectors.
-template <int PARTS, int COLUMNS>
+template <int PARTS>
 __device__ inline void finish_vectors(const Output& o, uint32_t shared, int unit_row, int first,
-                                      const LaneColumns<COLUMNS>& columns) {
-  constexpr int kLanes = COLUMNS / 8;  // of a row
-  const int lane = threadIdx.x % 32, within = 8 * (lane % kLanes);
-  if (columns.first >= o.N || lane / kLanes >= kPartRows<COLUMNS>) return;
-  first += lane / kLanes;
+                                      const LaneColumns& columns, int width = kUnitColumns) {
+  const int lane = threadIdx.x % 32, lanes = width / 8;  // of a row
+  const int within = 8 * (lane % lanes), height = part_rows(width);
+  if (columns.first >= o.N || lane / lanes >= height) return;
+  first += lane / lanes;
   const float4 *s = columns.scale, *b = columns.bias;
   float z[8 * PARTS];
 #pragma unroll
   for (int part = 0; part < PARTS; ++part) {
-    const int row = first + kPartRows<COLUMNS> * part;
+    const int row = first + height * part;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float* v = z + 8 * part + 4 * half;
-      put(v, ptx::load_shared(shared + unit_offset<COLUMNS>(row, within + 4 * half)));
+      put(v, ptx::load_shared(shared + unit_offset(width, row, within + 4 * half)));
       v[0] = fmaf(v[0], s[half].x, b[half].x);
       v[1] = fmaf(v[1], s[half].y, b[half].y);
       v[2] = fmaf(v[2], s[half].z, b[half].z);
@@ -170,23 +164,21 @@ __device__ inline void finish_vectors(const Output& o, uint32_t shared, int unit
   activate_all(o.epilogue, z);
 #pragma unroll
   for (int part = 0; part < PARTS; ++part) {
-    const int row = unit_row + first + kPartRows<COLUMNS> * part;
-    if (row >= o.M) continue;
-    const size_t at = static_cast<size_t>(row) * o.N + columns.first;
+    const int row = first + height * part;
+    if (unit_row + row >= o.M) continue;
+    const size_t at = static_cast<size_t>(unit_row + row) * o.N + columns.first;
     store_vector(o.y, at, o.epilogue.y_type, z + 8 * part);
   }
 }
 
-// The same for any N and alignment, an element at a time: ROWS rows of a unit.
-template <int ROWS, int COLUMNS>
-__device__ inline void finish_elements(const Output& o, uint32_t shared, int unit_row, int first,
-                                       int column) {
-  constexpr int kFours = COLUMNS / 4;
-  const int lane = threadIdx.x % 32;
+// The same of `rows` rows for any N and alignment, an element at a time.
+__device__ inline void finish_elements(const Output& o, uint32_t shared, int unit_row, int first, int rows,
+                                       int column, int width = kUnitColumns) {
+  const int lane = threadIdx.x % 32, fours = width / 4;
 #pragma unroll 1
-  for (int i = lane; i < ROWS * kFours; i += 32) {  // four columns at a time
-    const int row = first + i / kFours, within = 4 * (i % kFours);
-    const float4 v = ptx::load_shared(shared + unit_offset<COLUMNS>(row, within));
+  for (int i = lane; i < rows * fours; i += 32) {  // four columns at a time
+    const int row = first + i / fours, within = 4 * (i % fours);
+    const float4 v = ptx::load_shared(shared + unit_offset(width, row, within));
     const float values[] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -200,33 +192,40 @@ __device__ inline void finish_elements(const Output& o, uint32_t shared, int uni
   }
 }
 
-// Ends 16 rows by COLUMNS columns of this warp's sums, from d[first] on, at (row, column), whatever the
-// epilogue, PARTS parts at a time. `shared`: room for a unit of as many columns, the warp's own.
-template <int COLUMNS, int COUNT, int PARTS = 16 / kPartRows<COLUMNS>>
-__device__ inline void finish_unit(const Output& o, const float (&d)[COUNT], int first, uint32_t shared,
-                                   int row, int column, const LaneColumns<COLUMNS>& columns) {
-  if (column >= o.N) return;
-  __syncwarp();
-  store_unit<COLUMNS>(shared, d, first);
-  __syncwarp();
+// Ends a unit of this warp's rows from `row` on, whatever the epilogue, PARTS parts at a time: its sums lie
+// in `shared`.
+template <int PARTS>
+__device__ inline void finish_unit(const Output& o, uint32_t shared, int row, int column,
+                                   const LaneColumns& columns, int width = kUnitColumns) {
   if (o.vectors) {
 #pragma unroll 1
-    for (int first = 0; first < 16; first += PARTS * kPartRows<COLUMNS>) {
-      finish_vectors<PARTS>(o, shared, row, first, columns);
+    for (int first = 0; first < 16; first += PARTS * part_rows(width)) {
+      finish_vectors<PARTS>(o, shared, row, first, columns, width);
     }
   } else {
-    finish_elements<16, COLUMNS>(o, shared, row, 0, column);
+    finish_elements(o, shared, row, 0, 16, column, width);
   }
 }
 
-// The same for all columns of a tile. `shared`: a unit of the warp's own.
-template <int PARTS = 16 / kPartRows<kUnitColumns>, int COUNT>
-__device__ inline void finish_units(const Output& o, const float (&d)[COUNT], uint32_t shared, int row,
-                                    int column) {
+constexpr int kParts = 2;  // of a unit of 64 columns, that hide each other's latencies
+
+// The same of UNITS units of 64 columns, which put(i) puts into `shared`, i a constant: their rows, from
+// row_of(i) on, and first columns, column_of(i). A kernel has it once, because it is long.
+template <int UNITS, int PARTS = kParts, class Put, class RowOf, class ColumnOf>
+__device__ inline void finish_units(const Output& o, uint32_t shared, const Put& put, const RowOf& row_of,
+                                    const ColumnOf& column_of) {
 #pragma unroll 1
-  for (int first = 0; first < COUNT; first += kUnitColumns / 2, column += kUnitColumns) {
-    finish_unit<kUnitColumns, COUNT, PARTS>(o, d, first, shared, row, column,
-                                            LaneColumns<kUnitColumns>(o, column));
+  for (int unit = 0; unit < UNITS; ++unit) {
+    const int column = column_of(unit);
+    if (column >= o.N) continue;
+    const LaneColumns columns(o, column);
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < UNITS; ++i) {  // registers have no run-time index
+      if (i == unit) put(i);
+    }
+    __syncwarp();
+    finish_unit<PARTS>(o, shared, row_of(unit), column, columns);
   }
 }
 

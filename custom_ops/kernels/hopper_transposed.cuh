@@ -35,7 +35,7 @@ __device__ inline void put_chunk(const float (&d)[COUNT], int chunk, uint32_t sh
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int row = j % 2 * 8 + 2 * q + i % 2;
-        ptx::store_shared(shared + j / 2 * kUnitBytes + unit_offset<kUnitColumns>(row, feature + i / 2 * 8),
+        ptx::store_shared(shared + j / 2 * kUnitBytes + unit_offset(kUnitColumns, row, feature + i / 2 * 8),
                           d[c * (ROWS / 2) + 4 * j + i]);
       }
     }
@@ -51,7 +51,7 @@ __device__ inline void finish_columns(const Output& o, float (&d)[COUNT], float 
                         : COUNT % kChunkSums == 0 ? kChunkRows
                                                   : kChunkRows / 2;
   static_assert(2 * COUNT % kRows == 0, "whole chunks");
-  constexpr int kPart = kPartRows<kUnitColumns>;
+  constexpr int part = part_rows(kUnitColumns);
   const int warp = threadIdx.x / 32 % 4;
   multiply_all(d, factor);
 #pragma unroll 1
@@ -61,13 +61,13 @@ __device__ inline void finish_columns(const Output& o, float (&d)[COUNT], float 
     put_chunk<kRows>(d, chunk, shared);
     warpgroup_sync(warpgroup);
 #pragma unroll 1
-    for (int from = warp * (kRows / 4); from < (warp + 1) * (kRows / 4); from += kPart) {
+    for (int from = warp * (kRows / 4); from < (warp + 1) * (kRows / 4); from += part) {
       const int unit = from / 16, first = from % 16;
       if (o.vectors) {
-        const LaneColumns<kUnitColumns> columns(o, column);
+        const LaneColumns columns(o, column);
         finish_vectors<1>(o, shared + unit * kUnitBytes, row + 16 * unit, first, columns);
       } else {
-        finish_elements<kPart, kUnitColumns>(o, shared + unit * kUnitBytes, row + 16 * unit, first, column);
+        finish_elements(o, shared + unit * kUnitBytes, row + 16 * unit, first, part, column);
       }
     }
   }

@@ -56,7 +56,7 @@ struct Tile {
   static constexpr int kLoaderRegisters = kManySums ? 24 : WARPGROUPS == 2 ? 40 : 32;
   static constexpr int kRegisters = kManySums ? 240 : WARPGROUPS == 2 ? 232 : 160;
   // Of a unit, ended at a time where the end is not in registers.
-  static constexpr int kParts = kManySums ? 1 : 16 / kPartRows<kUnitColumns>;
+  static constexpr int kParts = kManySums ? 1 : hopper::kParts;
   static constexpr int kThreads = 32 * (kWarps + (kMovesRegisters ? 4 : 2));
   static constexpr int kXBytes = kRows * kRowBytes, kWBytes = COLUMNS * kRowBytes;
   static constexpr int kStageBytes = kXBytes + kWBytes;
