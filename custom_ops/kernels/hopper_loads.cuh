@@ -78,7 +78,7 @@ __device__ void load_rows(const Problem& p, const Work<T>& work, uint32_t memory
 }
 
 // Loads X's kept blocks, one box each where a block is less than a K step. A warp: lane i knows box i of a
-// step.
+// step. Waits for the kernel ahead when it knows the first blocks.
 template <class T, bool SHARED>
 __device__ void load_kept(const Problem& p, const Work<T>& work, uint32_t memory) {
   const int lane = threadIdx.x % 32, width = p.box_columns, boxes = kStepK / width;
@@ -98,6 +98,8 @@ __device__ void load_kept(const Problem& p, const Work<T>& work, uint32_t memory
     work.place(cell, &row, &column);
     const int last = work.first_step + work.steps;
     int mine = column_of(work.first_step);
+    // only X may come from the kernel ahead
+    if (cell == work.index) ptx::wait_dependencies();
 #pragma unroll 1
     for (int step = work.first_step; step < last; ++step, ring.next()) {
       const int next = column_of(step + 1);
@@ -117,15 +119,17 @@ __device__ void load_kept(const Problem& p, const Work<T>& work, uint32_t memory
 
 template <class T>
 __device__ void load_x(const Problem& p, const Work<T>& work, uint32_t memory) {
-  const bool shared = work.pair == kPairColumns, kept = p.kept != nullptr;
-  ptx::wait_dependencies();
-  if (kept) {
+  const bool shared = work.pair == kPairColumns;
+  if (p.kept != nullptr) {
     if (shared) {
       load_kept<T, true>(p, work, memory);
     } else {
       load_kept<T, false>(p, work, memory);
     }
-  } else if (ptx::elect_one()) {
+    return;
+  }
+  ptx::wait_dependencies();
+  if (ptx::elect_one()) {
     if (shared) {
       load_all<T, OfX<T>, true>(p.x, work, memory);
     } else {
