@@ -22,6 +22,8 @@ constexpr double kHiddenEnd = 0.06;
 // The copy engine takes so many ns for a row of a box, however narrow; half of X's come from the other block
 // where a pair shares them.
 constexpr double kBoxRow = 1.25, kSharedBoxRow = 1.1;
+// So many ns longer takes a K step where blocks of X are kept, unless a pair shares X.
+constexpr double kKeptStep = 2;
 // So many ns for one that lies beyond the last of X, where boxes are as high as tiles: where a pair shares X
 // or blocks of it are kept. Of the latter, only tiles of more than kFewRows rows with K shared out are told
 // apart by it: those of fewer leave less empty.
@@ -67,7 +69,9 @@ class HopperKernel : public GemmKernel {
     const int64_t rounds = CeilDivide(cells, clusters);
     const bool alone = row_.blocks_per_multiprocessor == 2 && cells * ClusterSize() <= node_.multiprocessors;
     double step_ns = row_.step_ns * (alone ? kAlone : 1);
-    const double row_ns = row_.pair == kPairColumns ? kSharedBoxRow : kBoxRow;
+    const bool shared = row_.pair == kPairColumns;
+    if (node_.spec.block != 0 && !shared) step_ns += kKeptStep;
+    const double row_ns = shared ? kSharedBoxRow : kBoxRow;
     step_ns = std::max(step_ns, row_.block_m * (kStepK / problem_.box_columns - 1) * row_ns);
     const double product_ns = CeilDivide(steps, row_.splits) * step_ns;
     const double end_ns = row_.tile_ns * (CostlyEnd() ? kCostlyEnd : 1);

@@ -123,6 +123,13 @@ def test_short_kept_blocks_are_gathered_ahead_of_large_products(manifest, kernel
         assert {k.kernel for k in kernels([4096], N=4096, features=8192, block=block, compute=name)} == {name}
 
 
+def test_pairs_share_X_in_large_products_of_kept_blocks(fastest):
+    large = fastest([4096], 2048, 4096, "half", features=4096, block=64)
+    small = fastest([2048], 1024, 2048, "half", features=2048, block=64)
+    assert large[4096].endswith("_columns")
+    assert not small[2048].endswith(("_rows", "_columns"))
+
+
 def test_refusals_are_the_library_s(manifest, kernels, operator_library):
     with pytest.raises(UnsupportedError, match="node 'layer': no kernel for compute capability 30"):
         kernels([1], capability=30)
