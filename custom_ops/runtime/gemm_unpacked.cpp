@@ -16,9 +16,6 @@
 namespace deftonnx {
 namespace {
 
-// Of a copy: 8,192 features in and out. With larger weights the kernels that read codes are about as fast,
-// but for numbers of rows whose last round of tiles is short.
-constexpr int64_t kMostBytes = 128 << 20;
 // Of the device's memory, what must be free beside a copy: activations come after it, and other sessions.
 constexpr double kFreePart = 0.5;
 constexpr int64_t kFewRows = 32;  // for which reading W is what costs, codes being half of it
@@ -154,7 +151,7 @@ bool CanUnpack(const GemmNode& node) {
   const GemmSpec& spec = node.spec;
   if (spec.format != Format::kDeft8 || spec.x_type == ElementType::kFloat) return false;
   if (!spec.kernel.empty()) return EndsInSuffix(spec.kernel);
-  return spec.unpacks && 2 * spec.N * spec.padded_K <= kMostBytes;
+  return spec.unpacks;
 }
 
 GemmKernels UnpackedKernels(const GemmNode& node, bool keep) {
