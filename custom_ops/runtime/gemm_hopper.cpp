@@ -31,9 +31,10 @@ constexpr double kEmptyRow = 3.5;
 constexpr int kFewRows = 64, kSomeRows = 128;
 // A nanosecond, of W from device memory, as these kernels read it: with more rows of X than kSomeRows, with
 // no more, and where one row of tiles is all, where something is lost at the start.
-constexpr double kWeightBytes = 2800, kSomeRowsBytes = 3250, kOnceBytes = 3800, kOnceStart = 1700;
-// Of the time of a K step, what a block has when it is alone on a multiprocessor made for two.
-constexpr double kAlone = 0.65;
+constexpr double kWeightBytes = 3050, kSomeRowsBytes = 3150, kOnceBytes = 4100, kOnceStart = 1700;
+// Of the time of a K step, what is spared for each part of the GPU that is idle, because the others have the
+// L2 cache for themselves; and what a block has when it is alone on a multiprocessor made for two.
+constexpr double kIdle = 0.25, kAlone = 0.67;
 
 bool Serves(const GemmSpec& spec) {
   const bool half = spec.format == Format::kHalf && spec.x_type == ElementType::kFloat16;
@@ -68,7 +69,8 @@ class HopperKernel : public GemmKernel {
     const int64_t clusters = Clusters();
     const int64_t rounds = CeilDivide(cells, clusters);
     const bool alone = row_.blocks_per_multiprocessor == 2 && cells * ClusterSize() <= node_.multiprocessors;
-    double step_ns = row_.step_ns * (alone ? kAlone : 1);
+    const double idle = rounds == 1 ? 1 - static_cast<double>(cells) / static_cast<double>(clusters) : 0;
+    double step_ns = row_.step_ns * (alone ? kAlone : 1) * (1 - kIdle * idle);
     const bool shared = row_.pair == kPairColumns;
     if (node_.spec.block != 0 && !shared) step_ns += kKeptStep;
     const double row_ns = shared ? kSharedBoxRow : kBoxRow;

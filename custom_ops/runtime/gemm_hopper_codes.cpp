@@ -24,17 +24,18 @@ constexpr double kCostlyEnd = 2.5;
 // The copy engine takes so many ns for a row of a box, however narrow; half of X's come from the other block
 // where a pair shares them.
 constexpr double kBoxRow = 1.25, kSharedBoxRow = 1.1;
-constexpr double kWeightBytes = 3000;  // a nanosecond, of W from device memory
+constexpr double kWeightBytes = 3050;  // a nanosecond, of W from device memory
 // So many ns for a row that a tile of up to kFewRows rows loads beyond the last of X, where blocks of it are
 // kept; the rest hide them.
 constexpr double kEmptyRow = 2.5;
 constexpr int kFewRows = 128;
 // What a kernel behind one for whole rounds takes to begin.
-constexpr double kNextKernel = 6000;
+constexpr double kNextKernel = 1850;
 const std::string kRounds = "_rounds";
-// Of the time of a K step, what a block has when it is alone on a multiprocessor made for two; unpacking by
-// shifts gains less by that.
-constexpr double kAlone = 0.8, kAloneShifting = 0.86;
+// Of the time of a K step, what is spared for each part of the GPU that is idle, because the others have the
+// L2 cache for themselves; and what a block has when it is alone on a multiprocessor made for two, by which
+// unpacking by shifts gains less.
+constexpr double kIdle = 0.18, kAlone = 0.8, kAloneShifting = 0.81;
 
 // The kernels' argument: CodesProblem of kernels/gemm_hopper_codes.cu.
 struct CodesProblem {
@@ -88,13 +89,15 @@ class HopperCodesKernel : public GemmKernel {
     if (cells > std::numeric_limits<int32_t>::max() / 16) return kRefused;
     const bool alone = row_.blocks_per_multiprocessor > 1 && cells * ClusterSize() <= node_.multiprocessors;
     const double alone_part = row_.codes == HopperCodes::kShifted ? kAloneShifting : kAlone;
-    double step_ns = row_.step_ns * (alone ? alone_part : 1);
+    const int64_t rounds = CeilDivide(cells, Clusters());
+    const double idle = 1 - static_cast<double>(cells) / static_cast<double>(rounds * Clusters());
+    double step_ns = row_.step_ns * (alone ? alone_part : 1) * (1 - kIdle * idle);
     const double row_ns = row_.pair ? kSharedBoxRow : kBoxRow;
     step_ns = std::max(step_ns, row_.block_m * (kStepK / argument_.problem.box_columns - 1) * row_ns);
     const double product_ns = CeilDivide(CeilDivide(node_.spec.K, kStepK), row_.splits) * step_ns;
     const bool costly = node_.spec.has_residual || node_.spec.activation.curve != Activation::kLinear;
     const double end_ns = row_.tile_ns * (costly ? kCostlyEnd : 1);
-    const double tiles_ns = CeilDivide(cells, Clusters()) * (product_ns + end_ns);
+    const double tiles_ns = rounds * (product_ns + end_ns);
     const double weight_ns = static_cast<double>(columns) * node_.spec.K / kWeightBytes;
     return row_.fixed_ns + std::max(tiles_ns, weight_ns) + EmptyRows(M) * kEmptyRow;
   }

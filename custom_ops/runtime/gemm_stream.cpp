@@ -86,7 +86,8 @@ int64_t MostRowWarps(const GemmSpec& spec, const StreamImage& row, bool parts_ap
 // would be so low that reading X for each of them costs more than adding sums up. They share it too where a
 // multiprocessor has one to two warps' output features, and there is room for two: of this launch, one of
 // which ends while the other has loads under way; or, in a short one whose products take long, of this and
-// the next.
+// the next. In a long one whose products take long a single block of twice the height, which brings half as
+// much of X, is better, if the heights leave few multiprocessors idle.
 Schedule ChooseSchedule(const GemmNode& node, const StreamImage& row) {
   constexpr int64_t kStepsWorthSharing = 16, kMostKWarps = 4, kFewRows = 8, kMostRowsOfTwo = 16;
   const GemmSpec& spec = node.spec;
@@ -100,15 +101,16 @@ Schedule ChooseSchedule(const GemmNode& node, const StreamImage& row) {
   }
   const bool low = 2 * units > multiprocessors && units <= 3 * multiprocessors;
   const bool worth_sharing = low && steps >= 2 * kStepsWorthSharing;
-  const bool two_blocks = worth_sharing && units > multiprocessors && units <= 2 * multiprocessors &&
-                          row.most_rows <= kMostRowsOfTwo;
   const bool long_products = row.most_rows > kFewRows;
+  const bool costly = long_products && CodeBytes(spec) == 1, is_short = steps <= 2 * kMostTurns;
+  const bool one_is_better = costly && !is_short && 2 * units > 3 * multiprocessors;
+  const bool two_blocks = worth_sharing && units > multiprocessors && units <= 2 * multiprocessors &&
+                          row.most_rows <= kMostRowsOfTwo && !one_is_better;
   const bool wide = CodeBytes(spec) == 2 && units <= multiprocessors;
   if (worth_sharing && (two_blocks || long_products || wide)) schedule.cluster = 2;
   if (two_blocks) {
-    const bool beside_next = long_products && CodeBytes(spec) == 1 && steps <= 2 * kMostTurns;
     schedule.room = 2;
-    schedule.at_once = beside_next ? 1 : 2;
+    schedule.at_once = costly && is_short ? 1 : 2;  // beside the next launch's
   }
   const int64_t tiles = std::max<int64_t>(1, schedule.at_once * multiprocessors / schedule.cluster);
   const int64_t waves = CeilDivide(units, tiles * MostRowWarps(spec, row, schedule.PartsApart()));
@@ -214,18 +216,19 @@ void StreamKernel::SetProblem() {
 }
 
 // Stages for half of a multiprocessor's memory, so that the next kernel's blocks can fill theirs while this
-// one's are emptied; but no fewer than the warps that take turns at them.
+// one's are emptied; but no fewer than the warps that take turns at them. Of many stages a multiple of
+// kLoaders is faster.
 void StreamKernel::SetSharedMemory() {
   constexpr int kReserved = 512;  // of half the memory, for the hardware's own use
   const int constants = schedule_.ConstantBytes(), parts = schedule_.PartBytes(row_.most_rows);
   const int behind_ring = constants + (schedule_.PartsApart() ? parts : 0);
   const int stage = schedule_.Rows() * kRowBytes + OtherStageBytes(node_.spec, row_);
-  const int unit = schedule_.k_warps > 1 ? std::max(schedule_.k_warps, kLoaders) : 1;
   const int64_t steps = CeilDivide(CeilDivide(node_.spec.K, StepFeatures(node_.spec)), schedule_.cluster);
   const bool half = schedule_.row_warps < 4 || schedule_.room > 1;
   const int most = half ? row_.image.shared_bytes / 2 - kReserved : row_.image.shared_bytes;
-  const int64_t wanted = std::min<int64_t>(steps, (most - behind_ring) / stage);
-  const int stages = std::max(static_cast<int>(wanted) / unit * unit, std::max(schedule_.k_warps, kLoaders));
+  const auto wanted = static_cast<int>(std::min<int64_t>(steps, (most - behind_ring) / stage));
+  const int unit = schedule_.k_warps > 1 && wanted >= 2 * kLoaders ? kLoaders : schedule_.k_warps;
+  const int stages = std::max(wanted / unit * unit, kLoaders);
   problem_.stages = stages;
   // higher blocks ask for X less often, and those with more steps fall out of step by themselves
   problem_.turns = schedule_.cluster > 1 && schedule_.row_warps <= 4 && steps <= kMostTurns;

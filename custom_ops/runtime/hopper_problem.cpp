@@ -1,11 +1,16 @@
 #include "hopper_problem.h"
 
+#include <algorithm>
+
 #include "gemm_arguments.h"
 
 namespace deftonnx {
 namespace {
 
 constexpr int kVector = 8;  // elements of Y that are stored together
+// Rows beyond X that take no longer than another box in every K step would, and of the least box worth
+// having.
+constexpr int kCheapRows = 16, kLeastBox = 32;
 
 }  // namespace
 
@@ -39,7 +44,9 @@ int BoxRows(int64_t M, int tile) {
   if (M <= tile) return static_cast<int>(M);
   const int last = static_cast<int>(M % tile);
   if (last == 0) return tile;
-  return last >= tile / 2 ? tile / 2 : tile / 4;
+  int box = tile;
+  while (box > std::max(kLeastBox, tile / 4) && box - last > kCheapRows) box /= 2;
+  return box;
 }
 
 bool EndsInRegisters(const PackedNode& node, const void* residual, ElementType type) {

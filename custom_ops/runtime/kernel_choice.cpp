@@ -32,7 +32,7 @@ constexpr int kIndexBits = 16;
 // Rows of X that stand for all, where they are not known.
 constexpr int64_t kRows[] = {48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192};
 // How much faster an unpacked weight must be, at any of them, to be worth its memory.
-constexpr double kWorthACopy = 1.05;
+constexpr double kWorthACopy = 1.02;
 
 }  // namespace
 
