@@ -78,16 +78,18 @@ struct Kernel {
 
   const Problem& p;
   unsigned char* memory;
-  uint32_t shared;  // its address
   int rank, log_cluster, first_row, steps;
   int turn;  // the step that comes first: were it the same one, all blocks would wait for the same lines of X
 
   __device__ int rows() const { return kWarpRows * p.row_warps; }
-  // where W and X of a stage begin
-  __device__ int w_offset(int s) const { return s * rows() * 128; }
-  __device__ int x_offset(int s) const { return p.stages * rows() * 128 + s * kXBytes; }
+  __device__ unsigned char* w_stage(int s) const { return memory + s * rows() * 128; }
+  __device__ uint4* x_stage(int s) const {
+    return reinterpret_cast<uint4*>(memory + p.stages * rows() * 128 + s * kXBytes);
+  }
   // barriers of a stage: full when W and X have come, empty when its consumers have left it
-  __device__ uint32_t full(int s) const { return shared + x_offset(p.stages) + s * 8; }
+  __device__ uint32_t full(int s) const {
+    return ptx::shared_address(memory) + p.stages * (rows() * 128 + kXBytes) + s * 8;
+  }
   __device__ uint32_t empty(int s) const { return full(s) + p.stages * 8; }
   __device__ float* scale() const { return reinterpret_cast<float*>(memory + p.constants_offset); }
   __device__ float* bias() const { return scale() + rows(); }
@@ -107,7 +109,7 @@ struct Kernel {
 
   __device__ void load_w(int step, int slot) const {
     ptx::barrier_arrive_expect(full(slot), rows() * 128);
-    ptx::load_box(shared + w_offset(slot), p.w, first_row, first_k(step), full(slot));
+    ptx::load_box(ptx::shared_address(w_stage(slot)), p.w, first_row, first_k(step), full(slot));
   }
 
   // By one thread: barriers, and the weights that fit the ring.
@@ -165,7 +167,7 @@ struct Kernel {
 #pragma unroll 1
     for (int i = loader; i < steps; i += kLoaders, at.advance(kLoaders, p.stages)) {
       ptx::barrier_wait(empty(at.slot), at.phase ^ 1);
-      uint4* stage = reinterpret_cast<uint4*>(memory + x_offset(at.slot));
+      uint4* stage = x_stage(at.slot);
 #pragma unroll
       for (int q = 0; q < kLoads; ++q) {
         const int row = first + q * kRowsALoad;
@@ -178,18 +180,15 @@ struct Kernel {
 
   __device__ void multiply_stage(Sums& sums, const Decoder<Operand, CODE_BYTES>& decoder, int slot,
                                  int row_warp, int g, int t) const {
-    const uint32_t w = shared + w_offset(slot) + (row_warp * kWarpRows + w_row(g)) * 128;
-    const uint32_t x = shared + x_offset(slot);
+    const uint4* w = reinterpret_cast<const uint4*>(w_stage(slot)) + (row_warp * kWarpRows + w_row(g)) * 8;
+    const uint4* x = x_stage(slot);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       uint4 pieces[kGroups][2];
 #pragma unroll
       for (int r = 0; r < kGroups; ++r) {
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int piece = (half * 4 + t) ^ w_row(g);
-          pieces[r][h] = ptx::load_shared_16(w + (r * 16 + h * 8) * 128 + piece * 16);
-        }
+        for (int h = 0; h < 2; ++h) pieces[r][h] = w[(r * 16 + h * 8) * 8 + ((half * 4 + t) ^ w_row(g))];
       }
 #pragma unroll
       for (int q = 0; q < kPiece / 8; ++q) {
@@ -197,7 +196,7 @@ struct Kernel {
 #pragma unroll
         for (int m = 0; m < M_TILES; ++m) {
           const int row = m * 8 + g, piece = (half * 4 + t) * (kPiece / 8) + q;
-          right[m] = ptx::load_shared_16(x + (row * kXPieces + x_slot(row, piece)) * 16);
+          right[m] = x[row * kXPieces + x_slot(row, piece)];
         }
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -236,7 +235,8 @@ struct Kernel {
   __device__ int units() const { return p.row_warps * ((p.M + kRowsAtOnce - 1) / kRowsAtOnce); }
   __device__ int own_units() const { return (units() - rank + p.cluster - 1) >> log_cluster; }
   __device__ uint32_t part(int unit, int source) const {
-    return shared + p.parts_offset + ((unit >> log_cluster) * sources() + source) * kPartBytes;
+    return ptx::shared_address(memory) + p.parts_offset +
+           ((unit >> log_cluster) * sources() + source) * kPartBytes;
   }
 
   // From registers to the block that ends the unit: no block waits for another but by the count of bytes.
@@ -354,15 +354,13 @@ template <class Operand, class XType, int CODE_BYTES, int M_TILES>
 __device__ void gemm(const Problem& p) {
   using K = Kernel<Operand, XType, CODE_BYTES, M_TILES>;
   extern __shared__ __align__(1024) unsigned char memory[];
-  uint32_t shared = ptx::shared_address(memory);
-  asm volatile("" : "+r"(shared));  // else it is worked out anew for every stage
   const int rank = p.cluster > 1 ? static_cast<int>(ptx::cluster_rank()) : 0;
   const int log_cluster = 31 - __clz(p.cluster);
   const int tile = static_cast<int>(blockIdx.x) >> log_cluster;
   const int steps = (p.K + K::kStep - 1) / K::kStep;
   const int own_steps = (steps - rank + p.cluster - 1) >> log_cluster;
   const int turn = p.turns ? tile % own_steps : 0;
-  K{p, memory, shared, rank, log_cluster, tile * kWarpRows * p.row_warps, own_steps, turn}.run();
+  K{p, memory, rank, log_cluster, tile * kWarpRows * p.row_warps, own_steps, turn}.run();
 }
 
 }  // namespace

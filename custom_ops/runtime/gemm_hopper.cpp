@@ -31,10 +31,11 @@ constexpr double kEmptyRow = 3.5;
 constexpr int kFewRows = 64, kSomeRows = 128;
 // A nanosecond, of W from device memory, as these kernels read it: with more rows of X than kSomeRows, with
 // no more, and where one row of tiles is all, where something is lost at the start.
-constexpr double kWeightBytes = 3050, kSomeRowsBytes = 3150, kOnceBytes = 4100, kOnceStart = 1700;
-// Of the time of a K step, what is spared for each part of the GPU that is idle, because the others have the
-// L2 cache for themselves; and what a block has when it is alone on a multiprocessor made for two.
-constexpr double kIdle = 0.25, kAlone = 0.67;
+constexpr double kWeightBytes = 2650, kSomeRowsBytes = 2800, kOnceBytes = 4000, kOnceStart = 1700;
+// Of the time of a K step, what is spared by the part of the GPU that a single round leaves idle, because the
+// others have the L2 cache for themselves; and what a block has when it is alone on a multiprocessor made for
+// two.
+constexpr double kIdle = 0.16, kAlone = 0.67;
 
 bool Serves(const GemmSpec& spec) {
   const bool half = spec.format == Format::kHalf && spec.x_type == ElementType::kFloat16;

@@ -30,12 +30,12 @@ constexpr double kWeightBytes = 3050;  // a nanosecond, of W from device memory
 constexpr double kEmptyRow = 2.5;
 constexpr int kFewRows = 128;
 // What a kernel behind one for whole rounds takes to begin.
-constexpr double kNextKernel = 1850;
+constexpr double kNextKernel = 3800;
 const std::string kRounds = "_rounds";
-// Of the time of a K step, what is spared for each part of the GPU that is idle, because the others have the
-// L2 cache for themselves; and what a block has when it is alone on a multiprocessor made for two, by which
-// unpacking by shifts gains less.
-constexpr double kIdle = 0.18, kAlone = 0.8, kAloneShifting = 0.81;
+// Of the time of a K step, what is spared by the part of the GPU that a single round leaves idle, because the
+// others have the L2 cache for themselves; and what a block has when it is alone on a multiprocessor made for
+// two, by which unpacking by shifts gains less.
+constexpr double kIdle = 0.12, kAlone = 0.78, kAloneShifting = 0.86;
 
 // The kernels' argument: CodesProblem of kernels/gemm_hopper_codes.cu.
 struct CodesProblem {
@@ -90,7 +90,7 @@ class HopperCodesKernel : public GemmKernel {
     const bool alone = row_.blocks_per_multiprocessor > 1 && cells * ClusterSize() <= node_.multiprocessors;
     const double alone_part = row_.codes == HopperCodes::kShifted ? kAloneShifting : kAlone;
     const int64_t rounds = CeilDivide(cells, Clusters());
-    const double idle = 1 - static_cast<double>(cells) / static_cast<double>(rounds * Clusters());
+    const double idle = rounds == 1 ? 1 - static_cast<double>(cells) / static_cast<double>(Clusters()) : 0;
     double step_ns = row_.step_ns * (alone ? alone_part : 1) * (1 - kIdle * idle);
     const double row_ns = row_.pair ? kSharedBoxRow : kBoxRow;
     step_ns = std::max(step_ns, row_.block_m * (kStepK / argument_.problem.box_columns - 1) * row_ns);
