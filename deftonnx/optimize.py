@@ -49,6 +49,9 @@ LENGTHS = (128, 16, 1024, 16384)
 MOST_VALUES, MOST_TOKENS = 1 << 17, 128
 """Of an input in a made-up sample. Attention takes the square of the tokens: a model that fails with these is left."""
 
+MOST_PLACES = 1024
+"""Of an input in a made-up sample, unless the model fails with fewer: all pixels of an image may be tokens."""
+
 
 @dataclass
 class Result:
@@ -279,12 +282,14 @@ def _lengths(inputs: list[gs.Variable]) -> list[int | None]:
     if not readers.has_free_lengths(inputs):
         return [None]
     tokens = any(t.dtype is not None and readers.is_of_integers(t) for t in inputs)
-    return [
+    lengths = [
         length
         for length in LENGTHS
         if all(readers.values_in_sample(t, length) <= MOST_VALUES for t in inputs)
         and (length <= MOST_TOKENS or not tokens)
     ]
+    # attention may take the square of the places
+    return [*sorted(lengths, key=lambda n: any(readers.places_in_sample(t, n) > MOST_PLACES for t in inputs))]
 
 
 def _warnings(settings: Settings, source: Any, ran: bool, done: assemble.Assembled, decided: bool) -> list[str]:

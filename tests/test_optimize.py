@@ -170,7 +170,7 @@ def test_made_up_samples_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(optimize_module.readers, "random_data", made)
     kernels = {"a": "1", "a,b": "1,1", "a,b,c": "1,1,1", "3,3": "1,1"}
-    lengths = [[128, 16, 1024, 16384], [128, 16], [16], [None]]
+    lengths = [[128, 16, 1024, 16384], [16, 128], [16], [None]]
     for (axes, kernel), wanted in zip(kernels.items(), lengths, strict=True):
         tried.clear()
         text = f"graph (float[N,8,{axes}] x) => (float[N,8,{axes}] y) <float[8,8,{kernel}] w> {{ y = Conv (x, w) }}"
@@ -182,6 +182,23 @@ def test_made_up_samples_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     deftonnx.optimize(model(text), measure=False)
     assert tried == [128, 16]
+
+
+@pytest.mark.parametrize("free", ["a,b,c,d,e", "a,b,c,d,e,f"])
+def test_many_free_lengths(free: str) -> None:
+    text = f"graph (float[N,{free}] x) => (float[N,{free[:-1]}8] y) <float[8,8] w> {{ y = MatMul (x, w) }}"
+    result = deftonnx.optimize(model(text), measure=False)
+    assert any("was not run" in warning for warning in result.report.warnings)
+
+
+def test_how_much_is_found_may_depend_on_rounding() -> None:
+    """Then outputs of the same model in other types have other shapes, which is no reason to refuse it."""
+    text = """graph (float[N,S,256] x) => (float[found] y) <float[256,256] w1, float[256,256] w2, float zero> {
+        a = MatMul (x, w1) r = Relu (a) b = MatMul (r, w2) g = Greater (b, zero) i = NonZero (g)
+        rows = Transpose (i) z = GatherND (b, rows) y = Identity (z) }"""
+    result = deftonnx.optimize(model(text, zero=np.array(0.0)), preset="dense16", measure=False)
+    assert result.report.accuracy is None
+    assert any("was not scored" in warning for warning in result.report.warnings)
 
 
 @pytest.mark.parametrize("amplified", [300, 1])

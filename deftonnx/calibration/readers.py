@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -109,7 +110,12 @@ def has_free_lengths(inputs: list[gs.Variable]) -> bool:
 
 def values_in_sample(tensor: gs.Variable, length: int) -> int:
     """How many numbers a sample of an input has whose free dimensions are that long."""
-    return int(np.prod([length if _is_free(size) else size for size in (tensor.shape or [])[1:]], dtype=np.int64))
+    return math.prod(length if _is_free(size) else int(size) for size in (tensor.shape or [])[1:])
+
+
+def places_in_sample(tensor: gs.Variable, length: int) -> int:
+    """How many places, tokens or pixels, a sample of an input has whose free dimensions are that long."""
+    return math.prod(length for size in (tensor.shape or [])[1:] if _is_free(size))
 
 
 def is_of_integers(tensor: gs.Variable) -> bool:

@@ -104,7 +104,7 @@ def _rewrite_simplified(graph: gs.Graph, norm: RootMeanSquare, gemm: gs.Node | N
         x = norm.x
         if _has_heads(x):
             heads, size = x.shape[2:]
-            x = _reshaped(graph, x, [0, -1, size], gs.Variable(unused_name(f"{x.name}/rows"), x.dtype))
+            x = _reshaped(graph, x, [0, -1, size], gs.Variable(unused_name(f"{y.name}/rows_of_x"), x.dtype))
             y = gs.Variable(unused_name(f"{y.name}/rows"), y.dtype, x.shape)
             _reshaped(graph, y, [0, -1, heads, size], norm.y)
         first, second, epsilon = x, x, 4 * norm.epsilon

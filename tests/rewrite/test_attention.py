@@ -229,6 +229,30 @@ def test_cross_attention():
     assert distance(result, proto, feed) <= 1e-5
 
 
+CROSS = """g (float[N,S,24] x, float[N,T,24] c) => (float[N,S,24] y) <float[24,64] wq, float[24,16] wk, float[24,16] wv,
+    float[64,24] wo, float half, int64[4] sh, int64[3] out> { q0 = MatMul (x, wq) k0 = MatMul (c, wk) v0 = MatMul (c, wv)
+    q1 = Reshape (q0, sh) k1 = Reshape (k0, sh) v1 = Reshape (v0, sh) q = Transpose <perm=[0,2,1,3]> (q1)
+    k = Transpose <perm=[0,2,3,1]> (k1) v = Transpose <perm=[0,2,1,3]> (v1) d = MatMul (q, k) e = Mul (d, half)
+    p = Softmax <axis=-1> (e) z = MatMul (p, v) z1 = Transpose <perm=[0,2,1,3]> (z) z2 = Reshape (z1, out)
+    y = MatMul (z2, wo) }"""
+
+
+@pytest.mark.parametrize("given", [None, (4, 7, 7)])
+def test_lengths_that_happen_to_be_equal(given):
+    """In the data, or made up: an attention across two sequences is none within one."""
+    rng = np.random.default_rng(0)
+
+    def feed(batch, length, other):
+        return {n: rng.standard_normal((batch, s, 24)).astype(np.float32) for n, s in (("x", length), ("c", other))}
+
+    proto = model(CROSS, half=np.array(0.25), sh=np.array([0, 0, -1, 16]), out=np.array([0, 0, -1]))
+    data = None if given is None else feed(*given)
+    result = deftonnx.optimize(proto, calib_data=data, preset="dense16", measure=False)
+    for sizes in ((2, 6, 6), (2, 6, 9)):
+        x = feed(*sizes)
+        np.testing.assert_allclose(outputs(result.model, x)[0], outputs(proto, x)[0], atol=2e-2)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_numbers_made_of_the_batch_are_not_those_of_one_sample(batch):
     proto = model(
@@ -305,3 +329,22 @@ def test_windows_with_masks_of_their_own(shape, apart, reasons, biased):
     hidden = np.where(RNG.random(shape) < 0.4, -100, 0).astype(np.float32)
     proto = windows(*changes, masks=hidden, apart=np.array(apart), again=np.array([-1, 3, 9, 9]))
     assert check_windows(proto) == (int(not reasons), reasons)
+
+
+def test_a_bias_for_every_window_of_every_image():
+    """A batch that is fixed lets an exporter fold it so."""
+    masks = np.full((1, 4, 1, 9, 9), -1, np.float32)
+    apart, again = np.array([-1, 4, 3, 9, 9]), np.array([-1, 3, 9, 9])
+    proto = windows(
+        ("float c,", "float c, float[1,4,1,9,9] masks, int64[5] apart, int64[4] again,"),
+        ("p = Softmax <axis=-1> (s)", MASKED),
+        ("float[1,3,9,9] bias", "float[8,3,9,9] bias"),
+        ("float[N,6,6,12] x", "float[2,6,6,12] x"),
+        ("float[N,6,6,12] y", "float[2,6,6,12] y"),
+        masks=masks,
+        apart=apart,
+        again=again,
+    )
+    x = {"x": np.random.default_rng(0).standard_normal((2, 6, 6, 12)).astype(np.float32)}
+    result = deftonnx.optimize(proto, calib_data=x, preset="dense16", measure=False)
+    np.testing.assert_allclose(outputs(result.model, x)[0], outputs(proto, x)[0], atol=2e-2)

@@ -324,3 +324,64 @@ def test_norms_of_queries_and_keys():
     found = ops(check_fused(proto, [feed_of(), feed_of(2, 5)]))
     assert found.count("SkipSimplifiedLayerNormalization") == 2
     assert {"Sqrt", "ReduceMean"}.isdisjoint(found)
+
+
+def test_heads_of_two_sizes_that_turn_alike():
+    """By the same cosines and sines: a table is as wide as a head."""
+
+    def turned(a, y):
+        return f"""{y}t = Slice ({a}, i0, i8, last, i1) {y}o = Slice ({a}, i8, end, last, i1) {y}a = Slice ({y}t, i0, i4, last, i1)
+            {y}b = Slice ({y}t, i4, i8, last, i1) {y}n = Neg ({y}b) {y}r = Concat <axis=-1> ({y}n, {y}a)
+            {y}c = Mul ({y}t, cosines) {y}s = Mul ({y}r, sines) {y}d = Add ({y}c, {y}s) {y} = Concat <axis=-1> ({y}d, {y}o)"""
+
+    def layer(x, i):
+        made = [f"{part}0{i} = MatMul ({x}, w{part}{i}) {part}1{i} = Reshape ({part}0{i}, sh{i})" for part in "qkv"]
+        made += [f"{part}2{i} = Transpose <perm=[0,2,1,3]> ({part}1{i})" for part in "qkv"]
+        return f"""{" ".join(made)} {turned(f"q2{i}", f"q{i}")} {turned(f"k2{i}", f"k{i}")}
+            kt{i} = Transpose <perm=[0,1,3,2]> (k{i}) d{i} = MatMul (q{i}, kt{i}) e{i} = Mul (d{i}, half)
+            p{i} = Softmax <axis=-1> (e{i}) z{i} = MatMul (p{i}, v2{i}) zt{i} = Transpose <perm=[0,2,1,3]> (z{i})
+            zz{i} = Reshape (zt{i}, out) y{i} = MatMul (zz{i}, wo{i})"""
+
+    weights = ", ".join(f"float[24,64] w{part}{i}" for i in "AB" for part in "qkv")
+    proto = model(
+        f"""g (float[N,S,24] x, float[N,S,8] c, float[N,S,8] s) => (float[N,S,24] y) <{weights}, float[64,24] woA,
+        float[64,24] woB, float half, int64[4] shA, int64[4] shB, int64[3] out, int64[1] i0, int64[1] i4, int64[1] i8,
+        int64[1] end, int64[1] last, int64[1] i1> {{ cosines = Unsqueeze (c, i1) sines = Unsqueeze (s, i1)
+        {layer("x", "A")} {layer("yA", "B")} y = Identity (yB) }}""",
+        half=np.array(0.25),
+        out=np.array([0, 0, -1]),
+        end=np.array([1000]),
+        last=np.array([3]),
+        **{f"sh{i}": np.array([0, 0, -1, size]) for i, size in (("A", 16), ("B", 32))},
+        **{f"i{i}": np.array([i]) for i in (0, 1, 4, 8)},
+    )
+
+    def feed(batch, length):
+        angles = np.tile(RNG.uniform(0, 6, (batch, length, 4)), 2).astype(np.float32)
+        x = RNG.standard_normal((batch, length, 24)).astype(np.float32)
+        return {"x": x, "c": np.cos(angles), "s": np.sin(angles)}
+
+    result = deftonnx.optimize(proto, calib_data=feed(4, 7), preset="dense16", measure=False)
+    assert len(attentions(result.model)) == 2
+    assert distance(result.model, proto, feed(2, 5)) <= TOLERANCE
+
+
+def test_two_norms_of_one_tensor():
+    """As of queries and keys, with weights of their own."""
+
+    def norm(y):
+        return f"""{y}p = Mul (a, a) {y}m = ReduceMean <axes=[-1]> ({y}p) {y}e = Add ({y}m, small) {y}w = Sqrt ({y}e)
+            {y}q = Div (a, {y}w) {y} = Mul ({y}q, g{y})"""
+
+    proto = model(
+        f"""g (float[N,S,24] x) => (float[N,S,4,16] y) <float[24,64] w, float[16] gk, float[16] gv, float small,
+        int64[4] sh, float[16,16] u1, float[16,16] u2> {{ b = MatMul (x, w) a = Reshape (b, sh) {norm("k")} {norm("v")}
+        k2 = MatMul (k, u1) v2 = MatMul (v, u2) y = Add (k2, v2) }}""",
+        small=np.array(1e-6),
+        sh=np.array([0, 0, 4, 16]),
+    )
+    data = {"x": RNG.standard_normal((4, 7, 24)).astype(np.float32)}
+    result = deftonnx.optimize(proto, calib_data=data, preset="dense16", measure=False)
+    assert ops(result.model).count("SkipSimplifiedLayerNormalization") == 2
+    other = {"x": RNG.standard_normal((2, 5, 24)).astype(np.float32)}
+    assert distance(result.model, proto, other) <= TOLERANCE

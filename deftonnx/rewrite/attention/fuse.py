@@ -200,9 +200,9 @@ def _fuse_shared(
     if bias is not None or turned is not None:
         inputs.append(gs.Variable.empty() if bias is None else bias)
     if turned is not None:
-        angles = turned.angles()
+        angles = (*turned.angles(), D)
         if angles not in known.tables:
-            known.tables[angles] = rotary.table(graph, turned, features, D)
+            known.tables[angles] = rotary.table(graph, turned, features, D, f"{softmax.name}/rotary")
         inputs.append(known.tables[angles])
     result = gs.Variable(unused_name(f"{softmax.name}/attention"), np.float32, _shape(inputs[0], H * D))
     scale = found.scale * query.scale * key.scale

@@ -102,9 +102,9 @@ def order(turned: int, size: int) -> list[int]:
     return [*range(turned // 2), *range(turned, still), *range(turned // 2, turned), *range(still, size)]
 
 
-def table(graph: gs.Graph, rotary: Rotary, turned: int, size: int) -> gs.Variable:
+def table(graph: gs.Graph, rotary: Rotary, turned: int, size: int, stem: str) -> gs.Variable:
     """Cosines and sines as DeftAttention takes them: (length or batch * length, head size), features in `order`."""
-    name = unused_name(f"{rotary.cosines.name}/rotary")
+    name = unused_name(stem)
     bounds = [np.array([0]), np.array([turned // 2]), np.array([-1])]
     parts: list[gs.Variable] = []
     for turns, still in ((rotary.cosines, 1.0), (rotary.sines, 0.0)):

@@ -38,7 +38,7 @@ def of_windows(
         whole = whole and shapes.get(before.name) == shapes.get(behind.name) == (samples, *shape[2:])
         if bias is None or not whole or shape[1] != windows or shape[2] != heads:
             return "the masks of its windows are not the same for all images"
-        if np.broadcast_shapes(mask.shape, bias.shape, (1, *shape[1:])) != (1, *shape[1:]):
+        if not all(_spreads(part, (1, *shape[1:])) for part in (mask.shape, bias.shape)):
             return "the masks of its windows do not have the shape of its scores"
     total = np.broadcast_to(mask + bias, (1, windows, heads, *mask.shape[3:])).astype(np.float32)
     key = "windows", total.shape, total.tobytes()
@@ -64,3 +64,9 @@ def _repeated(graph: gs.Graph, masks: np.ndarray[Any, Any], source: gs.Tensor, n
         gs.Node("Reshape", name, {}, [every, joined], [result]),
     ]
     return result
+
+
+def _spreads(sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether an array of those sizes can be added to one of that shape, which stays as it is."""
+    pairs = zip(reversed(sizes), reversed(shape), strict=False)
+    return len(sizes) <= len(shape) and all(size in (1, most) for size, most in pairs)
