@@ -34,7 +34,6 @@ enum Slot : int {
   kInfoInputCount = 230,
   kInfoInputType = 234,
   kHasSessionConfigEntry = 237,
-  kGetSessionConfigEntry = 238,
   kInfoNodeName = 244,
   kInfoLogger = 245,
   kLogMessage = 247,
@@ -82,15 +81,6 @@ bool Ort::HasConfigEntry(const OrtSessionOptions* options, const char* key) cons
   int found = 0;
   Check(Call(kHasSessionConfigEntry, options, key, &found));
   return found != 0;
-}
-
-std::string Ort::ConfigEntry(const OrtSessionOptions* options, const char* key) const {
-  size_t size = 0;
-  Check(Call(kGetSessionConfigEntry, options, key, static_cast<char*>(nullptr), &size));
-  std::string value(size, '\0');
-  Check(Call(kGetSessionConfigEntry, options, key, value.data(), &size));
-  value.resize(size > 0 ? size - 1 : 0);  // without the final zero
-  return value;
 }
 
 void Ort::AddConfigEntry(OrtSessionOptions* options, const char* key, const char* value) const {

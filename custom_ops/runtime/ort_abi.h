@@ -104,7 +104,6 @@ class Ort {
                           OrtCustomOpDomain** domain) const;
   OrtStatus* AddDomain(OrtSessionOptions* options, OrtCustomOpDomain* domain) const;
   bool HasConfigEntry(const OrtSessionOptions* options, const char* key) const;
-  std::string ConfigEntry(const OrtSessionOptions* options, const char* key) const;  // that there is
   void AddConfigEntry(OrtSessionOptions* options, const char* key, const char* value) const;
 
   // A warning in the session's log.
