@@ -1,5 +1,7 @@
 """GPU tests run where ONNX Runtime's CUDA provider does; elsewhere they are skipped and say why."""
 
+import sys
+
 import onnxruntime
 import pytest
 
@@ -24,6 +26,12 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.gpu)
         if obstacle:
             item.add_marker(pytest.mark.skip(reason=obstacle))
+
+
+def pytest_runtest_logreport(report):
+    """Of a run that is cut off, too, it is known what had failed by then."""
+    if report.failed and "tests/gpu/" in report.nodeid:
+        print(f"\n{report.nodeid} failed: {report.longreprtext[-2000:]}", file=sys.stderr, flush=True)
 
 
 @pytest.fixture

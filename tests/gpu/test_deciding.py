@@ -33,7 +33,7 @@ def test_every_form_is_timed(work: Product | Convolution, kept: Form) -> None:
     assert set(times) == {STOCK_HALF, PACKED_HALF, kept}
     for of_batches in times.values():
         assert len(of_batches) == 2
-        assert all(1e-7 < seconds < 1e-2 for seconds in of_batches)
+        assert all(1e-7 < seconds < 0.1 for seconds in of_batches)  # others may use the GPU
 
 
 def test_a_spent_budget_is_told() -> None:

@@ -74,7 +74,7 @@ def test_bench(case):
         assert first.library
         assert 0 < first.p50 <= first.p95
         assert first.speedup == 1
-        assert 0.5 < second.speedup < 2
+        assert second.speedup == pytest.approx(first.p50 / second.p50)
     with pytest.raises(deftonnx.DeftError, match="CUDA graph"):
         bench([case[0] / "odd.onnx"], Settings("cuda", cuda_graph=True), lambda text: None)
 
@@ -91,7 +91,7 @@ def test_tune_measures_every_kernel(case, layers):
     for shape in shapes:
         served = kernels_for(layers.node(), TensorProto.FLOAT16, TensorProto.FLOAT16, [shape.M], device, library)
         assert set(shape.measured) == {k.kernel for k in served}
-        assert all(500 < time < 1e6 for time in shape.measured.values())  # nanoseconds
+        assert all(500 < time < 1e8 for time in shape.measured.values())  # nanoseconds; others may use the GPU
     assert [shape.M for shape in shapes] == [1, 200]
 
 
