@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def _us(row: Row, name: str) -> float | None:
     return times[0] if times else None
 
 
-def _least(row: Row, starts: str) -> float | None:
+def _least(row: Row, *starts: str) -> float | None:
     found = [times[0] for name, times in row["us"].items() if name.startswith(starts)]
     return min(found) if found else None
 
@@ -185,25 +186,30 @@ def _micro(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def gemm_shapes() -> str:
-    """Linear layers with a fused epilogue."""
-    content = load("gemm_shapes")
+def linear_layers(name: str, part: str, activation: str) -> str:
+    """Linear layers with a fused epilogue; 8-bit weights where the part measures them."""
+    content = load(name)
     if content is None:
         return NOTHING
-    head = ["M×K×N", "16-bit", "8-bit", "cuBLASLt fused", "ORT float16", "16-bit to cuBLASLt", "8-bit to 16-bit"]
+    has_codes = any(_least(row, "deft deft8") for row in content[part])
+    head = ["M×K×N", "16-bit", "cuBLASLt fused", "ORT float16", "16-bit to cuBLASLt"]
     lines, gains = [], []
-    for row in content["shapes"]:
-        half, eight, base = _us(row, "deft half"), _least(row, "deft deft8"), _least(row, "cublaslt fused")
+    for row in content[part]:
+        half, base = _least(row, "deft half", "deft deft16"), _least(row, "cublaslt fused")
         gain = _over(base, half)
         gains += [gain] if gain else []
-        line = [_shape(row), *(_micro(t) for t in (half, eight, base, _us(row, "ort float16")))]
-        lines.append([*line, _times(gain), _times(_over(half, eight))])
+        line = [_shape(row), *(_micro(t) for t in (half, base, _us(row, "ort float16"))), _times(gain)]
+        if has_codes:
+            eight = _least(row, "deft deft8")
+            line += [_micro(eight), _times(_over(_us(row, "deft half"), eight))]
+        lines.append(line)
     note = (
-        "Microseconds a layer, median, with bias and ReLU, weights not in the L2 cache where that is affordable; the"
-        f" best of float16 and bfloat16 for cuBLASLt. 16-bit to cuBLASLt: {summary(gains)}. "
-        + source("gemm_shapes", content, content["shapes"])
+        f"Microseconds a layer, median, with bias and {activation}, weights not in the L2 cache where that is"
+        " affordable; the best of float16 and bfloat16 for 16-bit and for cuBLASLt"
+        + ("; 8-bit weights have float16 X, as what they are compared with" if has_codes else "")
+        + f". 16-bit to cuBLASLt: {summary(gains)}. {source(name, content, content[part])}"
     )
-    return "\n".join([table(head, lines), "", note])
+    return "\n".join([table([*head, *(["8-bit", "8-bit to 16-bit"] if has_codes else [])], lines), "", note])
 
 
 def gemm_streaming() -> str:
@@ -387,7 +393,8 @@ def gpu_tests() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "models": models,
     "footprints": footprints,
-    "gemm_shapes": gemm_shapes,
+    "gemm_shapes": partial(linear_layers, "gemm_shapes", "shapes", "ReLU"),
+    "gemm_gelu": partial(linear_layers, "gemm_gelu", "gelu", "GELU"),
     "gemm_streaming": gemm_streaming,
     "gemm_codes": gemm_codes,
     "gemm_fp8": gemm_fp8,
