@@ -52,7 +52,7 @@ from deftonnx.settings import AUTOMATIC, FP32, Settings
 TOLERANCE = {np.dtype(np.float16): 2e-2}
 IO_TOLERANCE = {"keep": 0.0, "float16": 2e-2, "bfloat16": 1e-1}
 FP8_TOLERANCE = 1e-1
-"""Between 16-bit layers: an activation that lies between two codes of 8 bits goes the other way for a rounding step."""
+"""An activation that lies between two codes of 8 bits goes the other way for a rounding step, in float32 too."""
 DEFAULT_TOLERANCE = 1e-3
 SIXTEEN_BITS = ("half", "deft16", "deft16q")
 """Formats of weights that round as activations in 16 bits do."""
@@ -381,7 +381,7 @@ def _narrow(graph: gs.Graph, origin: onnx.ModelProto, asked: str, batches: list[
 def rounding(settings: Settings, formats: Sequence[FormatChoice] = ()) -> float:
     """What the narrow types that were asked for may cost an output, ‖Δ‖/‖y‖, where layers are packed as `formats`."""
     narrow = 0.0 if settings.precision == "keep" else precision.TOLERANCE
-    codes = FP8_TOLERANCE if narrow and any(choice.format == FP8 for choice in formats) else 0.0
+    codes = FP8_TOLERANCE if any(choice.format == FP8 for choice in formats) else 0.0
     return max(IO_TOLERANCE[settings.io_types], narrow, codes)
 
 

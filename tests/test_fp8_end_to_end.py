@@ -14,9 +14,15 @@ from small_networks import convolutional, images, samples, transformer
 from test_formats_end_to_end import optimised, packed_nodes, weight_of
 
 import deftonnx
+from deftonnx import DeftError
+from deftonnx.assemble import rounding, verify
+from deftonnx.format_selection import FormatChoice
 from deftonnx.formats.conv_function import is_conv
 from deftonnx.formats.fp8 import round_rows
+from deftonnx.layers import LinearLayer, find_layers
 from deftonnx.plan import Plan
+from deftonnx.rewrite.normalise import import_model
+from deftonnx.settings import Settings
 
 
 def formats(result: deftonnx.Result) -> dict[str, str]:
@@ -80,6 +86,25 @@ def test_regions_in_16_bits_and_convolutions() -> None:
     assert found == {"half"}
     assert set(formats(result).values()) == {"fp8"}
     assert_same(run(result.model, {"x": images()}), run(convolutional(), {"x": images()}), 0.2)
+
+
+def test_rounding_steps_of_32_bits_may_move_a_code_of_8_bits() -> None:
+    """A session that sums in another order need not give the same codes: the check of the result allows for one."""
+    proto = model(
+        "graph (float[N,48] x) => (float[N,20] y) <float[48,20] w> { [fc] y = MatMul (x, w) }", w=np.ones((48, 20))
+    )
+    result = optimised(proto, "fp8", calib_data=np.ones((2, 48), np.float32), density=1.0)
+    between = np.zeros((1001, 48), np.float32)
+    between[:, 0], between[:, 1] = 40, np.linspace(16, 20, 1001)
+    (y,) = run(result.model, {"x": between})
+    step = int(np.abs(np.diff(y[:, 0])).argmax())
+    expected, probe = {"y": y[step : step + 1]}, [{"x": between[step + 1 : step + 2]}]
+    settings = Settings(format="fp8").resolve(True)
+    with pytest.raises(DeftError, match="differs from its plan"):
+        verify(expected, result.parts, probe)
+    (layer,) = find_layers(import_model(proto))
+    assert isinstance(layer, LinearLayer)
+    verify(expected, result.parts, probe, rounding(settings, [FormatChoice(layer, "fp8", 0)]))
 
 
 def test_rounding_steps_of_16_bits_may_move_a_code_of_8_bits() -> None:
