@@ -196,6 +196,14 @@ def string_attribute(node: onnx.NodeProto, name: str) -> str:
     raise FormatError(f"node {node.name!r} ({node.op_type}) lacks the attribute {name!r}")
 
 
+def stated_integer(node: onnx.NodeProto, name: str) -> int:
+    """The attribute `name` of `node`. Raises FormatError if it is missing."""
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return int(attribute.i)
+    raise FormatError(f"node {node.name!r} ({node.op_type}) lacks the attribute {name!r}")
+
+
 def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """The nodes of `graph` and of its subgraphs."""
     for node in graph.node:

@@ -19,6 +19,7 @@ from deftonnx.calibration import readers
 from deftonnx.errors import UsageError
 from deftonnx.formats.gemm_function import is_gemm
 from deftonnx.formats.mlp_function import attributes_of, gemms_of, is_mlp, layer_inputs
+from deftonnx.formats.operator_function import stated_integer
 from deftonnx.model import Model, byte_size, is_apart
 from deftonnx.report.report import Report, Size
 
@@ -49,10 +50,10 @@ def size(model: Model) -> Size:
 
 
 def _layers(node: onnx.NodeProto) -> list[tuple[int, int, str]]:
-    """K, N and the bias of each layer that a node with packed weights is."""
+    """K, N and the bias of each layer that a node with packed weights is. Raises FormatError if one is missing."""
     if is_gemm(node.domain, node.op_type):
-        sizes = {a.name: a.i for a in node.attribute}
-        return [(sizes["K"], sizes["N"], node.input[3])]
+        bias = next(iter(node.input[3:]), "")
+        return [(stated_integer(node, "K"), stated_integer(node, "N"), bias)]
     layers = gemms_of(attributes_of(node))
     return [(x["K"], x["N"], inputs[2]) for x, inputs in zip(layers, layer_inputs(node.input), strict=True)]
 

@@ -115,6 +115,18 @@ def test_a_cycle(run: Run, folder: Path, command: str) -> None:
     refuse(run, folder, (command, "cycle.onnx"), 5, "'cycle.onnx'")
 
 
+@pytest.mark.parametrize("command", ["optimize", "inspect"])
+def test_a_function_of_the_users_own_under_a_name_of_ours(run: Run, folder: Path, command: str) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17, "ai.deftonnx": 1]>
+    g (float[N, 4] x) => (float[N, 4] y) <float[4, 4] w = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}> {
+        [twice] h = ai.deftonnx.DeftGemm (x, w)
+        y = MatMul (h, w)
+    }
+    <domain: "ai.deftonnx", opset_import: ["": 17]> DeftGemm (a, b) => (c) { c = MatMul (a, b) }"""
+    onnx.save(parser.parse_model(text), folder / "own.onnx")
+    refuse(run, folder, (command, "own.onnx"), 2, "'twice' (DeftGemm) lacks the attribute")
+
+
 def test_model_is_a_folder(run: Run, folder: Path) -> None:
     refuse(run, folder, ("optimize", "."), 2, "'.' is not a file")
 
