@@ -23,17 +23,19 @@ void CheckFloats(const Ort& ort, const OrtKernelInfo* info, const GemmSpec& laye
   }
 }
 
-void SetTypes(const AttributeReader& reader, MlpSpec& spec) {
+// Returns whether the node was widened to float32: see CheckOutputType.
+bool SetTypes(const AttributeReader& reader, MlpSpec& spec) {
   spec.type = static_cast<ElementType>(reader.Integer("element_type"));
   if (spec.type != ElementType::kFloat16 && spec.type != ElementType::kBfloat16) {
     Refuse(spec, "element_type is neither float16 nor bfloat16");
   }
-  reader.CheckOutputType(spec.x_type, spec.y_type, "Y, which is that of input zero");
+  const bool widened = reader.CheckOutputType(spec.x_type, spec.y_type, "Y, which is that of input zero");
   for (ElementType end : {spec.x_type, spec.y_type}) {
     if (end != spec.type && end != ElementType::kFloat) {
       Refuse(spec, "X and Y are of element_type or float32");
     }
   }
+  return widened;
 }
 
 }  // namespace
@@ -65,8 +67,8 @@ MlpSpec ReadMlpSpec(const Ort& ort, const OrtKernelInfo* info, ElementType x, El
   CheckCount(spec, "activations", activations.size(), count);
   CheckCount(spec, "alphas", alphas.size(), count);
   CheckCount(spec, "betas", betas.size(), count);
-  SetTypes(reader, spec);
-  CheckConstant(ort, info, spec, kMlpInputZero, "zero", {});
+  const bool widened = SetTypes(reader, spec);
+  if (!widened) CheckConstant(ort, info, spec, kMlpInputZero, "zero", {});  // only its type is of use
   const std::string compute = reader.Text("compute");
   if (compute != "auto") spec.kernel = compute;
   for (size_t i = 0; i < count; ++i) {

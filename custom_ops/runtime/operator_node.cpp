@@ -65,10 +65,11 @@ std::string AttributeReader::Text(const char* name) const {
   return Attribute(name, [&](const char* n) { return ort_.AttributeString(info_, n); });
 }
 
-void AttributeReader::CheckOutputType(ElementType x, ElementType y, const char* reason) const {
+bool AttributeReader::CheckOutputType(ElementType x, ElementType y, const char* reason) const {
   const auto type = static_cast<ElementType>(Integer("output_type"));
   const bool widened = x == ElementType::kFloat && y == ElementType::kFloat && type == ElementType::kFloat16;
   if (type != y && !widened) Refuse(node_, std::string("output_type is not the type of ") + reason);
+  return widened;
 }
 
 int64_t AttributeReader::Size(const char* name) const {

@@ -37,8 +37,9 @@ class AttributeReader {
   std::vector<std::string> Words(const char* name) const;  // of a text, parted by spaces
   int64_t Size(const char* name) const;                    // an integer from 1 to nearly 2^31
   // Refuses a node whose attribute output_type is not `y`, which `reason` tells. Between nodes that it has no
-  // float16 kernels for, ONNX Runtime's CPU provider widens a node to float32, whatever its attributes say.
-  void CheckOutputType(ElementType x, ElementType y, const char* reason) const;
+  // float16 kernels for, ONNX Runtime's CPU provider widens a node to float32, whatever its attributes say:
+  // returns whether it has. What several such nodes read is then no initializer, but comes from a Cast.
+  bool CheckOutputType(ElementType x, ElementType y, const char* reason) const;
 
  private:
   template <class Read>

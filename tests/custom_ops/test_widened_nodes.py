@@ -71,7 +71,31 @@ def between(model):
 @pytest.mark.parametrize("name", CASES)
 def test_as_without_the_library(library, name):
     X, model = CASES[name]()
+    compare(library, X, between(model))
+
+
+def test_two_that_share_a_zero(library):
+    """ONNX Runtime makes one initializer of equal scalars, and with two readers it stays behind a Cast."""
+    X, model = mlp()
     model = between(model)
+    first = next(node for node in model.graph.node if node.op_type == "DeftMlp")
+    add = next(node for node in model.graph.node if node.output[0] == "Y_sum")
+    second = onnx.NodeProto()
+    second.CopyFrom(first)
+    second.name, second.output[0], second.input[1] = "second", "Y16_second", "second_zero"
+    for i, name in enumerate(second.input[2:], 2):
+        second.input[i] = f"second_{name}"
+    for tensor in list(model.graph.initializer):
+        copy = model.graph.initializer.add()
+        copy.CopyFrom(tensor)
+        copy.name = f"second_{tensor.name}"
+    model.graph.node.insert(list(model.graph.node).index(add), second)
+    add.input[1] = "Y16_second"
+    compare(library, X, model)
+
+
+def compare(library, X, model):
+    """The CPU provider gives the same with the library and without."""
     results = []
     for path in (None, library):
         options = onnxruntime.SessionOptions()
