@@ -95,6 +95,9 @@ class Assembled:
     """Layers behind one another that stay nodes of their own."""
     rounded: float = 0.0
     """‖Δ‖/‖y‖ that computing in 16 bits costs on the probe."""
+    codes: float = 0.0
+    """‖Δ‖/‖y‖ that activations in FP8 cost on the probe: where a session rounds them otherwise, it may as well differ
+    by this."""
 
 
 def before(layers: list[LinearLayer]) -> dict[str, Before]:
@@ -147,10 +150,12 @@ def assemble(
     pool_inside(graph)
     if formats and settings.format != FP8:
         fill_features(graph)
+    codes = 0.0
     if rounded := {choice.layer.name for choice in formats if choice.format == FP8}:
         verify(expected, finish(graph, origin, {}), probe, rounding(settings), narrowed=settings.io_types != "keep")
         round_activations(graph, rounded)
-        expected = evaluation.outputs(finish(graph, origin, {}), probe)
+        unrounded, expected = expected, evaluation.outputs(finish(graph, origin, {}), probe)
+        codes = precision.distance(unrounded, expected)
     _complete(rows, layers, choices, formats)
     for name, node in convolutions.items():
         if name in rows:
@@ -173,7 +178,8 @@ def assemble(
                 rows[name].joined = node.name
     changed = [row for row in rows.values() if row.changed]
     macs = sum(row.macs_after for row in rows.values())
-    return Assembled(expected, macs, changed, formats, unpacked, wide, narrowed.refusals, joined, apart, narrowed.cost)
+    cost = narrowed.cost
+    return Assembled(expected, macs, changed, formats, unpacked, wide, narrowed.refusals, joined, apart, cost, codes)
 
 
 def _join(graph: gs.Graph, settings: Settings, plan: Plan | None) -> tuple[list[Joined], list[Refusal]]:

@@ -184,7 +184,8 @@ def optimize(
     if feeds:
         timed = first_samples(feeds[0], graph.inputs, 1) if measure and settings.target != "cuda" else None
         new = evaluation.session(final, runs_often=timed is not None or len(scored[0]) > 1)
-        limit, narrowed = assemble.rounding(settings, done.formats), settings.io_types != "keep"
+        limit = max(assemble.rounding(settings, done.formats), done.codes)
+        narrowed = settings.io_types != "keep"
         assemble.verify(done.expected, new, probe, limit, narrowed=narrowed)
         reference = made if eval_data is None else None
         measure_into(report, lambda: _loaded(model), new, scored, reference, metric, timed)

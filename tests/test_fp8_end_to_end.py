@@ -14,13 +14,15 @@ from small_networks import convolutional, images, samples, transformer
 from test_formats_end_to_end import optimised, packed_nodes, weight_of
 
 import deftonnx
-from deftonnx import DeftError
-from deftonnx.assemble import rounding, verify
+from deftonnx import DeftError, assemble
+from deftonnx.assemble import FP8_TOLERANCE, rounding, verify
+from deftonnx.evaluation import Outputs, outputs
 from deftonnx.format_selection import FormatChoice
 from deftonnx.formats.conv_function import is_conv
 from deftonnx.formats.fp8 import round_rows
 from deftonnx.layers import LinearLayer, find_layers
 from deftonnx.plan import Plan
+from deftonnx.precision import distance
 from deftonnx.rewrite.normalise import import_model
 from deftonnx.settings import Settings
 
@@ -105,6 +107,31 @@ def test_rounding_steps_of_32_bits_may_move_a_code_of_8_bits() -> None:
     (layer,) = find_layers(import_model(proto))
     assert isinstance(layer, LinearLayer)
     verify(expected, result.parts, probe, rounding(settings, [FormatChoice(layer, "fp8", 0)]))
+
+
+def test_codes_that_a_deep_network_amplifies_are_no_fault_of_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activations that another session rounds otherwise may change an output by as much as rounding them does."""
+    layers = 24
+    nodes = "".join(f"m{i} = MatMul (h{i}, w{i}) h{i + 1} = Tanh (m{i}) " for i in range(layers))
+    weights = ", ".join(f"float[48,48] w{i}" for i in range(layers))
+    rng = np.random.default_rng(0)
+    values = {f"w{i}": rng.standard_normal((48, 48)) / 3 for i in range(layers)}
+    text = f"graph (float[N,48] h0) => (float[N,48] h{layers}) <{weights}> {{ {nodes} }}"
+    x = rng.standard_normal((4, 48), np.float32)
+    limits = []
+
+    def checked(expected: Outputs, final: Any, feeds: Any, limit: float = 0.0, *rest: Any, **options: Any) -> None:
+        limits.append(limit)
+        verify(expected, final, feeds, limit, *rest, **options)
+
+    monkeypatch.setattr(assemble, "verify", checked)
+    results = {
+        name: deftonnx.optimize(model(text, **values), format=name, calib_data=x, density=1.0, measure=False)
+        for name in ("deft8:4", "fp8")
+    }
+    by_rounding = distance(*(outputs(result.parts, [{"h0": x}]) for result in results.values()))
+    assert by_rounding > FP8_TOLERANCE
+    assert limits[-1] == pytest.approx(by_rounding, rel=0.1)
 
 
 def test_rounding_steps_of_16_bits_may_move_a_code_of_8_bits() -> None:
