@@ -37,6 +37,7 @@ from deftonnx.rewrite.narrow import OLDEST_OPSET
 from deftonnx.rewrite.newer_opset import standard_opset, with_newer_opset
 from deftonnx.rewrite.normalise import export_model, import_model, normalise, quiet
 from deftonnx.rewrite.one_pixel import products_of_pixels
+from deftonnx.rewrite.randomness import draws_random_numbers
 from deftonnx.rewrite.widen import widen
 from deftonnx.runtime.made_up_inputs import rows_picked
 from deftonnx.selection import excluded, idle_exclusions, record, record_joined, select
@@ -109,7 +110,8 @@ def optimize(
     data = _calibration_data(calib_data, graph, origin, settings)
     feeds, made = _feeds(data, graph.inputs, origin, settings, session)
     before = size(loaded)
-    probe = [first_samples(feed, graph.inputs, PROBE) for feed in feeds[:1]]
+    random = draws_random_numbers(graph)  # no two runs of it agree
+    probe = [] if random else [first_samples(feed, graph.inputs, PROBE) for feed in feeds[:1]]
     given = evaluation.outputs(session, probe) if made is None else made
     outdated = None
     if settings.may_pack and standard_opset(origin) < OLDEST_OPSET:
@@ -179,7 +181,7 @@ def optimize(
         left_apart=done.apart,
         warnings=([] if outdated is None else [f"nothing is packed: {outdated}"])
         + idle_exclusions(found, settings)
-        + _warnings(settings, calib_data, bool(feeds), done, plan is not None or judge is not None),
+        + _warnings(settings, calib_data, bool(feeds), random, done, plan is not None or judge is not None),
     )
     if feeds:
         timed = first_samples(feeds[0], graph.inputs, 1) if measure and settings.target != "cuda" else None
@@ -293,8 +295,11 @@ def _lengths(inputs: list[gs.Variable]) -> list[int | None]:
     return [*sorted(lengths, key=lambda n: any(readers.places_in_sample(t, n) > MOST_PLACES for t in inputs))]
 
 
-def _warnings(settings: Settings, source: Any, ran: bool, done: assemble.Assembled, decided: bool) -> list[str]:
-    """`decided`: a plan or a judge said in what units features go, if it was asked."""
+def _warnings(
+    settings: Settings, source: Any, ran: bool, random: bool, done: assemble.Assembled, decided: bool
+) -> list[str]:
+    """`random`: the model gives other outputs in each run. `decided`: a plan or a judge said in what units features
+    go, if it was asked."""
     warnings = []
     lossless = settings.density is None and settings.alpha is None
     if isinstance(source, str) and source == "random":
@@ -317,6 +322,8 @@ def _warnings(settings: Settings, source: Any, ran: bool, done: assemble.Assembl
         )
     for left in done.wide:
         warnings.append(f"{left.op} '{left.name}' stays float32: {left.reason} on the calibration data")
+    if random:
+        warnings.append("the model draws random numbers: the result was not compared with it")
     if not ran:
         warnings.append("the result was not run: there is no data, and the model runs on none that could be made up")
     return warnings

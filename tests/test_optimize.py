@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from models import model, run
+from models import model, operators, run
 from small_files import small_model
 from small_networks import with_a_branch
 
@@ -263,3 +264,25 @@ def test_branches_beside_local_functions() -> None:
     feed = {"x": np.ones((2, 16), np.float32), "b": np.array(True)}
     np.testing.assert_array_equal(run(again, feed)[0], run(once, feed)[0])
     assert any(layer.op == "DeftGemm" for layer in deftonnx.inspect(again))
+
+
+NOISY = """graph (float[N,32] x) => (float[N,8] y) <float ratio, bool training, float[32,64] a, float[64,64] c, float[64,8] e> {
+    h = MatMul (x, a) r = Relu (h) s = Sigmoid (h) n = SOURCE z = Add (r, n) k = MatMul (z, c) q = Relu (k) y = MatMul (q, e) }"""
+
+
+@pytest.mark.parametrize("options", [{}, {"preset": "dense16"}, {"preset": "fast", "calib_data": "random"}])
+@pytest.mark.parametrize("source", ["RandomNormalLike (r)", "Bernoulli (r)", "Dropout (r, ratio, training)"])
+def test_a_model_that_draws_random_numbers_is_not_compared(source: str, options: dict[str, Any]) -> None:
+    values = {"ratio": np.array(0.5), "training": np.array(True)}
+    proto = model(NOISY.replace("SOURCE", source.replace("(r)", "(s)")), **values)
+    result = deftonnx.optimize(proto, measure=False, **options)
+    assert source.split()[0] in operators(result.model)
+    assert any("draws random numbers" in warning for warning in result.report.warnings)
+
+
+def test_a_dropout_that_drops_nothing_is_compared() -> None:
+    values = {"ratio": np.array(0.5), "training": np.array(False)}
+    proto = model(NOISY.replace("SOURCE", "Dropout (r, ratio, training)"), **values)
+    result = deftonnx.optimize(proto, measure=False)
+    assert "Dropout" not in operators(result.model)
+    assert not any("draws random numbers" in warning for warning in result.report.warnings)

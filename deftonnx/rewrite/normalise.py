@@ -29,11 +29,13 @@ from deftonnx.rewrite.fold_sizes import fold_sizes
 from deftonnx.rewrite.fold_transpose import fold_transpose
 from deftonnx.rewrite.joined_rows import keep_rows_apart
 from deftonnx.rewrite.preserve import drop_unwritable, restore
+from deftonnx.rewrite.randomness import is_random, is_training
 from deftonnx.rewrite.reserved import Reserved
 from deftonnx.sessions import first_line
 
 FOLD_LIMIT = 1 << 20
 """Constants above this many bytes are not computed by folding (a broadcast could otherwise bloat the model)."""
+INTEGERS = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
 SMALL = 1024
 MOST_ROUNDS = 50
 """Of folding sizes and inferring shapes: each takes seconds for thousands of nodes, and few networks need ten."""
@@ -161,9 +163,7 @@ def normalise(graph: gs.Graph) -> bool:
     infer_shapes(graph)
     if products_of_einsums(graph):
         infer_shapes(graph)
-    with quiet():
-        graph.fold_constants(size_threshold=FOLD_LIMIT, error_ok=True, recurse_subgraphs=False)
-        graph.cleanup(remove_unused_graph_inputs=False)
+    _fold_constants(graph)
     _fold_sizes(graph)
     drop_idle(graph)
     name_constant_outputs(graph)
@@ -178,6 +178,27 @@ def normalise(graph: gs.Graph) -> bool:
     return before != [(n.op, n.name) for n in graph.nodes]
 
 
+def _fold_constants(graph: gs.Graph) -> None:
+    """Compute what depends on constants alone, and is the same each time."""
+    graph.nodes.extend(_second_readers(graph))
+    with quiet():
+        graph.fold_constants(
+            size_threshold=FOLD_LIMIT, error_ok=True, recurse_subgraphs=False, should_exclude_node=is_random
+        )
+        graph.cleanup(remove_unused_graph_inputs=False)
+
+
+def _second_readers(graph: gs.Graph) -> list[gs.Node]:
+    """Idle nodes, until the next clean-up, that read what Casts to integers do: onnx-graphsurgeon would take the Casts
+    from x·0.5 between integers, and make an integer of the 0.5, if nothing else read the product."""
+    casts = [node for node in graph.nodes if node.op == "Cast" and node.attrs["to"] in INTEGERS]
+    names = [unused_name(f"{node.name}/second_reader") for node in casts]
+    return [
+        gs.Node("Identity", name, inputs=[node.inputs[0]], outputs=[gs.Variable(name)])
+        for node, name in zip(casts, names, strict=True)
+    ]
+
+
 def _fold_sizes(graph: gs.Graph) -> None:
     """Make constants of what depends on known sizes alone: each tells the shapes of more tensors."""
     for _ in range(MOST_ROUNDS):
@@ -186,9 +207,7 @@ def _fold_sizes(graph: gs.Graph) -> None:
             with quiet():
                 graph.cleanup(remove_unused_graph_inputs=False)
         else:
-            with quiet():
-                graph.fold_constants(size_threshold=FOLD_LIMIT, error_ok=True, recurse_subgraphs=False)
-                graph.cleanup(remove_unused_graph_inputs=False)
+            _fold_constants(graph)
             if before == len(graph.nodes):
                 break
         infer_shapes(graph)
@@ -271,7 +290,7 @@ def drop_idle(graph: gs.Graph) -> None:
 def _is_idle(node: gs.Node) -> bool:
     """True for Identity, Dropout outside of training, a Pad by nothing, a Slice of everything, a Cast to the same."""
     if node.op == "Dropout":
-        return not (len(node.inputs) > 2 and node.inputs[2].name)
+        return not is_training(node)
     if node.op == "Pad":
         pads = integers(node, "pads", 1)
         return pads is not None and not any(pads)

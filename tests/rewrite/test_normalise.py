@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from models import NEWEST_OPSET, assert_same, feed_for, model, operators, prepare, reduce, run, shape_of
+from models import NEWEST_OPSET, assert_same, feed_for, model, operators, prepare, reduce, run, session, shape_of
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from deftonnx.layers import find_layers
@@ -535,3 +535,39 @@ def test_types_behind_the_sum_that_a_norm_writes() -> None:
     graph = import_model(model(text))
     infer_shapes(graph)
     assert (graph.tensors()["a"].dtype, graph.tensors()["a"].shape[1:]) == (np.float32, [4, 8])
+
+
+def test_casts_between_integers_keep_what_lies_between_in_floats() -> None:
+    """Half of a position is none of an integer's 0."""
+    text = """graph (int64[N] i) => (int64[N] j, float[N,4] y) <float half, float[8,4] e, float[4,4] w> {
+        f = Cast <to=1> (i) h = Mul (f, half) j = Cast <to=7> (h) x = Gather (e, j) s = Mul (x, half) y = MatMul (s, w) }"""
+    proto = model(text, half=np.array(0.5))
+    feed = {"i": np.arange(8)}
+    graph = import_model(proto)
+    normalise(graph)
+    assert_same(run(export_model(graph, proto).whole(), feed), run(proto, feed))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "RandomNormal <shape=[4,8]> ()",
+        "RandomUniform <shape=[4,8]> ()",
+        "RandomNormalLike (c)",
+        "RandomUniformLike (c)",
+        "Bernoulli (c)",
+        "Dropout (c, ratio, training)",
+        "If (training) <then_branch = a () => (float[4,8] r) { r = RandomNormalLike (c) },"
+        " else_branch = b () => (float[4,8] t) { t = Identity (c) }>",
+    ],
+)
+def test_random_numbers_stay_random(source: str) -> None:
+    text = f"""graph (float[4,8] x) => (float[4,3] y) <float[4,8] c, float[8,3] w, float ratio, bool training> {{
+        n = {source} z = Add (x, n) y = MatMul (z, w) }}"""
+    proto = model(text, c=np.full((4, 8), 0.5), ratio=np.array(0.5), training=np.array(True))
+    graph = import_model(proto)
+    normalise(graph)
+    ours = session(export_model(graph, proto).whole())
+    feed = {"x": np.zeros((4, 8), np.float32)}
+    (first,), (second,) = ours.run(None, feed), ours.run(None, feed)
+    assert (first != second).any()
