@@ -30,11 +30,16 @@ def session_options() -> ort.SessionOptions:
 def lasting(model: Model) -> ort.InferenceSession:
     """A session for many runs: it copies the weights, and orders them for its kernels."""
     options = session_options()
-    weights = {name: ort_value(array) for name, array in model.weights.items()}
+    graph = model.shell.graph
+    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    # it takes the values only of what the graph itself reads: those of others, which bodies may read, stay inside
+    inside = {name: array for name, array in model.weights.items() if name not in read}
+    shell = Model(model.shell, inside).whole() if inside else model.shell
+    weights = {name: ort_value(array) for name, array in model.weights.items() if name in read}
     options.add_external_initializers(list(weights), list(weights.values()))
     # without enable_fallback=0 it prints what it raises
-    content = loadable(model.shell).SerializeToString()
-    disabled = _disabled(model.shell)
+    content = loadable(shell).SerializeToString()
+    disabled = _disabled(shell)
     return ort.InferenceSession(content, options, providers=_PROVIDERS, disabled_optimizers=disabled, enable_fallback=0)
 
 
