@@ -29,13 +29,15 @@ from deftonnx.rewrite.fold_sizes import fold_sizes
 from deftonnx.rewrite.fold_transpose import fold_transpose
 from deftonnx.rewrite.joined_rows import keep_rows_apart
 from deftonnx.rewrite.preserve import drop_unwritable, restore
-from deftonnx.rewrite.randomness import is_random, is_training
+from deftonnx.rewrite.randomness import drawing, is_training
 from deftonnx.rewrite.reserved import Reserved
 from deftonnx.sessions import first_line
 
 FOLD_LIMIT = 1 << 20
 """Constants above this many bytes are not computed by folding (a broadcast could otherwise bloat the model)."""
 INTEGERS = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+TEXTS = ("value_string", "value_strings")
+"""Attributes of a Constant."""
 SMALL = 1024
 MOST_ROUNDS = 50
 """Of folding sizes and inferring shapes: each takes seconds for thousands of nodes, and few networks need ten."""
@@ -180,12 +182,23 @@ def normalise(graph: gs.Graph) -> bool:
 
 def _fold_constants(graph: gs.Graph) -> None:
     """Compute what depends on constants alone, and is the same each time."""
+    draws = drawing(graph)
+
+    def stays(node: gs.Node) -> bool:
+        return draws(node) or _makes_strings(node)
+
     graph.nodes.extend(_second_readers(graph))
     with quiet():
         graph.fold_constants(
-            size_threshold=FOLD_LIMIT, error_ok=True, recurse_subgraphs=False, should_exclude_node=is_random
+            size_threshold=FOLD_LIMIT, error_ok=True, recurse_subgraphs=False, should_exclude_node=stays
         )
         graph.cleanup(remove_unused_graph_inputs=False)
+
+
+def _makes_strings(node: gs.Node) -> bool:
+    """True where the results are text, of which onnx-graphsurgeon cannot write a constant."""
+    kinds = (t.dtype for t in node.outputs)
+    return not node.attrs.keys().isdisjoint(TEXTS) or any(kind is not None and kind == np.object_ for kind in kinds)
 
 
 def _second_readers(graph: gs.Graph) -> list[gs.Node]:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_graphsurgeon as gs
 
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
 
-def is_random(node: gs.Node) -> bool:
-    """True for a node that draws random numbers, also in a body."""
-    bodies = (value for value in node.attrs.values() if isinstance(value, gs.Graph))
-    return node.op in RANDOM or is_training(node) or any(is_random(inner) for body in bodies for inner in body.nodes)
+def drawing(graph: gs.Graph) -> Callable[[gs.Node], bool]:
+    """What says whether a node of `graph` draws random numbers, also in a body or a local function."""
+    functions: set[tuple[str | None, str]] = set()
+
+    def draws(node: gs.Node) -> bool:
+        bodies = (value for value in node.attrs.values() if isinstance(value, gs.Graph))
+        itself = node.op in RANDOM or is_training(node) or (node.domain, node.op) in functions
+        return itself or any(draws(inner) for body in bodies for inner in body.nodes)
+
+    for _ in graph.functions:  # one may call another
+        functions |= {(f.domain, f.name) for f in graph.functions if any(map(draws, f.nodes))}
+    return draws
 
 
 def is_training(node: gs.Node) -> bool:
@@ -24,5 +34,5 @@ def is_training(node: gs.Node) -> bool:
 
 
 def draws_random_numbers(graph: gs.Graph) -> bool:
-    """Whether `graph` or a local function of it does."""
-    return any(is_random(node) for part in (graph, *graph.functions) for node in part.nodes)
+    """Whether any node of `graph` does."""
+    return any(map(drawing(graph), graph.nodes))

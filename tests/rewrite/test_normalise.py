@@ -571,3 +571,20 @@ def test_random_numbers_stay_random(source: str) -> None:
     feed = {"x": np.zeros((4, 8), np.float32)}
     (first,), (second,) = ours.run(None, feed), ours.run(None, feed)
     assert (first != second).any()
+
+
+def test_random_numbers_of_a_local_function_stay_random() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17, "local": 1]> g (float[4,8] x) => (float[4,8] y) {
+        n = local.Outer () y = Add (x, n) }
+        <domain: "local", opset_import: ["": 17]> Noise () => (o) { o = RandomNormal <shape=[4,8]> () }
+        <domain: "local", opset_import: ["": 17, "local": 1]> Outer () => (o) { o = local.Noise () }"""
+    graph = import_model(onnx.parser.parse_model(text))
+    normalise(graph)
+    assert [node.op for node in graph.nodes] == ["Outer", "Add"]
+
+
+def test_text_is_no_constant() -> None:
+    text = """g (float[N,8] x) => (float[N,3] y, string label) <float[8,3] w> {
+        t = Constant <value_string = "cat"> () label = Identity (t) y = MatMul (x, w) }"""
+    proto = model(text)
+    assert run(normalised(proto), feed_for(proto))[1] == "cat"
