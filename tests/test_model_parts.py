@@ -157,33 +157,3 @@ def test_weights_that_nothing_reads_are_no_obstacle() -> None:
     parts = apart(whole)
     assert "idle" in parts.weights
     np.testing.assert_array_equal(lasting(parts).run(None, FEED)[0], want)
-
-
-def test_a_weight_of_the_graph_that_a_body_alone_reads() -> None:
-    nodes = [
-        helper.make_node(
-            "If",
-            ["c"],
-            ["y"],
-            **{
-                f"{name}_branch": helper.make_graph(
-                    [helper.make_node(op, ["x", "W"], ["r"])],
-                    name,
-                    [],
-                    [helper.make_tensor_value_info("r", TensorProto.FLOAT, list(SHAPE))],
-                )
-                for name, op in (("then", "MatMul"), ("else", "Add"))
-            },
-        )
-    ]
-    inputs = [
-        helper.make_tensor_value_info("x", TensorProto.FLOAT, list(SHAPE)),
-        helper.make_tensor_value_info("c", TensorProto.BOOL, []),
-    ]
-    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, list(SHAPE))
-    graph = helper.make_graph(nodes, "g", inputs, [output], [weight("W")])
-    parts = apart(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
-    assert "W" in parts.weights
-    x = RNG.standard_normal(SHAPE).astype(np.float32)
-    (y,) = lasting(parts).run(None, {"x": x, "c": np.array(True)})
-    np.testing.assert_allclose(y, x @ parts.weights["W"], rtol=1e-4, atol=1e-4)

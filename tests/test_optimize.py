@@ -286,3 +286,17 @@ def test_a_dropout_that_drops_nothing_is_compared() -> None:
     result = deftonnx.optimize(proto, measure=False)
     assert "Dropout" not in operators(result.model)
     assert not any("draws random numbers" in warning for warning in result.report.warnings)
+
+
+def test_layers_before_and_behind_a_body_that_reads_a_large_weight() -> None:
+    """The part of the model between them, which is run on its own, has the weight for the body alone."""
+    text = """graph (float[N,64] x, bool c) => (float[N,8] y) <float[64,64] a, float[64,64] w, float[64,64] d, float[64,8] e> {
+        h = MatMul (x, a) r = Relu (h)
+        k = If (c) <then_branch = t () => (float[N,64] u) { u = MatMul (r, w) },
+            else_branch = f () => (float[N,64] v) { v = Identity (r) }>
+        m = MatMul (k, d) q = Relu (m) y = MatMul (q, e) }"""
+    data = {"x": np.random.default_rng(0).standard_normal((32, 64), np.float32), "c": np.array(True)}
+    options: dict[str, Any] = {"granularity": "element", "keep_first": False, "keep_last": False, "measure": False}
+    result = deftonnx.optimize(model(text), calib_data=[data], density=0.5, **options)
+    assert "If" in operators(result.model)
+    assert any(layer.kept < layer.K for layer in result.report.layers)
