@@ -96,8 +96,8 @@ class Assembled:
     rounded: float = 0.0
     """‖Δ‖/‖y‖ that computing in 16 bits costs on the probe."""
     codes: float = 0.0
-    """‖Δ‖/‖y‖ that activations in FP8 cost on the probe: where a session rounds them otherwise, it may as well differ
-    by this."""
+    """‖Δ‖/‖y‖ that activations in FP8 cost on the probe. A session that rounds them otherwise is as far from what they
+    were, on the other side."""
 
 
 def before(layers: list[LinearLayer]) -> dict[str, Before]:

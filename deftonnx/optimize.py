@@ -186,7 +186,7 @@ def optimize(
     if feeds:
         timed = first_samples(feeds[0], graph.inputs, 1) if measure and settings.target != "cuda" else None
         new = evaluation.session(final, runs_often=timed is not None or len(scored[0]) > 1)
-        limit = max(assemble.rounding(settings, done.formats), done.codes)
+        limit = max(assemble.rounding(settings, done.formats), 2 * done.codes)
         narrowed = settings.io_types != "keep"
         assemble.verify(done.expected, new, probe, limit, narrowed=narrowed)
         reference = made if eval_data is None else None

@@ -110,7 +110,7 @@ def test_rounding_steps_of_32_bits_may_move_a_code_of_8_bits() -> None:
 
 
 def test_codes_that_a_deep_network_amplifies_are_no_fault_of_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Activations that another session rounds otherwise may change an output by as much as rounding them does."""
+    """Activations that another session rounds otherwise may change an output by twice what rounding them does."""
     layers = 24
     nodes = "".join(f"m{i} = MatMul (h{i}, w{i}) h{i + 1} = Tanh (m{i}) " for i in range(layers))
     weights = ", ".join(f"float[48,48] w{i}" for i in range(layers))
@@ -131,7 +131,7 @@ def test_codes_that_a_deep_network_amplifies_are_no_fault_of_the_result(monkeypa
     }
     by_rounding = distance(*(outputs(result.parts, [{"h0": x}]) for result in results.values()))
     assert by_rounding > FP8_TOLERANCE
-    assert limits[-1] == pytest.approx(by_rounding, rel=0.1)
+    assert limits[-1] == pytest.approx(2 * by_rounding, rel=0.1)
 
 
 def test_rounding_steps_of_16_bits_may_move_a_code_of_8_bits() -> None:
