@@ -1,6 +1,7 @@
 #include "conv_hopper.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "conv_groups.h"
 #include "gemm_arguments.h"
@@ -17,6 +18,9 @@ constexpr int kSector = 16;        // channels of 32 bytes, the least that devic
 constexpr int kLeastColumns = 64;  // of a tile
 constexpr int kMostTogether = 32;  // groups
 constexpr int kMostTaps = 31;      // that a list of vectors can tell apart; the next number is that of zeros
+constexpr int kMostLines = 4;      // of X that are looked for to fill a K step
+constexpr int kLineBytes = 128;
+constexpr int kCacheBytes = 24 << 10;  // that the stages of a tile leave, about
 constexpr int kPairRows = 1, kPairColumns = 2;
 constexpr int kGroup = 8;           // row tiles that are walked together
 constexpr double kBoxRow = 1.25;    // nanoseconds of the copy engine for a row of a box
@@ -54,9 +58,71 @@ struct Copy {
   int64_t feature;
 };
 
-// One group's copies, in the order of multiplication. Short kept ones of one line of X, 64 channels, follow
-// each other, tap after tap: neighbouring windows see the same pixels, which threads that copy find in the
-// first-level cache while the line is there.
+// Neighbouring copies of a list: those of one line of X, 64 channels, at one tap.
+struct LineCopies {
+  size_t first, count;
+};
+
+// Adds to `picked` the numbers of at most `most` lines, from `from` on, that have `wanted` copies together,
+// if there are such lines.
+bool PickLines(const std::vector<LineCopies>& lines, size_t from, size_t wanted, int most,
+               std::vector<size_t>& picked) {
+  if (wanted == 0) return true;
+  for (size_t i = from; most > 0 && i < lines.size(); ++i) {
+    if (lines[i].count > wanted) continue;
+    picked.push_back(i);
+    if (PickLines(lines, i + 1, wanted - lines[i].count, most - 1, picked)) return true;
+    picked.pop_back();
+  }
+  return false;
+}
+
+// Those of the lines that fill the rest of a K step, as few as can be; else the first line.
+std::vector<size_t> NextLines(const std::vector<LineCopies>& lines, size_t rest) {
+  for (int most = 1; most <= kMostLines; ++most) {
+    std::vector<size_t> picked;
+    if (PickLines(lines, 0, rest, most, picked)) return picked;
+  }
+  return {0};
+}
+
+// Whether the rows of X that a filter's rows see at once, of one line of channels, find no room in the
+// first-level cache.
+bool AreWide(const ConvSpec& spec, int64_t columns) {
+  return spec.rows.kernel * columns * kLineBytes > kCacheBytes;
+}
+
+// Short copies, `step` of them a K step, in the order in which threads read them with the least effort. The
+// taps of a line follow each other: neighbouring windows see the same pixels, which are found in the
+// first-level cache while the line is there. Among them, those come together that fill K steps with the
+// fewest lines, since every line that an instruction touches takes time. Where X's images are known to be
+// wide, that is for the taps of a row.
+std::vector<Copy> OrderedByLines(std::vector<Copy> copies, size_t step, bool wide) {
+  const auto place = [&](const Copy& copy) { return std::pair(copy.channel / kStep, wide ? copy.row : 0); };
+  std::stable_sort(copies.begin(), copies.end(),
+                   [&](const Copy& a, const Copy& b) { return place(a) < place(b); });
+  std::vector<Copy> ordered;
+  for (size_t next = 0; next < copies.size();) {
+    std::vector<LineCopies> lines;
+    for (const auto here = place(copies[next]); next < copies.size() && place(copies[next]) == here; ++next) {
+      const bool same_tap = !lines.empty() && copies[next].row == copies[next - 1].row &&
+                            copies[next].column == copies[next - 1].column;
+      if (!same_tap) lines.push_back({next, 0});
+      ++lines.back().count;
+    }
+    while (!lines.empty()) {
+      const std::vector<size_t> picked = NextLines(lines, step - ordered.size() % step);
+      for (size_t i : picked) {
+        const auto first = copies.begin() + lines[i].first;
+        ordered.insert(ordered.end(), first, first + lines[i].count);
+      }
+      for (auto i = picked.rbegin(); i != picked.rend(); ++i) lines.erase(lines.begin() + *i);
+    }
+  }
+  return ordered;
+}
+
+// One group's copies, in the order of multiplication.
 std::vector<Copy> Copies(const ConvNode& node, int64_t channels, int64_t g) {
   const ConvSpec& spec = node.spec;
   std::vector<Copy> copies;
@@ -67,9 +133,7 @@ std::vector<Copy> Copies(const ConvNode& node, int64_t channels, int64_t g) {
     }
   }
   if (channels == kStep || spec.block == 0) return copies;
-  std::stable_sort(copies.begin(), copies.end(),
-                   [](const Copy& a, const Copy& b) { return a.channel / kStep < b.channel / kStep; });
-  return copies;
+  return OrderedByLines(std::move(copies), kStep / channels, AreWide(spec, node.known_columns));
 }
 
 // The lists of both ways to bring X, and W in their order.

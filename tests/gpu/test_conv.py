@@ -394,6 +394,14 @@ def test_vectors_of_as_many_taps_as_a_list_tells_apart(options, layer, kernel, d
     run_case(options, 31, MOST_TAPS[layer], dtype, "deft16", **how)
 
 
+# a filter's rows of X fit into the first-level cache, or do not: another order of vectors
+@pytest.mark.parametrize("image", [(12, 9), (5, 100)], ids=str)
+@pytest.mark.parametrize("block", [8, 16, 32])
+def test_vectors_in_the_order_of_lines(options, image, block):
+    layer = (image, 192, 136, SAME)
+    run_case(options, 38, layer, np.float16, "half", compute="hopper_128x256_vectors", block=block, density=0.4)
+
+
 @pytest.mark.parametrize("window", [Window.of((4, 8), pads=(2, 4, 1, 3)), Window.of((1, 32), pads=(0, 16, 0, 15))])
 def test_vectors_of_more_taps(options, window):
     layer = ((9, 40), 64, 264, window)
