@@ -25,11 +25,21 @@ float RowFactor(const float* row, int64_t K) {
   return std::ldexp(1.0f, 15 - std::ilogb(most));
 }
 
-// Whether W's codes are the values of X's type, row after row without padding.
-bool IsWeight16(const ConvNode& node) {
+// Whether W's codes are the values of X's type.
+bool HasTypeOfX(const ConvNode& node) {
   const ConvSpec& spec = node.spec;
   const Format format = spec.x_type == ElementType::kFloat16 ? Format::kHalf : Format::kDeft16;
-  return node.packed != nullptr && spec.format == format && spec.padded_K == spec.K;
+  return node.packed != nullptr && spec.format == format;
+}
+
+// W's codes where they are the values of X's type: the rows without their padding.
+std::vector<uint16_t> RowsOf(const ConvNode& node) {
+  const ConvSpec& spec = node.spec;
+  std::vector<uint16_t> codes(spec.N * spec.padded_K);
+  node.driver.CopyToHost(codes.data(), node.packed, codes.size() * sizeof(codes[0]));
+  for (int64_t n = 1; n < spec.N; ++n) std::copy_n(&codes[n * spec.padded_K], spec.K, &codes[n * spec.K]);
+  codes.resize(spec.N * spec.K);
+  return codes;
 }
 
 bool IsScaled(const std::vector<float>& scale) {
@@ -53,9 +63,13 @@ const std::vector<float>& ConvNode::Weight() const {
 const HostWeight16& RoundedWeight16(const ConvNode& node) {
   if (!node.rounded.values.empty()) return node.rounded;
   const ConvSpec& spec = node.spec;
+  HostWeight16& rounded = node.rounded;
+  if (HasTypeOfX(node)) {
+    rounded = {RowsOf(node), node.scale};
+    return rounded;
+  }
   const bool half = spec.x_type == ElementType::kFloat16;
   const std::vector<float>& weight = node.Weight();
-  HostWeight16& rounded = node.rounded;
   rounded = {std::vector<uint16_t>(weight.size()), node.scale};
   for (int64_t n = 0; n < spec.N; ++n) {
     const float* row = &weight[n * spec.K];
@@ -70,7 +84,7 @@ const HostWeight16& RoundedWeight16(const ConvNode& node) {
 
 std::shared_ptr<const Weight16> SharedWeight16(const ConvNode& node) {
   if (node.weight16 != nullptr) return node.weight16;
-  if (IsWeight16(node)) {
+  if (HasTypeOfX(node) && node.spec.padded_K == node.spec.K) {
     node.weight16 = std::make_shared<const Weight16>(Weight16{DeviceBuffer::Borrowed(node.packed),
                                                               DeviceBuffer::Borrowed(node.packed_scale),
                                                               IsScaled(node.scale)});

@@ -127,6 +127,17 @@ size_t TileWords(const GemmSpec& layer) {
   return (1 + CeilDivide(layer.K, kStepInputs)) * kStepBytes / sizeof(uint16_t);
 }
 
+// Writes what four lanes have of an output feature's weights for a step, each four pairs that lie 8 inputs
+// apart.
+void WriteStep(uint16_t* to, const uint16_t* row) {
+  std::array<uint32_t, kStepInputs / 2> pairs, lanes;
+  std::memcpy(pairs.data(), row, sizeof pairs);
+  for (int lane = 0; lane < 4; ++lane) {
+    for (int pair = 0; pair < 4; ++pair) lanes[lane * 4 + pair] = pairs[pair * 4 + lane];
+  }
+  std::memcpy(to, lanes.data(), sizeof lanes);
+}
+
 // Writes a tile's scale and bias, and its weights: the order of kernels/mlp.cu. Zeros beyond the layer.
 void WriteTile(uint16_t* to, const GemmSpec& layer, const Constants& constants, int64_t first) {
   constexpr int kLanes = 32, kLaneWords = kStepBytes / sizeof(uint16_t) / kLanes;
@@ -138,21 +149,16 @@ void WriteTile(uint16_t* to, const GemmSpec& layer, const Constants& constants, 
     }
     std::memcpy(to, values, sizeof values);
   }
-  for (int64_t k = 0; k < layer.K; k += kStepInputs) {
-    const bool whole = k + kStepInputs <= layer.K;  // all steps but one, in words: half the time
-    for (int lane = 0; lane < kLanes; ++lane, to += kLaneWords) {
-      const int64_t n = first + lane / 4;
-      if (n >= layer.N) continue;
-      const uint16_t* row = &constants.weight[n * layer.padded_K];
-      for (int j = 0; j < kLaneWords; j += 2) {
-        const int64_t column = k + j * 4 + lane % 4 * 2;
-        if (whole) {
-          std::memcpy(&to[j], &row[column], 2 * sizeof(uint16_t));
-        } else {
-          if (column < layer.K) to[j] = row[column];
-          if (column + 1 < layer.K) to[j + 1] = row[column + 1];
-        }
+  const int64_t features = std::min<int64_t>(kTile, layer.N - first);
+  for (int64_t k = 0; k < layer.K; k += kStepInputs, to += kTile * kStepInputs) {
+    for (int64_t n = 0; n < features; ++n) {
+      const uint16_t* row = &constants.weight[(first + n) * layer.padded_K + k];
+      std::array<uint16_t, kStepInputs> last{};
+      if (k + kStepInputs > layer.K) {
+        std::copy_n(row, layer.K - k, last.begin());
+        row = last.data();
       }
+      WriteStep(to + n * kStepInputs, row);
     }
   }
 }
