@@ -159,8 +159,11 @@ def attach_gemm_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     return attach_functions(model, OPERATOR, gemm_function)
 
 
-def gemm_function(node: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
-    """The body of a DeftGemm node, which gets the numbers of its format as attributes."""
+def gemm_function(node: onnx.NodeProto, opset: int, *, padded: bool = True) -> onnx.FunctionProto:
+    """The body of a DeftGemm node, which gets the numbers of its format as attributes.
+
+    padded: whether the rows of W may be longer than K.
+    """
     rounds = string_attribute(node, "format") == FP8
     nodes = [
         helper.make_node("Cast", ["X"], ["X_float"], to=TensorProto.FLOAT),
@@ -171,7 +174,7 @@ def gemm_function(node: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
         *(_kept_features() if keeps_blocks(node) else [helper.make_node("Identity", ["X_float"], ["X_kept"])]),
         *decode_nodes(node, opset),
         *(rounding_nodes("X_kept", "X_rounded", opset) if rounds else []),
-        *_product("X_rounded" if rounds else "X_kept"),
+        *_product("X_rounded" if rounds else "X_kept", padded=padded),
         *residual_nodes("biased", present=len(node.input) == len(_INPUTS)),
         *activation_nodes(string_attribute(node, "activation")),
         output_cast(),
@@ -179,11 +182,14 @@ def gemm_function(node: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
     return make_function(OPERATOR, _INPUTS[: len(node.input)], nodes, _ATTRIBUTES, opset)
 
 
-def _product(x: str) -> Nodes:
+def _product(x: str, *, padded: bool) -> Nodes:
     """From W_values (N, Kp) and `x` (..., K) to the float32 `biased` (..., N)."""
-    return [
+    rows = [
         integers("feature_axis", [1]),
         helper.make_node("Slice", ["W_values", "first", "K", "feature_axis"], ["W_rows"]),
+    ]
+    return [
+        *(rows if padded else [helper.make_node("Identity", ["W_values"], ["W_rows"])]),
         helper.make_node("Transpose", ["W_rows"], ["W_columns"], perm=[1, 0]),
         helper.make_node("Mul", ["W_columns", "scale"], ["weight"]),
         helper.make_node("MatMul", [x, "weight"], ["product"]),

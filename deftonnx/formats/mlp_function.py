@@ -34,7 +34,7 @@ from deftonnx.formats import get_format
 from deftonnx.formats.gemm_function import ANY_KERNEL, gemm_function
 from deftonnx.formats.gemm_function import OPERATOR as GEMM
 from deftonnx.formats.operator_function import DOMAIN, attach_functions, is_operator, make_function
-from deftonnx.formats.packed import FormatError
+from deftonnx.formats.packed import ROW_ALIGNMENT, FormatError
 
 OPERATOR = "DeftMlp"
 LEAST_LAYERS = 2
@@ -157,7 +157,7 @@ def _function(node: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
     for i, layer in enumerate(layers):
         gemm = helper.make_node(GEMM, ["X", *CONSTANTS], ["Y"], name=node.name, domain=DOMAIN, **layer)
         y = "Y" if i + 1 == len(layers) else f"X_{i + 1}"
-        nodes += _inlined(gemm_function(gemm, opset), gemm, y, i)
+        nodes += _inlined(gemm_function(gemm, opset, padded=layer["K"] % ROW_ALIGNMENT != 0), gemm, y, i)
     constants = [f"{name}_{i}" for i in range(len(layers)) for name in CONSTANTS]
     return make_function(OPERATOR, [*X_AND_ZERO, *constants], nodes, _ATTRIBUTES, opset)
 

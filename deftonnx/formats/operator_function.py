@@ -94,16 +94,17 @@ def make_function(
     """
     if opset < OLDEST_OPSET:
         raise FormatError(f"packed weights need ONNX opset {OLDEST_OPSET} or newer, the model has {opset}")
-    read = {name for node in nodes for name in node.input}.union(left_out)
+    tidied = _tidied(nodes)
+    read = {name for node in tidied for name in node.input}.union(left_out)
     reads = [helper.make_node("Sign", [name], [f"{name}_sign"]) for name in inputs if name not in read]
     opsets = [helper.make_opsetid("", opset)]
-    body = [*reads, *_tidied(nodes)]
+    body = [*reads, *tidied]
     return helper.make_function(DOMAIN, operator, inputs, ["Y"], body, opsets, attributes=list(attributes))
 
 
 def _tidied(nodes: Nodes) -> Nodes:
-    """`nodes` without Identity, and without constants that are there already: every node takes time when a session is
-    made. None of these makes an output of the body."""
+    """`nodes` without Identity, constants that are there already, and what Y does not need: every node takes time when
+    a session is made."""
     same: dict[str, str] = {}
     constants: dict[bytes, str] = {}
     kept = []
@@ -121,7 +122,17 @@ def _tidied(nodes: Nodes) -> Nodes:
                 continue
             constants[value] = node.output[0]
         kept.append(node)
-    return kept
+    return _needed(kept)
+
+
+def _needed(nodes: Nodes) -> Nodes:
+    """Those of `nodes` that Y needs, which the last of them makes."""
+    names, needed = {"Y"}, []
+    for node in reversed(nodes):
+        if not names.isdisjoint(node.output):
+            names.update(node.input)
+            needed.append(node)
+    return needed[::-1]
 
 
 def decode_nodes(node: onnx.NodeProto, opset: int) -> Nodes:

@@ -11,7 +11,7 @@ import onnxruntime
 
 from deftonnx.errors import UnsupportedError
 from deftonnx.runtime import cuda
-from deftonnx.runtime.library import get_library_path, register
+from deftonnx.runtime.library import get_library_path
 from deftonnx.runtime.manifest import read_manifest
 
 _GPU_ALONE = "deftonnx.gpu_alone"
@@ -67,7 +67,8 @@ def register_if_built(options: onnxruntime.SessionOptions, device_id: int = 0, *
     CUDA provider; they are made sooner without the library's kernels for the CPU.
     """
     try:
-        manifest = read_manifest(get_library_path())
+        library = get_library_path()
+        manifest = read_manifest(library)
     except UnsupportedError:
         return False
     devices = cuda.devices()
@@ -75,7 +76,7 @@ def register_if_built(options: onnxruntime.SessionOptions, device_id: int = 0, *
         return False
     if gpu_alone:
         options.add_session_config_entry(_GPU_ALONE, "1")
-    register(options)
+    options.register_custom_ops_library(library)
     return True
 
 

@@ -73,6 +73,15 @@ def test_the_layers_one_by_one(library, dtype, x_type, y_type):
                 assert M == 0 or chain.error(Y, X) <= 1
 
 
+def test_bodies_cut_rows_that_are_padded_alone():
+    for widths, cuts in (((48, 32, 16), 0), ((48, 33, 16), 1), ((40, 33, 16), 2)):
+        (body,) = Chain(widths, np.float16, kinds=[("half", "none")] * 2).model.functions
+        kinds = [node.op_type for node in body.node]
+        assert kinds.count("Slice") == kinds.count("Reshape") == cuts
+        read = {name for node in body.node for name in node.input} | {"Y"}
+        assert all(read.intersection(node.output) for node in body.node if node.op_type == "Constant")
+
+
 def test_leading_axes(library):
     chain = Chain((12, 8, 6), np.float16)
     chain.model.graph.input[0].type.tensor_type.ClearField("shape")
