@@ -202,9 +202,8 @@ void CudaDriver::CopyToHost(void* host, const void* device, size_t bytes) const 
 }
 
 void CudaDriver::CopyToDevice(void* device, const void* host, size_t bytes) const {
+  if (bytes == 0) return;
   Check(functions_->cuMemcpyHtoD_v2(reinterpret_cast<CUdeviceptr>(device), host, bytes), "cuMemcpyHtoD");
-  // the call may return while the last part is still on its way, in the default stream's order
-  Synchronize(nullptr);
 }
 
 void CudaDriver::Copy(void* to, const void* from, size_t bytes, CUstream stream) const {

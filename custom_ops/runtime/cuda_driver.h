@@ -48,7 +48,8 @@ class CudaDriver {
   // Writes the byte at `scratch`.
   void Separate(CUstream stream, void* scratch) const;
   void CopyToHost(void* host, const void* device, size_t bytes) const;
-  // To memory that all streams may read when the call returns.
+  // The last part may still be on its way when the call returns, in the default stream's order: all streams
+  // may read it once that has been synchronised.
   void CopyToDevice(void* device, const void* host, size_t bytes) const;
   // Between places on the device, enqueued on the stream.
   void Copy(void* to, const void* from, size_t bytes, CUstream stream) const;

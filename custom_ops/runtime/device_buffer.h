@@ -18,6 +18,7 @@ class DeviceBuffer {
     if (values.empty()) return;
     DeviceBuffer buffer = Uninitialised(driver, values.size() * sizeof(T));
     driver.CopyToDevice(buffer.data_, values.data(), values.size() * sizeof(T));
+    driver.Synchronize(nullptr);
     *this = std::move(buffer);
   }
   // Of so many bytes, at least one. Throws CudaError.
@@ -35,25 +36,32 @@ class DeviceBuffer {
     return buffer;
   }
   // Copies of several arrays in one allocation, which the first of them owns: it must have values. An
-  // allocation and a copy take longer than what small arrays hold. Throws CudaError.
-  template <class... T>
-  static std::array<DeviceBuffer, sizeof...(T)> Together(const CudaDriver& driver,
-                                                         const std::vector<T>&... values) {
+  // allocation and a copy take longer than what small arrays hold, so that those behind the first, which may
+  // be large, are copied in one. Throws CudaError.
+  template <class First, class... T>
+  static std::array<DeviceBuffer, 1 + sizeof...(T)> Together(const CudaDriver& driver,
+                                                             const std::vector<First>& first,
+                                                             const std::vector<T>&... others) {
     constexpr size_t kAlignment = 256;
-    std::vector<char> bytes;
+    const auto aligned = [](size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; };
+    const size_t first_bytes = first.size() * sizeof(First);
+    std::vector<char> behind;
     std::array<size_t, sizeof...(T)> places;
     size_t count = 0;
     const auto append = [&](const auto& array) {
-      places[count++] = bytes.size();
-      const auto* first = reinterpret_cast<const char*>(array.data());
-      bytes.insert(bytes.end(), first, first + array.size() * sizeof(array[0]));
-      bytes.resize((bytes.size() + kAlignment - 1) / kAlignment * kAlignment);
+      places[count++] = aligned(first_bytes) + behind.size();
+      const auto* begin = reinterpret_cast<const char*>(array.data());
+      behind.insert(behind.end(), begin, begin + array.size() * sizeof(array[0]));
+      behind.resize(aligned(behind.size()));
     };
-    (append(values), ...);
-    std::array<DeviceBuffer, sizeof...(T)> buffers{DeviceBuffer(driver, bytes)};
-    for (size_t i = 1; i < buffers.size(); ++i) {
-      buffers[i] = Borrowed(static_cast<const char*>(buffers[0].data_) + places[i]);
-    }
+    (append(others), ...);
+    std::array<DeviceBuffer, 1 + sizeof...(T)> buffers;
+    buffers[0] = Uninitialised(driver, aligned(first_bytes) + behind.size());
+    auto* data = static_cast<char*>(buffers[0].data());
+    driver.CopyToDevice(data, first.data(), first_bytes);
+    driver.CopyToDevice(data + aligned(first_bytes), behind.data(), behind.size());
+    driver.Synchronize(nullptr);
+    for (size_t i = 0; i < places.size(); ++i) buffers[i + 1] = Borrowed(data + places[i]);
     return buffers;
   }
   DeviceBuffer(DeviceBuffer&& other) noexcept
