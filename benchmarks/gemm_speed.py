@@ -70,16 +70,22 @@ Save = Callable[[list[dict[str, Any]]], None]  # keeps what has been measured so
 
 
 def time_together(candidates: dict[str, Run], layers: int, seconds: float = 0.02) -> dict[str, list[float]]:
-    """Return for each candidate [median, least, greatest] microseconds a layer; a round takes that many seconds."""
+    """Return for each candidate [median, least, greatest] microseconds a layer; a round takes that many seconds.
+
+    Where the power limit binds, the clock depends on what ran before: no candidate is always first, or behind the same.
+    """
     repeats = {}
     for name, run in candidates.items():
         for _ in range(3):
             run()
         repeats[name] = max(3, min(500, int(seconds / _seconds(run, 3))))
     samples: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(ROUNDS):
-        for name, run in candidates.items():
-            samples[name].append(_seconds(run, repeats[name]) / layers * 1e6)
+    names = list(candidates)
+    for i in range(ROUNDS):
+        start = i % len(names)
+        turn = [*names[start:], *names[:start]]
+        for name in turn if i % 2 == 0 else reversed(turn):
+            samples[name].append(_seconds(candidates[name], repeats[name]) / layers * 1e6)
     return {k: [round(f, 3) for f in (statistics.median(v), min(v), max(v))] for k, v in samples.items()}
 
 
