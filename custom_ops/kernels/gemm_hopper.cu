@@ -336,6 +336,7 @@ __device__ void gemm(const Problem& p, const Load& load) {
 #define KERNELS(type, Element)                                          \
   KERNEL(hopper_##type##_128x256, Element, 1, 2, 256, 4)                \
   KERNEL(hopper_##type##_128x192_turns, Element, 1, 2, 192, 4, 1, true) \
+  KERNEL(hopper_##type##_192x128, Element, 1, 3, 128, 4)                \
   KERNEL(hopper_##type##_128x128_turns, Element, 1, 2, 128, 6, 1, true) \
   KERNEL(hopper_##type##_128x64, Element, 1, 2, 64, 7, 2)               \
   KERNEL(hopper_##type##_64x128, Element, 1, 1, 128, 8, 2)              \

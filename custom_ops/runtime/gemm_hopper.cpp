@@ -13,20 +13,20 @@ namespace {
 constexpr int kStepK = 64;
 constexpr int kVector = 8;  // features of 16 bytes
 constexpr int kPairRows = 1, kPairColumns = 2;
-constexpr int kDenseColumns = 192;  // of the tile that does not serve kept blocks
-constexpr int kGroup = 8;           // row tiles that are walked together
+constexpr int kDenseSide = 192;  // of the tiles that do not serve kept blocks
+constexpr int kGroup = 8;        // row tiles that are walked together
 // How much longer the end of a tile takes with a residual or a curve than with a clamp.
 constexpr double kCostlyEnd = 2.5;
 // Of an end that the other warpgroup's products hide, what they are longer for it.
-constexpr double kHiddenEnd = 0.06;
+constexpr double kHiddenEnd = 0.075;
 // The copy engine takes so many ns for a row of a box, however narrow; half of X's come from the other block
 // where a pair shares them.
 constexpr double kBoxRow = 1.25, kSharedBoxRow = 1.1;
 // So many ns longer takes a K step where blocks of X are kept, unless a pair shares X.
 constexpr double kKeptStep = 2;
-// So many ns for one that lies beyond the last of X, where boxes are as high as tiles: where a pair shares X
-// or blocks of it are kept. Of the latter, only tiles of more than kFewRows rows with K shared out are told
-// apart by it: those of fewer leave less empty.
+// So many ns for one that lies beyond the last of X, where boxes are as high as tiles: where a pair shares X,
+// unless the other row tiles hide it, or blocks of it are kept. Of the latter, only tiles of more than
+// kFewRows rows with K shared out are told apart by it: those of fewer leave less empty.
 constexpr double kEmptyRow = 3.5;
 constexpr int kFewRows = 64, kSomeRows = 128;
 // A nanosecond, of W from device memory, as these kernels read it: with more rows of X than kSomeRows, with
@@ -122,7 +122,7 @@ class HopperKernel : public GemmKernel {
   // Rows beyond the last of X that a block loads with its last row tile.
   double EmptyRows(int64_t M) const {
     const bool shared = row_.pair == kPairColumns, kept = node_.spec.block != 0;
-    if (!shared && (!kept || row_.block_m <= kFewRows || row_.splits == 1)) return 0;
+    if (shared ? !kept && M > row_.block_m : !kept || row_.block_m <= kFewRows || row_.splits == 1) return 0;
     const int64_t rows = CeilDivide(M, row_.block_m) * row_.block_m;
     return static_cast<double>((rows - M) * CeilDivide(Steps(), row_.splits)) / (shared ? 2 : 1);
   }
@@ -163,8 +163,8 @@ void HopperKernels(const GemmNode& node, GemmKernels& kernels) {
     // machine code for sm_90a runs nowhere else
     if (row.image.architecture != architecture || architecture != node.capability) continue;
     if (row.type != node.spec.x_type || row.splits > steps || !node.Admits(row.image.name)) continue;
-    // its kernel has been run with all features only
-    if (row.block_n == kDenseColumns && node.spec.block != 0) continue;
+    // their kernels have been run with all features only
+    if (std::max(row.block_m, row.block_n) == kDenseSide && node.spec.block != 0) continue;
     kernels.push_back(std::make_unique<HopperKernel>(node, row));
   }
 }
