@@ -2,7 +2,7 @@
 
     python benchmarks/conv_speed.py [--batch 64] [--network resnet50|vgg16] [--part dense|eliminated] [--output FILE]
 
-Candidates alternate in one process, seven rounds each, all in CUDA graphs and float16; figures are microseconds a
+Candidates take turns in one process, fifteen rounds, all in CUDA graphs and float16; figures are microseconds a
 layer, median and range. cuDNN is timed without any epilogue and with its own fused ones; where a layer has a residual
 also followed by PyTorch's elementwise kernels, and ONNX Runtime's are timed alone. DeftConv always adds bias and ReLU,
 and the residual where the network has one. Needs PyTorch with CUDA and ONNX Runtime's CUDA provider.

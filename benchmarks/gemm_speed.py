@@ -2,7 +2,7 @@
 
     python benchmarks/gemm_speed.py [--part PART ...] [--output FILE]
 
-Candidates alternate in one process, seven rounds each; figures are microseconds a layer, median and range.
+Candidates take turns in one process, fifteen rounds; figures are microseconds a layer, median and range.
 Needs PyTorch with CUDA and ONNX Runtime's CUDA provider.
 """
 
@@ -43,11 +43,13 @@ from gemm_sessions import (  # noqa: E402
     session_runner,
     stock_model,
 )
+from turns import turns  # noqa: E402
 
 from deftonnx.formats.gemm_function import PACKED  # noqa: E402
 from deftonnx.rewrite.joined_layers import WIDEST  # noqa: E402
 
-ROUNDS = 7
+ROUNDS = 15
+SETTLED = 0.03  # seconds of a turn after which what ran before counts little for the clock, where power limits it
 MOST_NODES = 256  # in a run
 COLD_WEIGHTS = 80 << 20  # more than the L2 cache holds in 8 bits
 SHAPES = [
@@ -70,22 +72,15 @@ Save = Callable[[list[dict[str, Any]]], None]  # keeps what has been measured so
 
 
 def time_together(candidates: dict[str, Run], layers: int, seconds: float = 0.02) -> dict[str, list[float]]:
-    """Return for each candidate [median, least, greatest] microseconds a layer; a round takes that many seconds.
-
-    Where the power limit binds, the clock depends on what ran before: no candidate is always first, or behind the same.
-    """
+    """Return for each candidate [median, least, greatest] microseconds a layer; a turn takes that many seconds."""
     repeats = {}
     for name, run in candidates.items():
         for _ in range(3):
             run()
         repeats[name] = max(3, min(500, int(seconds / _seconds(run, 3))))
     samples: dict[str, list[float]] = {name: [] for name in candidates}
-    names = list(candidates)
-    for i in range(ROUNDS):
-        start = i % len(names)
-        turn = [*names[start:], *names[:start]]
-        for name in turn if i % 2 == 0 else reversed(turn):
-            samples[name].append(_seconds(candidates[name], repeats[name]) / layers * 1e6)
+    for name in turns(candidates, ROUNDS):
+        samples[name].append(_seconds(candidates[name], repeats[name]) / layers * 1e6)
     return {k: [round(f, 3) for f in (statistics.median(v), min(v), max(v))] for k, v in samples.items()}
 
 
@@ -164,7 +159,7 @@ def _measure_shapes(save: Save, activation: str, operands: list[tuple[str, str]]
             candidates[f"cublaslt fused {dtype}"] = fastest_graph(layers)
             if dtype == "float16":
                 candidates["ort float16"] = session_runner(stock_model(layers), layers, packed=False, graph=True)
-        us = time_together(candidates, layers.nodes, 0.008)
+        us = time_together(candidates, layers.nodes, SETTLED)
         ratios = {
             f"deft {name}": round(min(v[0] for k, v in us.items() if k.split()[-1] == dtype) / us[f"deft {name}"][0], 3)
             for dtype, name in operands
@@ -217,7 +212,7 @@ def measure_codes(save: Save) -> list[dict[str, Any]]:
         }
         without = packed_model(layers, "deft8:3", PACKED)
         candidates["deft deft8:3 packed"] = session_runner(without, layers, packed=True, graph=True)
-        us = time_together(candidates, layers.nodes, 0.005)
+        us = time_together(candidates, layers.nodes, 0.01)
         speed = {name: round(us[f"deft {wide}"][0] / times[0], 3) for name, times in us.items() if "deft8" in name}
         rows.append({"shape": [M, K, N], "dtype": dtype, "layers": layers.nodes, "us": us, "speed_over_16_bit": speed})
         _show(rows[-1])

@@ -34,6 +34,7 @@ import torch  # before onnxruntime: it brings the CUDA libraries into the proces
 import onnxruntime as ort  # isort: skip
 from networks import BATCH_AXIS, NETWORKS, export, module, sample
 from record import write
+from turns import turns
 
 import deftonnx
 from deftonnx.allocation import keep_freed_memory
@@ -215,12 +216,11 @@ def timed(runners: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
         started = time.perf_counter()
         run()
         counts[name] = max(3, int(ROUND_SECONDS / (time.perf_counter() - started)))
-    for _ in range(ROUNDS):
-        for name, run in runners.items():
-            started = time.perf_counter()
-            for _ in range(counts[name]):
-                run()
-            times[name].append(1e3 * (time.perf_counter() - started) / counts[name])
+    for name in turns(runners, ROUNDS):
+        started = time.perf_counter()
+        for _ in range(counts[name]):
+            runners[name]()
+        times[name].append(1e3 * (time.perf_counter() - started) / counts[name])
     return times
 
 
