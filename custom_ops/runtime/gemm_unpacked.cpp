@@ -19,9 +19,9 @@ namespace {
 // Of the device's memory, what must be free beside a copy: activations come after it, and other sessions.
 constexpr double kFreePart = 0.5;
 constexpr int64_t kFewRows = 32;  // for which reading W is what costs, codes being half of it
-// Of an estimate, what counts where there is a copy: both families' err by some percent, and the kernels of
-// 16-bit weights are what a copy is kept for.
-constexpr double kPreferred = 0.95;
+// Of an estimate, what counts where there is a copy: both families' err by some percent, the kernels of codes
+// take more power in large products, and those of 16-bit weights are what a copy is kept for.
+constexpr double kPreferred = 0.87;
 constexpr int64_t kVector = 16;  // codes that a thread unpacks together; rows of W are padded to it
 constexpr unsigned kBlocks = 8;  // of a multiprocessor, that unpack
 const std::string kSuffix = "_unpacked";
