@@ -164,7 +164,7 @@ GemmKernels UnpackedKernels(const GemmNode& node, bool keep) {
   GatheredKernels(unpacked->node, {HopperKernels}, multiplying);
   GemmKernels kernels;
   for (std::unique_ptr<GemmKernel>& kernel : multiplying) {
-    kernels.push_back(std::make_unique<UnpackedKernel>(unpacked, std::move(kernel), keep ? kPreferred : 1));
+    kernels.push_back(std::make_unique<UnpackedKernel>(unpacked, std::move(kernel), kPreferred));
   }
   return kernels;
 }

@@ -31,8 +31,6 @@ constexpr int kIndexBits = 16;
 
 // Rows of X that stand for all, where they are not known.
 constexpr int64_t kRows[] = {48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192};
-// How much faster an unpacked weight must be, at any of them, to be worth its memory.
-constexpr double kWorthACopy = 1.02;
 
 }  // namespace
 
@@ -66,7 +64,7 @@ void KernelChoice::AddUnpacked() {
 
 bool KernelChoice::IsWorthACopy(const GemmKernels& unpacked) const {
   const auto gains = [&](int64_t M) {
-    return Least(unpacked, M) < kRefused && Least(kernels_, M) >= kWorthACopy * Least(unpacked, M);
+    return Least(unpacked, M) < kRefused && Least(kernels_, M) > Least(unpacked, M);
   };
   if (node_.spec.rows > 0) return gains(node_.spec.rows);
   return std::any_of(std::begin(kRows), std::end(kRows), gains);
