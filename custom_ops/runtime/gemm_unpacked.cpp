@@ -19,8 +19,8 @@ namespace {
 // Of the device's memory, what must be free beside a copy: activations come after it, and other sessions.
 constexpr double kFreePart = 0.5;
 constexpr int64_t kFewRows = 32;  // for which reading W is what costs, codes being half of it
-// Of an estimate, what counts where there is a copy: both families' err by some percent, the kernels of codes
-// take more power in large products, and those of 16-bit weights are what a copy is kept for.
+// Of an estimate, what counts for a copy: those of the kernels of codes are the less certain ones, and too
+// low in some large products, which must not be slower than with 16-bit weights.
 constexpr double kPreferred = 0.87;
 constexpr int64_t kVector = 16;  // codes that a thread unpacks together; rows of W are padded to it
 constexpr unsigned kBlocks = 8;  // of a multiprocessor, that unpack
@@ -121,18 +121,15 @@ struct Unpacked {
 
 class UnpackedKernel : public GemmKernel {
  public:
-  UnpackedKernel(std::shared_ptr<const Unpacked> unpacked, std::unique_ptr<GemmKernel> kernel, double counts)
-      : unpacked_(std::move(unpacked)),
-        kernel_(std::move(kernel)),
-        name_(kernel_->Name() + kSuffix),
-        counts_(counts) {}
+  UnpackedKernel(std::shared_ptr<const Unpacked> unpacked, std::unique_ptr<GemmKernel> kernel)
+      : unpacked_(std::move(unpacked)), kernel_(std::move(kernel)), name_(kernel_->Name() + kSuffix) {}
 
   const char* Name() const override { return name_.c_str(); }
   const char* MeasuredAs() const override { return kernel_->Name(); }  // with 16-bit weights
 
   double Nanoseconds(int64_t M) const override {
     const bool asked = !unpacked_->node.spec.kernel.empty();
-    return M > kFewRows || asked ? counts_ * kernel_->Nanoseconds(M) : kRefused;
+    return M > kFewRows || asked ? kPreferred * kernel_->Nanoseconds(M) : kRefused;
   }
 
   size_t ScratchBytes(int64_t M) const override { return kernel_->ScratchBytes(M); }
@@ -142,7 +139,6 @@ class UnpackedKernel : public GemmKernel {
   std::shared_ptr<const Unpacked> unpacked_;  // which the kernel refers to
   std::unique_ptr<GemmKernel> kernel_;
   std::string name_;
-  double counts_;  // of its time
 };
 
 }  // namespace
@@ -164,7 +160,7 @@ GemmKernels UnpackedKernels(const GemmNode& node, bool keep) {
   GatheredKernels(unpacked->node, {HopperKernels}, multiplying);
   GemmKernels kernels;
   for (std::unique_ptr<GemmKernel>& kernel : multiplying) {
-    kernels.push_back(std::make_unique<UnpackedKernel>(unpacked, std::move(kernel), kPreferred));
+    kernels.push_back(std::make_unique<UnpackedKernel>(unpacked, std::move(kernel)));
   }
   return kernels;
 }

@@ -63,9 +63,7 @@ void KernelChoice::AddUnpacked() {
 }
 
 bool KernelChoice::IsWorthACopy(const GemmKernels& unpacked) const {
-  const auto gains = [&](int64_t M) {
-    return Least(unpacked, M) < kRefused && Least(kernels_, M) > Least(unpacked, M);
-  };
+  const auto gains = [&](int64_t M) { return Least(unpacked, M) < Least(kernels_, M); };
   if (node_.spec.rows > 0) return gains(node_.spec.rows);
   return std::any_of(std::begin(kRows), std::end(kRows), gains);
 }
