@@ -9,16 +9,18 @@ Needs PyTorch with CUDA and ONNX Runtime's CUDA provider.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import itertools
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +76,26 @@ Save = Callable[[list[dict[str, Any]]], None]  # keeps what has been measured so
 def time_together(candidates: dict[str, Run], layers: int, seconds: float = 0.02) -> dict[str, list[float]]:
     """Return for each candidate [median, least, greatest] microseconds a layer; a turn takes that many seconds."""
     repeats = {}
-    for name, run in candidates.items():
-        for _ in range(3):
-            run()
-        repeats[name] = max(3, min(500, int(seconds / _seconds(run, 3))))
     samples: dict[str, list[float]] = {name: [] for name in candidates}
-    for name in turns(candidates, ROUNDS):
-        samples[name].append(_seconds(candidates[name], repeats[name]) / layers * 1e6)
+    with on_one_core():
+        for name, run in candidates.items():
+            for _ in range(3):
+                run()
+            repeats[name] = max(3, min(500, int(seconds / _seconds(run, 3))))
+        for name in turns(candidates, ROUNDS):
+            samples[name].append(_seconds(candidates[name], repeats[name]) / layers * 1e6)
     return {k: [round(f, 3) for f in (statistics.median(v), min(v), max(v))] for k, v in samples.items()}
+
+
+@contextlib.contextmanager
+def on_one_core() -> Iterator[None]:
+    """Keep the calling thread on one core: runs as short as their launch would be timed with the scheduler's moves."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(allowed)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def _seconds(run: Run, repeats: int) -> float:
