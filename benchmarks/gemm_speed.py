@@ -79,9 +79,9 @@ def time_together(candidates: dict[str, Run], layers: int, seconds: float = 0.02
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     with on_one_core():
         for name, run in candidates.items():
-            for _ in range(3):
-                run()
-            repeats[name] = max(3, min(500, int(seconds / _seconds(run, 3))))
+            _seconds(run, 3)
+            least = min(_seconds(run, 3) for _ in range(5))  # one held up would make turns short, and all rounds slow
+            repeats[name] = max(3, min(500, int(seconds / least)))
         for name in turns(candidates, ROUNDS):
             samples[name].append(_seconds(candidates[name], repeats[name]) / layers * 1e6)
     return {k: [round(f, 3) for f in (statistics.median(v), min(v), max(v))] for k, v in samples.items()}

@@ -196,7 +196,8 @@ def _time_together(
     shape: Shape, candidates: Sequence[TimedKernel], runs: dict[str, Callable[[int], float]], layers: int
 ) -> None:
     """Fill in `shape`: the median of rounds in which the kernels take turns, each for some milliseconds."""
-    repeats = {kernel: max(2, min(200, int(_ROUND_SECONDS / run(2)))) for kernel, run in runs.items()}
+    least = {kernel: min(run(2) for _ in range(3)) for kernel, run in runs.items()}  # one may be held up
+    repeats = {kernel: max(2, min(200, int(_ROUND_SECONDS / seconds))) for kernel, seconds in least.items()}
     samples: dict[str, list[float]] = {kernel: [] for kernel in runs}
     for _ in range(_ROUNDS):
         for kernel, run in runs.items():
