@@ -39,13 +39,13 @@ class Hopper:
     tile_ns: float
     fixed_ns: float
     vectors: bool = False  # X comes by copies of threads: kernels/hopper_vectors.cuh
-    transposed: bool = False  # W is the left operand: kernels/conv_transposed.cu
+    transposed: bool = False  # W is the left operand: kernels/gemm_transposed.cu
     convolution: bool = False  # DeftConv's
 
     @property
     def source(self) -> str:
         """The kernel's file."""
-        return "conv_transposed.cu" if self.transposed else "gemm_hopper.cu"
+        return "gemm_transposed.cu" if self.transposed else "gemm_hopper.cu"
 
     @property
     def entry(self) -> str:

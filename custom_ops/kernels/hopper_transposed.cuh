@@ -47,9 +47,10 @@ template <int COUNT>
 __device__ inline void finish_columns(const Output& o, float (&d)[COUNT], float factor, uint32_t shared,
                                       int warpgroup, int row, int column) {
   // rows of a chunk, shared out among warps
-  constexpr int kRows = COUNT < kChunkSums        ? 2 * COUNT
-                        : COUNT % kChunkSums == 0 ? kChunkRows
-                                                  : kChunkRows / 2;
+  constexpr int kRows = COUNT < kChunkSums              ? 2 * COUNT
+                        : COUNT % kChunkSums == 0       ? kChunkRows
+                        : COUNT % (kChunkSums / 2) == 0 ? kChunkRows / 2
+                                                        : kChunkRows / 4;
   static_assert(2 * COUNT % kRows == 0, "whole chunks");
   constexpr int part = part_rows(kUnitColumns);
   const int warp = threadIdx.x / 32 % 4;

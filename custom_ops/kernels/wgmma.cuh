@@ -59,23 +59,19 @@ struct Product;
 #define WGMMA_32(i) WGMMA_8(i), WGMMA_8(i + 8), WGMMA_8(i + 16), WGMMA_8(i + 24)
 #define WGMMA_NAMES_32                                                                                   \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
-  "%22, %23, "                                                                                           \
-  "%24, %25, %26, %27, %28, %29, %30, %31"
-#define WGMMA_NAMES_64                                                                                     \
-  WGMMA_NAMES_32                                                                                           \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
-  "%52, "                                                                                                  \
-  "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define WGMMA_NAMES_96                                                                                     \
-  WGMMA_NAMES_64                                                                                           \
-  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, " \
-  "%84, "                                                                                                  \
-  "%85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define WGMMA_NAMES_128                                                                                  \
-  WGMMA_NAMES_96                                                                                         \
-  ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, " \
-  "%113, "                                                                                               \
-  "%114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+  "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define WGMMA_NAMES_40 WGMMA_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define WGMMA_NAMES_48 WGMMA_NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define WGMMA_NAMES_56 WGMMA_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define WGMMA_NAMES_64 WGMMA_NAMES_56 ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define WGMMA_NAMES_72 WGMMA_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71"
+#define WGMMA_NAMES_80 WGMMA_NAMES_72 ", %72, %73, %74, %75, %76, %77, %78, %79"
+#define WGMMA_NAMES_88 WGMMA_NAMES_80 ", %80, %81, %82, %83, %84, %85, %86, %87"
+#define WGMMA_NAMES_96 WGMMA_NAMES_88 ", %88, %89, %90, %91, %92, %93, %94, %95"
+#define WGMMA_NAMES_104 WGMMA_NAMES_96 ", %96, %97, %98, %99, %100, %101, %102, %103"
+#define WGMMA_NAMES_112 WGMMA_NAMES_104 ", %104, %105, %106, %107, %108, %109, %110, %111"
+#define WGMMA_NAMES_120 WGMMA_NAMES_112 ", %112, %113, %114, %115, %116, %117, %118, %119"
+#define WGMMA_NAMES_128 WGMMA_NAMES_120 ", %120, %121, %122, %123, %124, %125, %126, %127"
 
 // One function: SHAPE_TYPES as in the instruction's name, COUNT sums a thread, A, B, ADD: the next operand
 // numbers.
@@ -96,12 +92,18 @@ struct Product;
                  : __VA_ARGS__                                                                         \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));    \
   }
-#define WGMMA_ALL_SHAPES(TYPES)                                                                    \
-  WGMMA_FUNCTION("m64n64k16." TYPES, 32, 32, 33, 34, WGMMA_32(0))                                  \
-  WGMMA_FUNCTION("m64n128k16." TYPES, 64, 64, 65, 66, WGMMA_32(0), WGMMA_32(32))                   \
-  WGMMA_FUNCTION("m64n192k16." TYPES, 96, 96, 97, 98, WGMMA_32(0), WGMMA_32(32), WGMMA_32(64))     \
-  WGMMA_FUNCTION("m64n256k16." TYPES, 128, 128, 129, 130, WGMMA_32(0), WGMMA_32(32), WGMMA_32(64), \
-                 WGMMA_32(96))
+#define WGMMA_ALL_SHAPES(TYPES) \
+  WGMMA_FUNCTION("m64n64k16." TYPES, 32, 32, 33, 34, WGMMA_32(0)) \
+  WGMMA_FUNCTION("m64n80k16." TYPES, 40, 40, 41, 42, WGMMA_32(0), WGMMA_8(32)) \
+  WGMMA_FUNCTION("m64n96k16." TYPES, 48, 48, 49, 50, WGMMA_32(0), WGMMA_8(32), WGMMA_8(40)) \
+  WGMMA_FUNCTION("m64n112k16." TYPES, 56, 56, 57, 58, WGMMA_32(0), WGMMA_8(32), WGMMA_8(40), WGMMA_8(48)) \
+  WGMMA_FUNCTION("m64n128k16." TYPES, 64, 64, 65, 66, WGMMA_32(0), WGMMA_32(32)) \
+  WGMMA_FUNCTION("m64n144k16." TYPES, 72, 72, 73, 74, WGMMA_32(0), WGMMA_32(32), WGMMA_8(64)) \
+  WGMMA_FUNCTION("m64n160k16." TYPES, 80, 80, 81, 82, WGMMA_32(0), WGMMA_32(32), WGMMA_8(64), WGMMA_8(72)) \
+  WGMMA_FUNCTION("m64n176k16." TYPES, 88, 88, 89, 90, WGMMA_32(0), WGMMA_32(32), WGMMA_8(64), WGMMA_8(72), WGMMA_8(80)) \
+  WGMMA_FUNCTION("m64n192k16." TYPES, 96, 96, 97, 98, WGMMA_32(0), WGMMA_32(32), WGMMA_32(64)) \
+  WGMMA_FUNCTION("m64n208k16." TYPES, 104, 104, 105, 106, WGMMA_32(0), WGMMA_32(32), WGMMA_32(64), WGMMA_8(96)) \
+  WGMMA_FUNCTION("m64n256k16." TYPES, 128, 128, 129, 130, WGMMA_32(0), WGMMA_32(32), WGMMA_32(64), WGMMA_32(96))
 #define WGMMA_ALL_LEFT_SHAPES(TYPES)                                                                     \
   WGMMA_LEFT_FUNCTION("m64n64k16." TYPES, 32, 32, 33, 34, 35, 36, 37, WGMMA_32(0))                       \
   WGMMA_LEFT_FUNCTION("m64n128k16." TYPES, 64, 64, 65, 66, 67, 68, 69, WGMMA_32(0), WGMMA_32(32))        \

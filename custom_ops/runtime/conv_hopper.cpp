@@ -46,12 +46,6 @@ int64_t CopyChannels(const ConvSpec& spec) {
   return channels;
 }
 
-// Rows of the boxes that Y leaves in: kChunk of kernels/conv_transposed.cu, or a warp's of a tile.
-int BoxRows(const HopperImage& row) {
-  if (!row.transposed) return 16;
-  return row.block_m % 64 == 0 ? 64 : 32;
-}
-
 // What one copy of X brings, and the features of W that it is multiplied by.
 struct Copy {
   int64_t channel, row, column;  // of X; of the tap
@@ -285,7 +279,7 @@ class HopperConv : public ConvKernel {
     problem.x = row_.vectors ? problem_.w : ImageMap(call);  // threads need no map, but one is prefetched
     const bool boxes =
         row_.splits == 1 ? EndsInBoxes(s, row_.type) : EndsInRegisters(s, call.residual, row_.type);
-    problem.SetOutput(s, node_.driver, shape.Pixels(), call.y, call.residual, boxes, BoxRows(row_));
+    problem.SetOutput(s, node_.driver, shape.Pixels(), call.y, call.residual, boxes, row_.OutputBoxRows());
     const WindowGrid grid(s, shape);
     Windows windows{operands_->blocks.data(), narrow(operands_->features / operands_->channels), grid};
     Vectors vectors{call.x,

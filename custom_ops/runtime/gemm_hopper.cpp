@@ -13,7 +13,7 @@ namespace {
 constexpr int kStepK = 64;
 constexpr int kVector = 8;  // features of 16 bytes
 constexpr int kPairRows = 1, kPairColumns = 2;
-constexpr int kDenseSide = 192;  // of the tiles that do not serve kept blocks
+constexpr int kDenseSide = 192;  // of tiles that do not serve kept blocks
 constexpr int kGroup = 8;        // row tiles that are walked together
 // How much longer the end of a tile takes with a residual or a curve than with a clamp.
 constexpr double kCostlyEnd = 2.5;
@@ -91,9 +91,10 @@ class HopperKernel : public GemmKernel {
     int rows = row_.pair == kPairColumns ? row_.block_m / 2 : row_.block_m;
     if (row_.pair != kPairColumns && spec.block == 0) problem.x_box = rows = BoxRows(call.M, row_.block_m);
     problem.x = Map(call.x, call.M, spec.features, rows, problem.box_columns, 2 * problem.box_columns);
+    const bool adds = row_.splits == 1 && !row_.transposed;  // a residual, in registers
     const bool boxes =
-        row_.splits == 1 ? EndsInBoxes(spec, row_.type) : EndsInRegisters(spec, call.residual, row_.type);
-    problem.SetOutput(node_, call, boxes);
+        adds ? EndsInBoxes(spec, row_.type) : EndsInRegisters(spec, call.residual, row_.type);
+    problem.SetOutput(node_, call, boxes, row_.OutputBoxRows());
     void* arguments[] = {&problem};
     node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(Launched(Cells(call.M)) * ClusterSize()),
                         ClusterSize(), row_.image.threads, row_.image.shared_bytes, call.stream, arguments,
@@ -164,7 +165,8 @@ void HopperKernels(const GemmNode& node, GemmKernels& kernels) {
     if (row.image.architecture != architecture || architecture != node.capability) continue;
     if (row.type != node.spec.x_type || row.splits > steps || !node.Admits(row.image.name)) continue;
     // their kernels have been run with all features only
-    if (std::max(row.block_m, row.block_n) == kDenseSide && node.spec.block != 0) continue;
+    const bool dense = row.transposed || std::max(row.block_m, row.block_n) == kDenseSide;
+    if (dense && node.spec.block != 0) continue;
     kernels.push_back(std::make_unique<HopperKernel>(node, row));
   }
 }

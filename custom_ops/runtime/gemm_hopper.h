@@ -16,10 +16,16 @@ struct HopperImage {
   int pair;         // 0; 1: blocks of a cluster share W's tile; 2: X's
   int splits;       // blocks that share out K of a tile
   bool vectors;     // X comes by copies of threads, not of the copy engine: DeftConv's short kept blocks
-  bool transposed;  // W is the left operand: kernels/conv_transposed.cu
+  bool transposed;  // W is the left operand: kernels/gemm_transposed.cu
   int blocks_per_multiprocessor;
   // tuning: a K step of a tile on a full multiprocessor; the end of a tile; the rest of a launch
   float step_ns, tile_ns, fixed_ns;
+
+  // Rows of the boxes that Y leaves in: kBox of kernels/gemm_transposed.cu, or a warp's of a tile.
+  int OutputBoxRows() const {
+    if (!transposed) return 16;
+    return block_m % 64 == 0 ? 64 : block_m % 32 == 0 ? 32 : 16;
+  }
 };
 
 extern const ImageTable<HopperImage> kHopperImages;

@@ -1,11 +1,13 @@
-// DeftConv on Hopper with W as the left operand of wgmma: two warpgroups make 64 output features each of a
-// tile of Yᵀ. A product of 192 pixels reads less of shared memory than three of 64 do, fewer warps wait for
-// each stage, and scale and bias are two numbers a thread, which it reads while the tile is multiplied.
+// DeftGemm and DeftConv on Hopper with W as the left operand of wgmma: two warpgroups make 64 output features
+// each of a tile of Yᵀ. Rows of X are the right operand, so that a tile has as many of them, in sixteens, as
+// fill the GPU best. A product of 192 rows reads less of shared memory than three of 64 do, fewer warps wait
+// for each stage, and scale and bias are two numbers a thread, which it reads while the tile is multiplied.
 //
 // Loads and the ring of stages are those of gemm_hopper.cu. The end is that of hopper_transposed.cuh, but
-// every chunk of a tile has a place of its own in shared memory, so that none waits for another to leave.
+// all of a tile has a place of its own in shared memory, so that nothing waits for another part to leave.
 //
-// Requires: boxes of 64 channels, and no residual where Y leaves in boxes.
+// Requires: X's and W's rows multiples of 16 bytes, all features of X (of a convolution: boxes of 64
+// channels), and no residual where Y leaves in boxes.
 #include "hopper_loads.cuh"
 #include "hopper_transposed.cuh"
 #include "hopper_windows.cuh"
@@ -15,49 +17,30 @@
 namespace hopper {
 namespace {
 
-// The products of wgmma.cuh, and those of 96 pixels.
-template <class Element>
-struct Product;
-#define WGMMA_NAMES_48 \
-  WGMMA_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-#define WGMMA_96(TYPES) \
-  WGMMA_FUNCTION("m64n96k16." TYPES, 48, 48, 49, 50, WGMMA_32(0), WGMMA_8(32), WGMMA_8(40))
-template <>
-struct Product<__half> : wgmma::Product<__half> {
-  using wgmma::Product<__half>::add;
-  WGMMA_96("f32.f16.f16")
-};
-template <>
-struct Product<__nv_bfloat16> : wgmma::Product<__nv_bfloat16> {
-  using wgmma::Product<__nv_bfloat16>::add;
-  WGMMA_96("f32.bf16.bf16")
-};
-
 constexpr int kFeatures = 128;  // of a tile
 
-// PIXELS by kFeatures; names as in Tile of hopper_work.cuh.
-template <int PIXELS, int STAGES>
+// ROWS of X by kFeatures; names as in Tile of hopper_work.cuh.
+template <int ROWS, int STAGES>
 struct TransposedTile {
-  static constexpr int kRows = PIXELS, kColumns = kFeatures, kStages = STAGES;
+  static constexpr int kRows = ROWS, kColumns = kFeatures, kStages = STAGES;
   static constexpr int kWarps = 8, kReleases = kWarps, kThreads = 32 * (kWarps + 4);
-  static constexpr int kSums = PIXELS / 2;                          // of a thread
-  static constexpr int kWarpBytes = 2 * kUnitColumns * PIXELS / 4;  // a quarter of its warpgroup's Y
+  static constexpr int kSums = ROWS / 2;                          // of a thread
+  static constexpr int kWarpBytes = 2 * kUnitColumns * ROWS / 4;  // a quarter of its warpgroup's Y
   static constexpr int kLoaderRegisters = 40, kRegisters = 232;
   static constexpr int kXBytes = kRows * kRowBytes, kWBytes = kColumns * kRowBytes;
   static constexpr int kStageBytes = kXBytes + kWBytes;
   static constexpr int kUnits = STAGES * kStageBytes;
   static constexpr int kBarriers = kUnits + kWarps * kWarpBytes;
-  // Y leaves in chunks of as many rows: the boxes of its map
-  static constexpr int kChunk = PIXELS % kChunkRows == 0 ? kChunkRows : kChunkRows / 2;
-  static_assert(PIXELS % kChunk == 0 && 4 * kWarpBytes >= 4 * kUnitColumns * kChunk, "finish_columns");
+  static constexpr int kBox = ROWS % 64 == 0 ? 64 : ROWS % 32 == 0 ? 32 : 16;  // rows of the boxes of Y's map
+  static_assert(ROWS % kBox == 0 && 4 * kWarpBytes >= 4 * kUnitColumns * kBox, "finish_columns");
   static_assert(kBarriers + 8 * (2 * STAGES + 3) <= 227 * 1024, "shared memory of a block");
 };
 
 }  // namespace
 
 // As for other tiles, but K is not shared out. Short: a block begins with it.
-template <int PIXELS, int STAGES>
-struct Work<TransposedTile<PIXELS, STAGES>> {
+template <int ROWS, int STAGES>
+struct Work<TransposedTile<ROWS, STAGES>> {
   int cluster, member, first_rank = 0;
   int index, count;
   int row_cells, column_cells, group;
@@ -69,7 +52,7 @@ struct Work<TransposedTile<PIXELS, STAGES>> {
         member(p.pair ? ptx::cluster_rank() : 0),
         index(p.pair ? blockIdx.x / 2 : blockIdx.x),
         count(p.pair ? gridDim.x / 2 : gridDim.x),
-        row_cells((p.output.M + PIXELS - 1) / PIXELS),
+        row_cells((p.output.M + ROWS - 1) / ROWS),
         column_cells((p.output.N + kFeatures - 1) / kFeatures),
         group(p.group),
         pair(p.pair),
@@ -88,7 +71,7 @@ struct Work<TransposedTile<PIXELS, STAGES>> {
     }
     if (pair == kPairRows) r = 2 * r + member;
     if (pair == kPairColumns) c = 2 * c + member;
-    *row = r * PIXELS;
+    *row = r * ROWS;
     *column = c * kFeatures;
   }
 };
@@ -147,7 +130,7 @@ class TransposedConsumer {
       wgmma::fence();
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        Product<Element>::add(sums, w_ + stage + 2 * i, x_ + stage + 2 * i, step > 0 || i > 0);
+        wgmma::Product<Element>::add(sums, w_ + stage + 2 * i, x_ + stage + 2 * i, step > 0 || i > 0);
       }
       wgmma::commit();
       wgmma::wait<1>();
@@ -183,7 +166,7 @@ class TransposedConsumer {
     }
   }
 
-  // To Y's map, whose boxes are (kChunk, 64); no residual.
+  // To Y's map, whose boxes are (kBox, 64), in chunks; no residual.
   template <Finish FINISH>
   __device__ void store(const float (&sums)[T::kSums], const FeaturePair& features, int row,
                         int column) const {
@@ -196,14 +179,15 @@ class TransposedConsumer {
     const int lane = threadIdx.x % 32, piece = 2 * (threadIdx.x / 32 % 4) + lane / 8 % 2;
     const uint32_t within = (lane / 16 * 8 + lane % 8) * 128 + (piece ^ lane % 8) * 16;
 #pragma unroll
-    for (int chunk = 0; chunk < T::kRows / T::kChunk; ++chunk) {
-      const uint32_t to = own_chunks() + chunk * (2 * kUnitColumns * T::kChunk);
+    for (int first = 0; first < T::kRows; first += kChunkRows) {
+      const uint32_t to = own_chunks() + first * (2 * kUnitColumns);
 #pragma unroll
-      for (int j = 0; j < T::kChunk / 8; j += 2) {
+      for (int j = 0; j < kChunkRows / 8; j += 2) {
+        if (first + 8 * j >= T::kRows) continue;
         uint32_t pairs[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float* two = sums + chunk * (T::kChunk / 2) + 4 * (j + i / 2) + 2 * (i % 2);
+          const float* two = sums + first / 2 + 4 * (j + i / 2) + 2 * (i % 2);
           pairs[i] = finish_pair<kType, FINISH>(p_.output.epilogue, two[0], two[1], i % 2 ? high : low);
         }
         ptx::store_transposed(to + within + j * 8 * 128, pairs[0], pairs[1], pairs[2], pairs[3]);
@@ -211,7 +195,10 @@ class TransposedConsumer {
       ptx::fence_async_proxy();
       warpgroup_sync(warpgroup_);
       if (leads()) {
-        ptx::store_box(p_.y, to, row + chunk * T::kChunk, column);
+#pragma unroll
+        for (int box = first; box < min(first + kChunkRows, T::kRows); box += T::kBox) {
+          ptx::store_box(p_.y, own_chunks() + box * (2 * kUnitColumns), row + box, column);
+        }
         ptx::commit_stores();
       }
     }
@@ -225,8 +212,9 @@ class TransposedConsumer {
   Ring<T::kStages> ring_;
 };
 
-template <class Element, class T>
-__device__ void convolve(const Problem& p, const Windows& windows) {
+// load(work, memory): the warp that loads X.
+template <class Element, class T, class Load>
+__device__ void multiply_transposed(const Problem& p, const Load& load) {
   extern __shared__ __align__(1024) unsigned char shared[];
   const uint32_t memory = ptx::shared_address(shared);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
@@ -236,7 +224,7 @@ __device__ void convolve(const Problem& p, const Windows& windows) {
 
   if (warp >= T::kWarps) {
     ptx::give_up_registers<T::kLoaderRegisters>();
-    if (warp == T::kWarps) load_x(p, windows, work, memory);
+    if (warp == T::kWarps) load(work, memory);
     if (warp == T::kWarps + 1) load_w(p, work, memory);
     __syncwarp();
   } else {
@@ -252,13 +240,35 @@ __device__ void convolve(const Problem& p, const Windows& windows) {
 }  // namespace
 }  // namespace hopper
 
-#define KERNEL(name, Element, ...)                                                                       \
+#define KERNEL(name, Element, ...)                                                              \
+  extern "C" __global__ void __launch_bounds__(hopper::TransposedTile<__VA_ARGS__>::kThreads, 1) \
+      name(const __grid_constant__ hopper::Problem p) {                                          \
+    const auto load = [&](const auto& work, uint32_t memory) { hopper::load_x(p, work, memory); }; \
+    hopper::multiply_transposed<Element, hopper::TransposedTile<__VA_ARGS__>>(p, load);          \
+  }
+#define KERNELS(type, Element)                                 \
+  KERNEL(hopper_##type##_80x128_transposed, Element, 80, 7)    \
+  KERNEL(hopper_##type##_96x128_transposed, Element, 96, 7)    \
+  KERNEL(hopper_##type##_112x128_transposed, Element, 112, 6)  \
+  KERNEL(hopper_##type##_128x128_transposed, Element, 128, 6)  \
+  KERNEL(hopper_##type##_144x128_transposed, Element, 144, 5)  \
+  KERNEL(hopper_##type##_160x128_transposed, Element, 160, 5)  \
+  KERNEL(hopper_##type##_176x128_transposed, Element, 176, 4)  \
+  KERNEL(hopper_##type##_192x128_transposed, Element, 192, 4)  \
+  KERNEL(hopper_##type##_208x128_transposed, Element, 208, 4)
+
+KERNELS(fp16, __half)
+KERNELS(bf16, __nv_bfloat16)
+
+#define CONV_KERNEL(name, Element, ...)                                                                  \
   extern "C" __global__ void __launch_bounds__(hopper::TransposedTile<__VA_ARGS__>::kThreads, 1)         \
       name(const __grid_constant__ hopper::Problem p, const __grid_constant__ hopper::Windows windows) { \
-    hopper::convolve<Element, hopper::TransposedTile<__VA_ARGS__>>(p, windows);                          \
+    const auto load = [&](const auto& work, uint32_t memory) { load_x(p, windows, work, memory); };      \
+    hopper::multiply_transposed<Element, hopper::TransposedTile<__VA_ARGS__>>(p, load);                  \
   }
+#define CONV_KERNELS(type, Element)                              \
+  CONV_KERNEL(conv_##type##_192x128_transposed, Element, 192, 4) \
+  CONV_KERNEL(conv_##type##_96x128_transposed, Element, 96, 7)
 
-KERNEL(conv_fp16_192x128_transposed, __half, 192, 4)
-KERNEL(conv_fp16_96x128_transposed, __half, 96, 7)
-KERNEL(conv_bf16_192x128_transposed, __nv_bfloat16, 192, 4)
-KERNEL(conv_bf16_96x128_transposed, __nv_bfloat16, 96, 7)
+CONV_KERNELS(fp16, __half)
+CONV_KERNELS(bf16, __nv_bfloat16)
