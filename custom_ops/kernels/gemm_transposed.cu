@@ -212,7 +212,18 @@ class TransposedConsumer {
   Ring<T::kStages> ring_;
 };
 
-// load(work, memory): the warp that loads X.
+// As load_w, but where the last tile has features beyond the last its boxes do not reach there.
+template <class T>
+__device__ void load_w_rows(const Problem& p, const Work<T>& work, uint32_t memory) {
+  if (!ptx::elect_one()) return;
+  if (work.pair == kPairRows) {
+    load_all<T, OfW<T>, true>(p.w, work, memory);
+  } else {
+    load_rows<T, OfW<T>>(p.w, p.w_box, p.output.N, work, memory);
+  }
+}
+
+// load(work, memory, i): what warp i of the two that load does.
 template <class Element, class T, class Load>
 __device__ void multiply_transposed(const Problem& p, const Load& load) {
   extern __shared__ __align__(1024) unsigned char shared[];
@@ -224,8 +235,7 @@ __device__ void multiply_transposed(const Problem& p, const Load& load) {
 
   if (warp >= T::kWarps) {
     ptx::give_up_registers<T::kLoaderRegisters>();
-    if (warp == T::kWarps) load(work, memory);
-    if (warp == T::kWarps + 1) load_w(p, work, memory);
+    load(work, memory, warp - T::kWarps);
     __syncwarp();
   } else {
     ptx::take_registers<T::kRegisters>();
@@ -240,10 +250,13 @@ __device__ void multiply_transposed(const Problem& p, const Load& load) {
 }  // namespace
 }  // namespace hopper
 
-#define KERNEL(name, Element, ...)                                                              \
+#define KERNEL(name, Element, ...)                                                               \
   extern "C" __global__ void __launch_bounds__(hopper::TransposedTile<__VA_ARGS__>::kThreads, 1) \
       name(const __grid_constant__ hopper::Problem p) {                                          \
-    const auto load = [&](const auto& work, uint32_t memory) { hopper::load_x(p, work, memory); }; \
+    const auto load = [&](const auto& work, uint32_t memory, int warp) {                         \
+      if (warp == 0) hopper::load_x(p, work, memory);                                            \
+      if (warp == 1) hopper::load_w_rows(p, work, memory);                                       \
+    };                                                                                           \
     hopper::multiply_transposed<Element, hopper::TransposedTile<__VA_ARGS__>>(p, load);          \
   }
 #define KERNELS(type, Element)                                 \
@@ -263,7 +276,10 @@ KERNELS(bf16, __nv_bfloat16)
 #define CONV_KERNEL(name, Element, ...)                                                                  \
   extern "C" __global__ void __launch_bounds__(hopper::TransposedTile<__VA_ARGS__>::kThreads, 1)         \
       name(const __grid_constant__ hopper::Problem p, const __grid_constant__ hopper::Windows windows) { \
-    const auto load = [&](const auto& work, uint32_t memory) { load_x(p, windows, work, memory); };      \
+    const auto load = [&](const auto& work, uint32_t memory, int warp) {                                 \
+      if (warp == 0) hopper::load_x(p, windows, work, memory);                                           \
+      if (warp == 1) hopper::load_w(p, work, memory);                                                    \
+    };                                                                                                   \
     hopper::multiply_transposed<Element, hopper::TransposedTile<__VA_ARGS__>>(p, load);                  \
   }
 #define CONV_KERNELS(type, Element)                              \

@@ -51,27 +51,31 @@ __device__ void load_all(const ptx::TensorMap& map, const Work<T>& work, uint32_
   }
 }
 
-// Loads X for every tile of this block, all features in turn, in boxes of p.x_box rows, the last of which
-// ends with the tile or with X: a row beyond X takes the copy engine several times as long as others. The
-// place of a row in its swizzle is that of its address, so boxes may begin with any row. One thread.
-template <class T>
-__device__ void load_rows(const Problem& p, const Work<T>& work, uint32_t memory) {
+// Loads one operand of every tile of this block, all features in turn, in boxes of box_rows rows, the last of
+// which ends with the tile or with the operand, which has all_rows: a row beyond it takes the copy engine
+// several times as long as others. The place of a row in its swizzle is that of its address, so boxes may
+// begin with any row. One thread.
+template <class T, class Operand>
+__device__ void load_rows(const ptx::TensorMap& map, int box_rows, int all_rows, const Work<T>& work,
+                          uint32_t memory) {
   Ring<T::kStages> ring;
   for (int cell = work.index; cell < work.row_cells * work.column_cells; cell += work.count) {
     int row, column;
     work.place(cell, &row, &column);
-    const int rows = max(0, min(T::kRows, p.output.M - row)), boxes = (rows + p.x_box - 1) / p.x_box;
-    const int last = max(0, rows - p.x_box);
+    const int start = Operand::kIsX ? row : column;
+    const int rows = max(0, min(Operand::kRows, all_rows - start)), boxes = (rows + box_rows - 1) / box_rows;
+    const int last = max(0, rows - box_rows);
     int k = work.first_step * kStepK;
 #pragma unroll 1
     for (int step = work.steps; step > 0; --step, k += kStepK, ring.next()) {
-      const uint32_t to = memory + ring.slot * T::kStageBytes, barrier = full<T>(memory, ring.slot);
+      const uint32_t to = memory + Operand::kOffset + ring.slot * T::kStageBytes;
+      const uint32_t barrier = full<T>(memory, ring.slot);
       ptx::barrier_wait(empty<T>(memory, ring.slot), ring.phase ^ 1);
-      ptx::barrier_arrive_expect(barrier, boxes * p.x_box * kRowBytes);
+      ptx::barrier_arrive_expect(barrier, boxes * box_rows * kRowBytes);
 #pragma unroll 1
       for (int box = 0; box < boxes; ++box) {
-        const int first = min(box * p.x_box, last);
-        ptx::load_box(to + first * kRowBytes, p.x, row + first, k, barrier);
+        const int first = min(box * box_rows, last);
+        ptx::load_box(to + first * kRowBytes, map, start + first, k, barrier);
       }
     }
   }
@@ -133,7 +137,7 @@ __device__ void load_x(const Problem& p, const Work<T>& work, uint32_t memory) {
     if (shared) {
       load_all<T, OfX<T>, true>(p.x, work, memory);
     } else {
-      load_rows(p, work, memory);
+      load_rows<T, OfX<T>>(p.x, p.x_box, p.output.M, work, memory);
     }
   }
 }

@@ -30,6 +30,7 @@ struct Problem {
   int group;        // row tiles (or pairs of them) that are walked together
   int by_box;       // the end is in registers: store_boxes's or store_rows's
   int x_box;        // rows of X's boxes: see load_rows; 0 if a pair shares X, or it is gathered
+  int w_box;        // of W's, where they are loaded so: gemm_transposed.cu; 0 if a pair shares W
 };
 
 // WARPGROUPS multiply: 64 rows of each tile each, or, if PING_PONG, 128 rows of every other tile. At most

@@ -7,10 +7,6 @@
 
 namespace wgmma {
 
-#define WGMMA_NAMES_48 \
-  WGMMA_NAMES_32       \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-
 #define WGMMA_FP8_FUNCTION(N, COUNT, A, B, ADD, ...)                                                       \
   __device__ inline void add_e4m3(float (&d)[COUNT], uint64_t a, uint64_t b, bool add) {                   \
     asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %" #ADD ", 0;\n wgmma.mma_async.sync.aligned.m64n" #N \

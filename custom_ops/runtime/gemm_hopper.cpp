@@ -18,7 +18,7 @@ constexpr int kGroup = 8;        // row tiles that are walked together
 // How much longer the end of a tile takes with a residual or a curve than with a clamp.
 constexpr double kCostlyEnd = 2.5;
 // Of an end that the other warpgroup's products hide, what they are longer for it.
-constexpr double kHiddenEnd = 0.075;
+constexpr double kHiddenEnd = 0.22;
 // The copy engine takes so many ns for a row of a box, however narrow; half of X's come from the other block
 // where a pair shares them.
 constexpr double kBoxRow = 1.25, kSharedBoxRow = 1.1;
@@ -31,11 +31,12 @@ constexpr double kEmptyRow = 3.5;
 constexpr int kFewRows = 64, kSomeRows = 128;
 // A nanosecond, of W from device memory, as these kernels read it: with more rows of X than kSomeRows, with
 // no more, and where one row of tiles is all, where something is lost at the start.
-constexpr double kWeightBytes = 2650, kSomeRowsBytes = 2800, kOnceBytes = 4000, kOnceStart = 1700;
-// Of the time of a K step, what is spared by the part of the GPU that a single round leaves idle, because the
-// others have the L2 cache for themselves; and what a block has when it is alone on a multiprocessor made for
-// two.
-constexpr double kIdle = 0.16, kAlone = 0.67;
+constexpr double kWeightBytes = 2650, kSomeRowsBytes = 2800, kOnceBytes = 3500, kOnceStart = 1700;
+// Of the time of a K step, what is spared by the part of the GPU that is idle: of the power, which limits the
+// clock, and of the L2 cache the others have more. Of tiles of less than kLargeTile, and where K is shared
+// out, less, and of one round alone. And what a block has when it is alone on a multiprocessor made for two.
+constexpr double kIdle = 0.5, kIdleSmall = 0.16, kAlone = 0.67;
+constexpr int kLargeTile = 64 * 128;
 
 bool Serves(const GemmSpec& spec) {
   const bool half = spec.format == Format::kHalf && spec.x_type == ElementType::kFloat16;
@@ -49,7 +50,8 @@ class HopperKernel : public GemmKernel {
   HopperKernel(const GemmNode& node, const HopperImage& row)
       : node_(node), row_(row), kernel_(KernelOf(node.driver, row.image, node.device)), problem_(node) {
     const GemmSpec& spec = node.spec;
-    const int columns = row.pair == kPairRows ? row.block_n / 2 : row.block_n;
+    int columns = row.pair == kPairRows ? row.block_n / 2 : row.block_n;
+    if (row.transposed && row.pair != kPairRows) problem_.w_box = columns = BoxRows(spec.N, row.block_n);
     problem_.w = Map(node.weight, spec.N, spec.padded_K, columns, kStepK, 128);
     problem_.kept = node.kept;
     problem_.K = static_cast<int32_t>(spec.K);
@@ -70,8 +72,10 @@ class HopperKernel : public GemmKernel {
     const int64_t clusters = Clusters();
     const int64_t rounds = CeilDivide(cells, clusters);
     const bool alone = row_.blocks_per_multiprocessor == 2 && cells * ClusterSize() <= node_.multiprocessors;
-    const double idle = rounds == 1 ? 1 - static_cast<double>(cells) / static_cast<double>(clusters) : 0;
-    double step_ns = row_.step_ns * (alone ? kAlone : 1) * (1 - kIdle * idle);
+    const double idle = 1 - static_cast<double>(cells) / static_cast<double>(clusters * rounds);
+    const bool large = row_.block_m * row_.block_n >= kLargeTile && row_.splits == 1;
+    const double spared = large ? kIdle : rounds == 1 ? kIdleSmall : 0;
+    double step_ns = row_.step_ns * (alone ? kAlone : 1) * (1 - spared * idle);
     const bool shared = row_.pair == kPairColumns;
     if (node_.spec.block != 0 && !shared) step_ns += kKeptStep;
     const double row_ns = shared ? kSharedBoxRow : kBoxRow;

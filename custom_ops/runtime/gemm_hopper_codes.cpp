@@ -32,10 +32,12 @@ constexpr int kFewRows = 128;
 // What a kernel behind one for whole rounds takes to begin.
 constexpr double kNextKernel = 3800;
 const std::string kRounds = "_rounds";
-// Of the time of a K step, what is spared by the part of the GPU that a single round leaves idle, because the
-// others have the L2 cache for themselves; and what a block has when it is alone on a multiprocessor made for
-// two, by which unpacking by shifts gains less.
-constexpr double kIdle = 0.12, kAlone = 0.78, kAloneShifting = 0.86;
+// Of the time of a K step, what is spared by the part of the GPU that is idle: of the power, which limits the
+// clock, and of the L2 cache the others have more. Of tiles of less than kLargeTile less, and of one round
+// alone. And what a block has when it is alone on a multiprocessor made for two, by which unpacking by shifts
+// gains less.
+constexpr double kIdle = 0.4, kIdleSmall = 0.12, kAlone = 0.78, kAloneShifting = 0.86;
+constexpr int kLargeTile = 128 * 128;
 
 // The kernels' argument: CodesProblem of kernels/gemm_hopper_codes.cu.
 struct CodesProblem {
@@ -90,8 +92,10 @@ class HopperCodesKernel : public GemmKernel {
     const bool alone = row_.blocks_per_multiprocessor > 1 && cells * ClusterSize() <= node_.multiprocessors;
     const double alone_part = row_.codes == HopperCodes::kShifted ? kAloneShifting : kAlone;
     const int64_t rounds = CeilDivide(cells, Clusters());
-    const double idle = rounds == 1 ? 1 - static_cast<double>(cells) / static_cast<double>(Clusters()) : 0;
-    double step_ns = row_.step_ns * (alone ? alone_part : 1) * (1 - kIdle * idle);
+    const double idle = 1 - static_cast<double>(cells) / static_cast<double>(Clusters() * rounds);
+    const bool large = row_.block_m * row_.block_n >= kLargeTile;
+    const double spared = large ? kIdle : rounds == 1 ? kIdleSmall : 0;
+    double step_ns = row_.step_ns * (alone ? alone_part : 1) * (1 - spared * idle);
     const double row_ns = row_.pair ? kSharedBoxRow : kBoxRow;
     step_ns = std::max(step_ns, row_.block_m * (kStepK / argument_.problem.box_columns - 1) * row_ns);
     const double product_ns = CeilDivide(CeilDivide(node_.spec.K, kStepK), row_.splits) * step_ns;

@@ -21,7 +21,7 @@ constexpr double kFreePart = 0.5;
 constexpr int64_t kFewRows = 32;  // for which reading W is what costs, codes being half of it
 // Of an estimate, what counts for a copy: those of the kernels of codes are the less certain ones, and too
 // low in some large products, which must not be slower than with 16-bit weights.
-constexpr double kPreferred = 0.87;
+constexpr double kPreferred = 0.93;
 constexpr int64_t kVector = 16;  // codes that a thread unpacks together; rows of W are padded to it
 constexpr unsigned kBlocks = 8;  // of a multiprocessor, that unpack
 const std::string kSuffix = "_unpacked";

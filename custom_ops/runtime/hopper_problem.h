@@ -20,7 +20,7 @@ struct HopperProblem {
   float slope, offset, low, high;
   int32_t y_type;
   const void* kept;
-  int32_t K, features, block_shift, box_columns, pair, splits, group, by_box, x_box;
+  int32_t K, features, block_shift, box_columns, pair, splits, group, by_box, x_box, w_box;
 
   HopperProblem() = default;
   // With N and the activation of `node`; scale and bias in device memory.

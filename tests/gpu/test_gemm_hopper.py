@@ -14,6 +14,7 @@ TILES = {
     "128x192_turns": (128, 192), "128x192_turns_columns": (128, 384), "192x128": (192, 128),
     "128x128_turns": (128, 128), "128x128_turns_rows": (256, 128),
     **{f"{rows}x128_transposed": (rows, 128) for rows in range(80, 209, 16)},
+    "80x128_transposed_rows": (160, 128), "144x128_transposed_columns": (144, 256),
     "128x128_turns_columns": (128, 256), "64x128": (64, 128), "64x64": (64, 64),
 }  # fmt: skip
 SPLITS = {"128x64": (128, 64, (2,)), "64x128": (64, 128, (2,)), "64x64": (64, 64, (2, 4))}
