@@ -17,6 +17,7 @@ GemmNode ReadNode(const Ort& ort, const OrtKernelInfo* info) {
   GemmSpec spec =
       AsServed(ReadGemmAttributes(ort, info, element("x_type"), element("w_type"), element("output_type")));
   spec.rows = ort.AttributeInt(info, "rows");
+  spec.has_residual = ort.AttributeInt(info, "has_residual") != 0;
   GemmNode node{spec,
                 CudaDriver::Offline(),
                 0,

@@ -7,7 +7,7 @@
 // Output: uint8 text, a line for each M and kernel that takes so many rows:
 //   M <tab> kernel <tab> the kernel's own estimate in nanoseconds <tab> the same corrected by measurements
 // Attributes: those of DeftGemm, and x_type, w_type (ONNX element types), rows (of X, as far as they are
-// known when a session is made; else 0), capability (90 for 9.0), multiprocessors.
+// known when a session is made; else 0), has_residual, capability (90 for 9.0), multiprocessors.
 #pragma once
 
 #include "ort_abi.h"

@@ -15,8 +15,9 @@ constexpr int kVector = 8;  // features of 16 bytes
 constexpr int kPairRows = 1, kPairColumns = 2;
 constexpr int kDenseSide = 192;  // of tiles that do not serve kept blocks
 constexpr int kGroup = 8;        // row tiles that are walked together
-// How much longer the end of a tile takes with a residual or a curve than with a clamp.
-constexpr double kCostlyEnd = 2.5;
+// How much longer the end of a tile takes than with a clamp: with a curve in registers; with a residual, or
+// what else is not ended there; the same where W is the left operand.
+constexpr double kCurvedEnd = 1.25, kCostlyEnd = 2.5, kCostlyColumns = 5;
 // Of an end that the other warpgroup's products hide, what they are longer for it.
 constexpr double kHiddenEnd = 0.22;
 // The copy engine takes so many ns for a row of a box, however narrow; half of X's come from the other block
@@ -81,7 +82,7 @@ class HopperKernel : public GemmKernel {
     const double row_ns = shared ? kSharedBoxRow : kBoxRow;
     step_ns = std::max(step_ns, row_.block_m * (kStepK / problem_.box_columns - 1) * row_ns);
     const double product_ns = CeilDivide(steps, row_.splits) * step_ns;
-    const double end_ns = row_.tile_ns * (CostlyEnd() ? kCostlyEnd : 1);
+    const double end_ns = row_.tile_ns * EndFactor();
     const double turns_ns = std::max(product_ns + kHiddenEnd * end_ns, end_ns / 2);
     const double tiles_ns = row_.turns ? rounds * turns_ns + end_ns : rounds * (product_ns + end_ns);
     // where reading W is what takes time, the less there is to do beside it the better
@@ -113,8 +114,12 @@ class HopperKernel : public GemmKernel {
                                      SwizzleOf(box_bytes));
   }
 
-  bool CostlyEnd() const {
-    return node_.spec.has_residual || node_.spec.activation.curve != Activation::kLinear;
+  double EndFactor() const {
+    const GemmSpec& spec = node_.spec;
+    const bool registers = !spec.has_residual && EndsInRegisters(spec, nullptr, row_.type);
+    if (row_.transposed && !registers) return kCostlyColumns;
+    if (!spec.has_residual && spec.activation.curve == Activation::kLinear) return 1;
+    return registers ? kCurvedEnd : kCostlyEnd;
   }
 
   double WeightNanoseconds(int64_t M) const {

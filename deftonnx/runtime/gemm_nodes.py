@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,9 +12,12 @@ from onnx import TensorProto
 
 from deftonnx.errors import UnsupportedError
 from deftonnx.formats.gemm_function import is_gemm
+from deftonnx.model_file import bodies
 from deftonnx.runtime.cuda import Device
 from deftonnx.runtime.kernel_choice import kernels_for
 from deftonnx.runtime.packed_nodes import PackedNode, common_facts, describe_nodes, known_shapes, obstacle
+
+_RESIDUAL = 5  # among the inputs of DeftGemm
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ def gemm_nodes(
     `batch` and `sizes` are the lengths of free axes of the inputs, as in made_up_inputs. Without a device or a library
     there are no kernels. Raises UnsupportedError for a damaged node.
     """
-    describe = partial(_describe, known=known_shapes(model), device=device, library=library)
+    constants = {tensor.name for graph in bodies(model.graph) for tensor in graph.initializer}
+    describe = partial(_describe, known=known_shapes(model), constants=constants, device=device, library=library)
     return describe_nodes(model, is_gemm, batch, sizes, describe)
 
 
@@ -43,6 +47,7 @@ def _describe(
     x: onnx.TypeProto.Tensor | None,
     weight_type: int,
     known: Mapping[str, onnx.TypeProto.Tensor],
+    constants: Set[str],
     device: Device | None,
     library: str | None,
 ) -> GemmNode:
@@ -59,7 +64,11 @@ def _describe(
         try:
             fixed = known.get(node.input[0])
             rows = 0 if fixed is None else rows_of(fixed) or 0
-            candidates = kernels_for(node, x_type, weight_type, [M], device, library, known_rows=rows)
+            # a constant in the residual's place only tells Y's type
+            adds = len(node.input) > _RESIDUAL and node.input[_RESIDUAL] not in {"", *constants}
+            candidates = kernels_for(
+                node, x_type, weight_type, [M], device, library, known_rows=rows, has_residual=adds
+            )
             kernel = candidates[0].kernel if candidates else None
             reason = None if candidates else f"no kernel takes {M} rows"
         except UnsupportedError as error:

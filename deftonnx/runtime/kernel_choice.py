@@ -39,14 +39,16 @@ def kernels_for(
     library: str,
     severity: int = 4,
     known_rows: int = 0,
+    has_residual: bool = False,
 ) -> list[TimedKernel]:
     """Return every kernel that can serve a DeftGemm `node` at each of `rows`, the fastest of each first.
 
     `x_type` and `w_type` are element types of X and W; kept blocks are not looked at. Raises UnsupportedError with the
     library's own words if it refuses the node. `severity`: the least that ONNX Runtime logs. `known_rows`: those that X
-    has in every run, if ONNX Runtime knows that when it makes the session; else 0.
+    has in every run, if ONNX Runtime knows that when it makes the session; else 0. `has_residual`: whether a residual
+    is added to the product, which an input that only tells Y's type is not.
     """
-    extra = {"x_type": x_type, "w_type": w_type, "rows": known_rows}
+    extra = {"x_type": x_type, "w_type": w_type, "rows": known_rows, "has_residual": int(has_residual)}
     found = [_timed(line) for line in _answer("DeftGemmChoice", node, extra, np.array(rows), device, library, severity)]
     return sorted(found, key=lambda kernel: (kernel.M, kernel.time))
 

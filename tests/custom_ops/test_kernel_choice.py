@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from functools import partial
 
 import numpy as np
 import onnxruntime
@@ -81,6 +82,25 @@ def test_16_bit_weights_are_for_wgmma(manifest, fastest, name, x_type, K, N):
     assert all("_hopper_" in kernel for kernel in found.values())
 
 
+def test_tiles_have_as_many_rows_as_fill_the_GPU(manifest, fastest):
+    """11 tiles of 144 rows by 24 of 128 features are two rounds on 132 multiprocessors, of 128 rows more than two."""
+    assert fastest([1576], 768, 3072, "half")[1576] == "fp16_fp16_hopper_144x128_transposed"
+    assert fastest([640], 2048, 2048, "half")[640] == "fp16_fp16_hopper_80x128_transposed"
+    assert "transposed" not in fastest([1576], 768, 3072, "half", features=1536, block=64)[1576]
+
+
+@pytest.mark.parametrize(("M", "K", "N"), [(64, 1024, 1024), (128, 4096, 4096), (12608, 768, 3072)])
+def test_a_curve_ended_in_registers_changes_little(manifest, fastest, M, K, N):
+    assert fastest([M], K, N, "half", activation="gelu") == fastest([M], K, N, "half", activation="relu")
+
+
+def test_a_residual_counts_against_tiles_that_end_it_apart(manifest, operator_library):
+    layer = node(768, 768)
+    ask = partial(kernels_for, layer, TensorProto.FLOAT16, TensorProto.FLOAT16, [6304], H200, operator_library)
+    assert "transposed" in ask()[0].kernel
+    assert "turns" in ask(has_residual=True)[0].kernel
+
+
 def test_other_files_have_no_manifest(tmp_path):
     for content in (b"", b"no library", b"deftonnx-manifest:{}\0", b"deftonnx-manifest:{"):
         (tmp_path / "file").write_bytes(content)
@@ -125,9 +145,9 @@ def test_short_kept_blocks_are_gathered_ahead_of_large_products(manifest, kernel
 
 def test_pairs_share_X_in_large_products_of_kept_blocks(fastest):
     large = fastest([4096], 2048, 4096, "half", features=4096, block=64)
-    small = fastest([2048], 1024, 2048, "half", features=2048, block=64)
+    small = fastest([1024], 512, 1024, "half", features=1024, block=64)
     assert large[4096].endswith("_columns")
-    assert not small[2048].endswith(("_rows", "_columns"))
+    assert not small[1024].endswith(("_rows", "_columns"))
 
 
 def test_refusals_are_the_library_s(manifest, kernels, operator_library):
