@@ -259,15 +259,15 @@ __device__ void multiply_transposed(const Problem& p, const Load& load) {
     };                                                                                           \
     hopper::multiply_transposed<Element, hopper::TransposedTile<__VA_ARGS__>>(p, load);          \
   }
-#define KERNELS(type, Element)                                 \
-  KERNEL(hopper_##type##_80x128_transposed, Element, 80, 7)    \
-  KERNEL(hopper_##type##_96x128_transposed, Element, 96, 7)    \
-  KERNEL(hopper_##type##_112x128_transposed, Element, 112, 6)  \
-  KERNEL(hopper_##type##_128x128_transposed, Element, 128, 6)  \
-  KERNEL(hopper_##type##_144x128_transposed, Element, 144, 5)  \
-  KERNEL(hopper_##type##_160x128_transposed, Element, 160, 5)  \
-  KERNEL(hopper_##type##_176x128_transposed, Element, 176, 4)  \
-  KERNEL(hopper_##type##_192x128_transposed, Element, 192, 4)  \
+#define KERNELS(type, Element)                                \
+  KERNEL(hopper_##type##_80x128_transposed, Element, 80, 7)   \
+  KERNEL(hopper_##type##_96x128_transposed, Element, 96, 7)   \
+  KERNEL(hopper_##type##_112x128_transposed, Element, 112, 6) \
+  KERNEL(hopper_##type##_128x128_transposed, Element, 128, 6) \
+  KERNEL(hopper_##type##_144x128_transposed, Element, 144, 5) \
+  KERNEL(hopper_##type##_160x128_transposed, Element, 160, 5) \
+  KERNEL(hopper_##type##_176x128_transposed, Element, 176, 4) \
+  KERNEL(hopper_##type##_192x128_transposed, Element, 192, 4) \
   KERNEL(hopper_##type##_208x128_transposed, Element, 208, 4)
 
 KERNELS(fp16, __half)

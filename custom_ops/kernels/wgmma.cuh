@@ -92,18 +92,21 @@ struct Product;
                  : __VA_ARGS__                                                                         \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));    \
   }
-#define WGMMA_ALL_SHAPES(TYPES) \
-  WGMMA_FUNCTION("m64n64k16." TYPES, 32, 32, 33, 34, WGMMA_32(0)) \
-  WGMMA_FUNCTION("m64n80k16." TYPES, 40, 40, 41, 42, WGMMA_32(0), WGMMA_8(32)) \
-  WGMMA_FUNCTION("m64n96k16." TYPES, 48, 48, 49, 50, WGMMA_32(0), WGMMA_8(32), WGMMA_8(40)) \
-  WGMMA_FUNCTION("m64n112k16." TYPES, 56, 56, 57, 58, WGMMA_32(0), WGMMA_8(32), WGMMA_8(40), WGMMA_8(48)) \
-  WGMMA_FUNCTION("m64n128k16." TYPES, 64, 64, 65, 66, WGMMA_32(0), WGMMA_32(32)) \
-  WGMMA_FUNCTION("m64n144k16." TYPES, 72, 72, 73, 74, WGMMA_32(0), WGMMA_32(32), WGMMA_8(64)) \
+#define WGMMA_ALL_SHAPES(TYPES)                                                                            \
+  WGMMA_FUNCTION("m64n64k16." TYPES, 32, 32, 33, 34, WGMMA_32(0))                                          \
+  WGMMA_FUNCTION("m64n80k16." TYPES, 40, 40, 41, 42, WGMMA_32(0), WGMMA_8(32))                             \
+  WGMMA_FUNCTION("m64n96k16." TYPES, 48, 48, 49, 50, WGMMA_32(0), WGMMA_8(32), WGMMA_8(40))                \
+  WGMMA_FUNCTION("m64n112k16." TYPES, 56, 56, 57, 58, WGMMA_32(0), WGMMA_8(32), WGMMA_8(40), WGMMA_8(48))  \
+  WGMMA_FUNCTION("m64n128k16." TYPES, 64, 64, 65, 66, WGMMA_32(0), WGMMA_32(32))                           \
+  WGMMA_FUNCTION("m64n144k16." TYPES, 72, 72, 73, 74, WGMMA_32(0), WGMMA_32(32), WGMMA_8(64))              \
   WGMMA_FUNCTION("m64n160k16." TYPES, 80, 80, 81, 82, WGMMA_32(0), WGMMA_32(32), WGMMA_8(64), WGMMA_8(72)) \
-  WGMMA_FUNCTION("m64n176k16." TYPES, 88, 88, 89, 90, WGMMA_32(0), WGMMA_32(32), WGMMA_8(64), WGMMA_8(72), WGMMA_8(80)) \
-  WGMMA_FUNCTION("m64n192k16." TYPES, 96, 96, 97, 98, WGMMA_32(0), WGMMA_32(32), WGMMA_32(64)) \
-  WGMMA_FUNCTION("m64n208k16." TYPES, 104, 104, 105, 106, WGMMA_32(0), WGMMA_32(32), WGMMA_32(64), WGMMA_8(96)) \
-  WGMMA_FUNCTION("m64n256k16." TYPES, 128, 128, 129, 130, WGMMA_32(0), WGMMA_32(32), WGMMA_32(64), WGMMA_32(96))
+  WGMMA_FUNCTION("m64n176k16." TYPES, 88, 88, 89, 90, WGMMA_32(0), WGMMA_32(32), WGMMA_8(64), WGMMA_8(72), \
+                 WGMMA_8(80))                                                                              \
+  WGMMA_FUNCTION("m64n192k16." TYPES, 96, 96, 97, 98, WGMMA_32(0), WGMMA_32(32), WGMMA_32(64))             \
+  WGMMA_FUNCTION("m64n208k16." TYPES, 104, 104, 105, 106, WGMMA_32(0), WGMMA_32(32), WGMMA_32(64),         \
+                 WGMMA_8(96))                                                                              \
+  WGMMA_FUNCTION("m64n256k16." TYPES, 128, 128, 129, 130, WGMMA_32(0), WGMMA_32(32), WGMMA_32(64),         \
+                 WGMMA_32(96))
 #define WGMMA_ALL_LEFT_SHAPES(TYPES)                                                                     \
   WGMMA_LEFT_FUNCTION("m64n64k16." TYPES, 32, 32, 33, 34, 35, 36, 37, WGMMA_32(0))                       \
   WGMMA_LEFT_FUNCTION("m64n128k16." TYPES, 64, 64, 65, 66, 67, 68, 69, WGMMA_32(0), WGMMA_32(32))        \

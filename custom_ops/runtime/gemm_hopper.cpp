@@ -38,6 +38,7 @@ constexpr double kWeightBytes = 2650, kSomeRowsBytes = 2800, kOnceBytes = 3500, 
 // out, less, and of one round alone. And what a block has when it is alone on a multiprocessor made for two.
 constexpr double kIdle = 0.5, kIdleSmall = 0.16, kAlone = 0.67;
 constexpr int kLargeTile = 64 * 128;
+constexpr double kMultiplyAdds = 2048 * 1.98;  // a nanosecond, of a multiprocessor at its highest clock
 
 bool Serves(const GemmSpec& spec) {
   const bool half = spec.format == Format::kHalf && spec.x_type == ElementType::kFloat16;
@@ -76,7 +77,8 @@ class HopperKernel : public GemmKernel {
     const double idle = 1 - static_cast<double>(cells) / static_cast<double>(clusters * rounds);
     const bool large = row_.block_m * row_.block_n >= kLargeTile && row_.splits == 1;
     const double spared = large ? kIdle : rounds == 1 ? kIdleSmall : 0;
-    double step_ns = row_.step_ns * (alone ? kAlone : 1) * (1 - spared * idle);
+    double step_ns = std::max(row_.step_ns * (alone ? kAlone : 1) * (1 - spared * idle),
+                              row_.block_m * row_.block_n * kStepK / kMultiplyAdds);
     const bool shared = row_.pair == kPairColumns;
     if (node_.spec.block != 0 && !shared) step_ns += kKeptStep;
     const double row_ns = shared ? kSharedBoxRow : kBoxRow;
@@ -97,8 +99,7 @@ class HopperKernel : public GemmKernel {
     if (row_.pair != kPairColumns && spec.block == 0) problem.x_box = rows = BoxRows(call.M, row_.block_m);
     problem.x = Map(call.x, call.M, spec.features, rows, problem.box_columns, 2 * problem.box_columns);
     const bool adds = row_.splits == 1 && !row_.transposed;  // a residual, in registers
-    const bool boxes =
-        adds ? EndsInBoxes(spec, row_.type) : EndsInRegisters(spec, call.residual, row_.type);
+    const bool boxes = adds ? EndsInBoxes(spec, row_.type) : EndsInRegisters(spec, call.residual, row_.type);
     problem.SetOutput(node_, call, boxes, row_.OutputBoxRows());
     void* arguments[] = {&problem};
     node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(Launched(Cells(call.M)) * ClusterSize()),
