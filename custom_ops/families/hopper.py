@@ -1,4 +1,4 @@
-"""The kernels of kernels/gemm_hopper.cu for DeftGemm, each in the ways of sharing work that tuning/sm90.json lists."""
+"""DeftGemm in kernels/gemm_hopper.cu and gemm_transposed.cu, in the ways of sharing work that tuning/sm90.json lists."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ class Consumer {
       }
       wgmma::commit();
       wgmma::wait<1>();
-      if (step > 0) release(previous);
+      if (step > 0) release(work_, memory_, previous);
       previous = ring_.slot;
       ring_.next();
     }
@@ -152,17 +152,7 @@ class Consumer {
     wgmma::wait<0>();
 #pragma unroll
     for (int block = 0; block < T::kBlocks; ++block) wgmma::settle(sums[block]);
-    release(previous);
-  }
-
-  // Every warp that multiplies tells every block that fills this stage.
-  __device__ void release(int slot) const {
-    const int lane = threadIdx.x % 32;
-    if (work_.pair) {
-      if (lane < 2) ptx::barrier_arrive_at(empty<T>(memory_, slot), work_.first_rank + lane);
-    } else if (lane == 0) {
-      ptx::barrier_arrive(empty<T>(memory_, slot));
-    }
+    release(work_, memory_, previous);
   }
 
   // Ends this warp's rows of a tile, from `row` on.

@@ -134,23 +134,13 @@ class TransposedConsumer {
       }
       wgmma::commit();
       wgmma::wait<1>();
-      if (step > 0) release(previous);
+      if (step > 0) release(work_, memory_, previous);
       previous = ring_.slot;
       ring_.next();
     }
     wgmma::wait<0>();
     wgmma::settle(sums);
-    release(previous);
-  }
-
-  // Every warp tells every block that fills this stage.
-  __device__ void release(int slot) const {
-    const int lane = threadIdx.x % 32;
-    if (work_.pair) {
-      if (lane < 2) ptx::barrier_arrive_at(empty<T>(memory_, slot), work_.first_rank + lane);
-    } else if (lane == 0) {
-      ptx::barrier_arrive(empty<T>(memory_, slot));
-    }
+    release(work_, memory_, previous);
   }
 
   __device__ void finish(float (&sums)[T::kSums], const FeaturePair& features, int row, int column) const {

@@ -152,6 +152,17 @@ __device__ inline uint32_t partial_sums(uint32_t memory) {
   return turn<T>(memory, 2);
 }
 
+// A warp that multiplies has read a stage: tells every block that fills it.
+template <class T>
+__device__ inline void release(const Work<T>& work, uint32_t memory, int slot) {
+  const int lane = threadIdx.x % 32;
+  if (work.pair) {
+    if (lane < 2) ptx::barrier_arrive_at(empty<T>(memory, slot), work.first_rank + lane);
+  } else if (lane == 0) {
+    ptx::barrier_arrive(empty<T>(memory, slot));
+  }
+}
+
 // One thread. Others see the barriers after a fence and a barrier of the block or cluster. `fills`: arrivals
 // that make a stage full.
 template <class T>

@@ -277,8 +277,7 @@ class HopperConv : public ConvKernel {
     const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
     HopperProblem problem = problem_;
     problem.x = row_.vectors ? problem_.w : ImageMap(call);  // threads need no map, but one is prefetched
-    const bool boxes =
-        row_.splits == 1 ? EndsInBoxes(s, row_.type) : EndsInRegisters(s, call.residual, row_.type);
+    const bool boxes = row_.splits == 1 ? EndsInBoxes(s, row_.type) : EndsInRegisters(s, row_.type);
     problem.SetOutput(s, node_.driver, shape.Pixels(), call.y, call.residual, boxes, row_.OutputBoxRows());
     const WindowGrid grid(s, shape);
     Windows windows{operands_->blocks.data(), narrow(operands_->features / operands_->channels), grid};

@@ -15,9 +15,9 @@ constexpr int kVector = 8;  // features of 16 bytes
 constexpr int kPairRows = 1, kPairColumns = 2;
 constexpr int kDenseSide = 192;  // of tiles that do not serve kept blocks
 constexpr int kGroup = 8;        // row tiles that are walked together
-// How much longer the end of a tile takes than with a clamp: with a curve in registers; with a residual, or
-// what else is not ended there; the same where W is the left operand.
-constexpr double kCurvedEnd = 1.25, kCostlyEnd = 2.5, kCostlyColumns = 5;
+// How much longer the end of a tile takes than with a clamp, where W is the left operand and it does not end
+// in registers.
+constexpr double kCostlyColumns = 5;
 // Of an end that the other warpgroup's products hide, what they are longer for it.
 constexpr double kHiddenEnd = 0.22;
 // The copy engine takes so many ns for a row of a box, however narrow; half of X's come from the other block
@@ -84,7 +84,8 @@ class HopperKernel : public GemmKernel {
     const double row_ns = shared ? kSharedBoxRow : kBoxRow;
     step_ns = std::max(step_ns, row_.block_m * (kStepK / problem_.box_columns - 1) * row_ns);
     const double product_ns = CeilDivide(steps, row_.splits) * step_ns;
-    const double end_ns = row_.tile_ns * EndFactor();
+    const bool columns = row_.transposed && !EndsInRegisters(node_.spec, row_.type);
+    const double end_ns = row_.tile_ns * (columns ? kCostlyColumns : EndFactor(node_.spec, row_.type));
     const double turns_ns = std::max(product_ns + kHiddenEnd * end_ns, end_ns / 2);
     const double tiles_ns = row_.turns ? rounds * turns_ns + end_ns : rounds * (product_ns + end_ns);
     // where reading W is what takes time, the less there is to do beside it the better
@@ -99,7 +100,7 @@ class HopperKernel : public GemmKernel {
     if (row_.pair != kPairColumns && spec.block == 0) problem.x_box = rows = BoxRows(call.M, row_.block_m);
     problem.x = Map(call.x, call.M, spec.features, rows, problem.box_columns, 2 * problem.box_columns);
     const bool adds = row_.splits == 1 && !row_.transposed;  // a residual, in registers
-    const bool boxes = adds ? EndsInBoxes(spec, row_.type) : EndsInRegisters(spec, call.residual, row_.type);
+    const bool boxes = adds ? EndsInBoxes(spec, row_.type) : EndsInRegisters(spec, row_.type);
     problem.SetOutput(node_, call, boxes, row_.OutputBoxRows());
     void* arguments[] = {&problem};
     node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(Launched(Cells(call.M)) * ClusterSize()),
@@ -113,14 +114,6 @@ class HopperKernel : public GemmKernel {
     const int type = row_.type == ElementType::kFloat16 ? kMapFloat16 : kMapBfloat16;
     return node_.driver.EncodeMatrix(data, type, 2, rows, columns, columns, box_rows, box_columns,
                                      SwizzleOf(box_bytes));
-  }
-
-  double EndFactor() const {
-    const GemmSpec& spec = node_.spec;
-    const bool registers = !spec.has_residual && EndsInRegisters(spec, nullptr, row_.type);
-    if (row_.transposed && !registers) return kCostlyColumns;
-    if (!spec.has_residual && spec.activation.curve == Activation::kLinear) return 1;
-    return registers ? kCurvedEnd : kCostlyEnd;
   }
 
   double WeightNanoseconds(int64_t M) const {

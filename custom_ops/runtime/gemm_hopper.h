@@ -1,4 +1,5 @@
-// The family of kernels/gemm_hopper.cu (sm_90a): 16-bit X and W of one type, any number of rows.
+// The family of kernels/gemm_hopper.cu and gemm_transposed.cu (sm_90a): 16-bit X and W of one type, any
+// number of rows.
 #pragma once
 
 #include "gemm_kernel.h"

@@ -19,9 +19,6 @@ constexpr int kVector = 8;  // features of 16 bytes
 constexpr int kPairColumns = 2;
 constexpr int kGroup = 8;     // row tiles that are walked together
 constexpr int kBoxRows = 64;  // of Y
-// How much longer the end of a tile takes than with a clamp: with a curve in registers, or a residual, or
-// another curve.
-constexpr double kCurvedEnd = 1.25, kCostlyEnd = 2.5;
 // The copy engine takes so many ns for a row of a box, however narrow; half of X's come from the other block
 // where a pair shares them.
 constexpr double kBoxRow = 1.25, kSharedBoxRow = 1.1;
@@ -100,16 +97,10 @@ class HopperCodesKernel : public GemmKernel {
     const double row_ns = row_.pair ? kSharedBoxRow : kBoxRow;
     step_ns = std::max(step_ns, row_.block_m * (kStepK / argument_.problem.box_columns - 1) * row_ns);
     const double product_ns = CeilDivide(CeilDivide(node_.spec.K, kStepK), row_.splits) * step_ns;
-    const double end_ns = row_.tile_ns * EndFactor();
+    const double end_ns = row_.tile_ns * EndFactor(node_.spec, row_.type);
     const double tiles_ns = rounds * (product_ns + end_ns);
     const double weight_ns = static_cast<double>(columns) * node_.spec.K / kWeightBytes;
     return row_.fixed_ns + std::max(tiles_ns, weight_ns) + EmptyRows(M) * kEmptyRow;
-  }
-
-  double EndFactor() const {
-    const GemmSpec& spec = node_.spec;
-    if (!spec.has_residual && spec.activation.curve == Activation::kLinear) return 1;
-    return !spec.has_residual && EndsInRegisters(spec, nullptr, row_.type) ? kCurvedEnd : kCostlyEnd;
   }
 
   // As many columns of Y as whole rounds of tiles make: 0 if there is not even one, or no rest.
@@ -132,7 +123,7 @@ class HopperCodesKernel : public GemmKernel {
     const int type = row_.type == ElementType::kFloat16 ? kMapFloat16 : kMapBfloat16;
     problem.x = node_.driver.EncodeMatrix(call.x, type, 2, call.M, spec.features, spec.features, rows,
                                           problem.box_columns, SwizzleOf(2 * problem.box_columns));
-    const bool boxes = row_.splits == 1 && EndsInRegisters(spec, call.residual, row_.type);
+    const bool boxes = row_.splits == 1 && EndsInRegisters(spec, row_.type);
     problem.SetOutput(node_, call, boxes, kBoxRows);
     const int64_t cells = Cells(call.M, columns);
     const int64_t clusters = row_.splits > 1 ? cells : std::min(cells, Clusters());

@@ -59,7 +59,7 @@ class HopperFp8Kernel : public GemmKernel {
     fp8.problem.x = Map(call.scratch, call.M, fp8.problem.x_box);
     const ElementType y_type = node_.spec.y_type;
     const bool narrow = y_type != ElementType::kFloat;
-    fp8.problem.SetOutput(node_, call, narrow && EndsInRegisters(node_.spec, call.residual, y_type));
+    fp8.problem.SetOutput(node_, call, narrow && EndsInRegisters(node_.spec, y_type));
     void* arguments[] = {&fp8};
     const int64_t blocks = std::min<int64_t>(Tiles(call.M), node_.multiprocessors);
     node_.driver.Launch(kernel_.Get(), static_cast<unsigned>(blocks), 1, row_.image.threads,

@@ -19,8 +19,8 @@ namespace {
 // Of the device's memory, what must be free beside a copy: activations come after it, and other sessions.
 constexpr double kFreePart = 0.5;
 constexpr int64_t kFewRows = 32;  // for which reading W is what costs, codes being half of it
-// Of an estimate, what counts for a copy: those of the kernels of codes are the less certain ones, and too
-// low in some large products, which must not be slower than with 16-bit weights.
+// Of an estimate, what counts for a copy: those of the kernels of codes are the less certain ones, and a
+// product must not be slower than with 16-bit weights.
 constexpr double kPreferred = 0.93;
 constexpr int64_t kVector = 16;  // codes that a thread unpacks together; rows of W are padded to it
 constexpr unsigned kBlocks = 8;  // of a multiprocessor, that unpack

@@ -8,9 +8,26 @@ namespace deftonnx {
 namespace {
 
 constexpr int kVector = 8;  // elements of Y that are stored together
-// Rows beyond X that take no longer than another box in every K step would, and of the least box worth
-// having.
+// Rows beyond an operand that take no longer than another box in every K step would, and of the least box
+// worth having.
 constexpr int kCheapRows = 16, kLeastBox = 32;
+
+// Parts of the end of a tile with a clamp alone: with a curve in registers, or with a residual or another
+// end.
+constexpr double kCurvedEnd = 1.25, kCostlyEnd = 2.5;
+
+// Whether a node but for its residual can be finished in registers.
+bool CanEndInRegisters(const PackedNode& node, ElementType type) {
+  const Activation& activation = node.activation;
+  if (node.y_type != type) return false;
+  switch (activation.curve) {
+    case Activation::kLinear: return !activation.gated;
+    case Activation::kSigmoid: return true;
+    case Activation::kErf: return activation.gated && activation.slope == 0.5f && activation.offset == 0;
+    case Activation::kSlopes: break;
+  }
+  return false;
+}
 
 }  // namespace
 
@@ -40,30 +57,27 @@ void HopperProblem::SetOutput(const PackedNode& node, const CudaDriver& driver, 
   y = driver.EncodeMatrix(to, type, 2, rows, node.N, node.N, box_rows, 64, SwizzleOf(128));
 }
 
-int BoxRows(int64_t M, int tile) {
-  if (M <= tile) return static_cast<int>(M);
-  const int last = static_cast<int>(M % tile);
+int BoxRows(int64_t rows, int tile) {
+  if (rows <= tile) return static_cast<int>(rows);
+  const int last = static_cast<int>(rows % tile);
   if (last == 0) return tile;
   int box = tile;
   while (box > std::max(kLeastBox, tile / 4) && box - last > kCheapRows) box /= 2;
   return box;
 }
 
-bool EndsInRegisters(const PackedNode& node, const void* residual, ElementType type) {
-  const Activation& activation = node.activation;
-  if (residual != nullptr || node.y_type != type) return false;
-  switch (activation.curve) {
-    case Activation::kLinear: return !activation.gated;
-    case Activation::kSigmoid: return true;
-    case Activation::kErf: return activation.gated && activation.slope == 0.5f && activation.offset == 0;
-    case Activation::kSlopes: break;
-  }
-  return false;
+bool EndsInRegisters(const PackedNode& node, ElementType type) {
+  return !node.has_residual && CanEndInRegisters(node, type);
 }
 
 bool EndsInBoxes(const PackedNode& node, ElementType type) {
   if (node.has_residual && node.activation.curve != Activation::kLinear) return false;
-  return EndsInRegisters(node, nullptr, type);
+  return CanEndInRegisters(node, type);
+}
+
+double EndFactor(const PackedNode& node, ElementType type) {
+  if (!node.has_residual && node.activation.curve == Activation::kLinear) return 1;
+  return EndsInRegisters(node, type) ? kCurvedEnd : kCostlyEnd;
 }
 
 }  // namespace deftonnx

@@ -46,16 +46,19 @@ inline int SwizzleOf(int row_bytes) {
   return row_bytes == 128 ? 3 : row_bytes == 64 ? 2 : row_bytes == 32 ? 1 : 0;
 }
 
-// Rows of the boxes in which X of M rows is loaded for tiles of `tile` rows: a part of a tile, so that no row
-// of a whole one is loaded twice, and so that none reaches beyond X, or not far: load_rows of
-// kernels/hopper_loads.cuh.
-int BoxRows(int64_t M, int tile);
+// Rows of the boxes in which an operand of `rows` rows is loaded for tiles of `tile` rows: a part of a tile,
+// so that no row of a whole one is loaded twice, and so that none reaches beyond the operand, or not far:
+// load_rows of kernels/hopper_loads.cuh.
+int BoxRows(int64_t rows, int tile);
 
 // Whether a node's Y of type `type` can be finished in registers and leave in boxes: Finish of
 // kernels/hopper_epilogue.cuh.
-bool EndsInRegisters(const PackedNode& node, const void* residual, ElementType type);
+bool EndsInRegisters(const PackedNode& node, ElementType type);
 
 // The same for kernels that take a residual there: kernels/hopper_residual.cuh.
 bool EndsInBoxes(const PackedNode& node, ElementType type);
+
+// How many times as long as with a clamp alone the end of a tile takes, for estimates.
+double EndFactor(const PackedNode& node, ElementType type);
 
 }  // namespace deftonnx

@@ -148,6 +148,18 @@ def test_rows_that_the_model_fixes_decide_whether_a_weight_is_unpacked(run, fold
     assert chosen == [(16, False), (384, True)]
 
 
+@pytest.mark.parametrize("output_dtype", [np.float16, np.float32])
+def test_a_residual_decides_the_kernel_an_input_that_tells_the_type_does_not(run, folder, built, output_dtype):
+    X, packed = np.zeros((6304, 768), np.float16), pack_weight(np.zeros((768, 768), np.float32), "half")
+    chosen = []
+    for residual in (None, X.astype(output_dtype)):
+        model = gemm_model(X, packed, np.zeros(768, np.float32), residual=residual, output_dtype=output_dtype)
+        onnx.save(model, folder / "layer.onnx")
+        (gemm,) = examine(run, "layer.onnx", "--gpu", "h200")["model"]["gemms"]
+        chosen.append(gemm["kernel"])
+    assert chosen[0] != chosen[1]
+
+
 def test_unknown_rows_and_a_gpu_without_kernels(run, folder, packed, built):
     (gemm,) = examine(run, "packed.onnx", "--gpu", "h200")["model"]["gemms"]
     assert gemm["M"] is None
