@@ -1,4 +1,4 @@
-"""DeftGemm in kernels/gemm_hopper.cu and gemm_transposed.cu, in the ways of sharing work that tuning/sm90.json lists."""
+"""DeftGemm in kernels/gemm_hopper.cu and gemm_transposed.cu, in the ways of sharing work of tuning/sm90.json."""
 
 from __future__ import annotations
 
